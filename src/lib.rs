@@ -1,7 +1,19 @@
 #![doc = include_str!("../README.md")]
 
-// Nothing but its tests calls the protocol yet.
-#[cfg_attr(not(test), allow(dead_code))]
+mod breaker;
+mod clock;
+mod config;
+mod error;
+mod event;
+mod permit;
+mod registry;
+mod sync;
 mod word;
 
+pub use breaker::history::LastError;
+pub use breaker::{BreakerSnapshot, CircuitBreaker};
+pub use config::{Config, ConfigBuilder, ConfigError};
+pub use error::{CallError, CircuitOpenError, Rejection, RejectionReason};
+pub use permit::{OwnedPermit, Permit, PermitType, ProbeGuard};
+pub use registry::CircuitBreakerRegistry;
 pub use word::CircuitState;

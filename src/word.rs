@@ -36,6 +36,9 @@ const fn low_bits(width: u32) -> u64 {
     (1 << width) - 1
 }
 
+/// Set while a probe is in flight.
+pub(crate) const PROBE_BIT: u64 = 1 << PROBE_SHIFT;
+
 const STATE_MASK: u64 = low_bits(STATE_BITS) << STATE_SHIFT;
 const FAILURE_COUNT_MASK: u64 = low_bits(FAILURE_COUNT_BITS) << FAILURE_COUNT_SHIFT;
 const GENERATION_LIMIT: u32 = 1 << GENERATION_BITS;
@@ -307,6 +310,12 @@ pub(crate) const fn next_generation(generation: u32) -> u32 {
     (generation + 1) % GENERATION_LIMIT
 }
 
+/// Whether `generation` comes before `other`, where the two are less than half of all generations apart.
+pub(crate) const fn generation_is_older(generation: u32, other: u32) -> bool {
+    let behind = other.wrapping_sub(generation) % GENERATION_LIMIT;
+    0 < behind && behind < GENERATION_LIMIT / 2
+}
+
 /// `lease_end`, or one tick after `old` where that is not later: no two probes of a generation may have the same word,
 /// since a probe is resolved by comparing it. Only a clock reading that is a little older, or a probe handed back within
 /// the tick it was claimed in, puts `old` ahead; anything further ahead passed long ago, and ticks have wrapped since.
@@ -518,6 +527,14 @@ mod tests {
         };
         assert_eq!((next.generation, next.state), (0, Open));
         assert!(next.is_reopened_since(LAST_GENERATION));
+    }
+
+    #[test]
+    fn generations_are_ordered_across_the_wrap() {
+        for (older, newer) in [(0, 1), (LAST_GENERATION, 0), (LAST_GENERATION - 5, 9), (0, GENERATION_LIMIT / 2 - 1)] {
+            assert!(generation_is_older(older, newer) && !generation_is_older(newer, older), "{older} {newer}");
+        }
+        assert!(!generation_is_older(7, 7));
     }
 
     #[test]

@@ -1,0 +1,496 @@
+//! One circuit breaker: a word changed only by compare-and-swap, the calls that wait for its probe, and the history of why
+//! it opened.
+//!
+//! # Orderings
+//!
+//! - The load that admits, a waiter's second look and the load of a failed swap are Acquire. They pair with the Release of
+//!   the swaps to Open and to Closed: who sees an opening finds the error published before it; who sees a closing sees what
+//!   the probe's caller did before it.
+//! - There is one swap with one pair of orderings. A claim, a count and a reset publish nothing and would do with Relaxed.
+//!   Every write is a read-modify-write and so continues the release sequence of the last opening; a plain store would cut
+//!   it.
+//! - `record_success` loads Relaxed: it reads nothing but the word, and usually writes nothing.
+//! - No lost wakeup: a waiter subscribes to `notify` first and reads the word second; a resolver changes the word first and
+//!   notifies second. However they interleave one sees the other, without `SeqCst` and without a flag for "somebody waits".
+
+pub(crate) mod history;
+mod wait;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_utils::CachePadded;
+
+use crate::clock::{Clock, duration};
+use crate::config::{Config, ConfigBuilder};
+use crate::error::{CallError, CircuitOpenError, Rejection, RejectionReason};
+use crate::event;
+use crate::permit::{OwnedPermit, Permit};
+use crate::sync::{AtomicU64, Ordering};
+use crate::word::{self, Admit, CircuitState, Failure, Limits, ProbeEnd, Snapshot, Success};
+use history::{History, LastError};
+use wait::Waiting;
+
+/// A circuit breaker for one upstream.
+///
+/// While the circuit is closed, asking for a permit is one atomic load, and reporting a success writes nothing. After
+/// `failure_threshold` failures in a row it opens and refuses calls. The first call after `open_for` is the one probe;
+/// calls that come meanwhile wait for its result ([`acquire`](Self::acquire)) or are refused
+/// ([`try_acquire`](Self::try_acquire)). It has no background task, no timer of its own, and no lock.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use fusebox::CircuitBreaker;
+///
+/// let breaker = CircuitBreaker::builder("openai").failure_threshold(3).build()?;
+/// let permit = breaker.acquire().await?;
+/// // ... talk to the upstream, then say how it went:
+/// permit.success();
+/// # Ok(())
+/// # }
+/// ```
+pub struct CircuitBreaker {
+    word: CachePadded<AtomicU64>,
+    limits: Limits,
+    clock: Clock,
+    waiting: Waiting,
+    history: History,
+    name: Arc<str>,
+    config: Config,
+}
+
+/// A call that may not pass now.
+enum Blocked {
+    Refused(Rejection),
+    /// A probe of `generation` is in flight.
+    ByProbe {
+        generation: u32,
+        lease_left: u32,
+    },
+}
+
+impl CircuitBreaker {
+    /// A closed breaker. `name` is what logs and errors call the upstream.
+    pub fn new(name: impl Into<Arc<str>>, config: Config) -> Self {
+        Self {
+            word: CachePadded::new(AtomicU64::new(Snapshot::INITIAL.pack())),
+            limits: config.limits(),
+            clock: Clock::new(),
+            waiting: Waiting::new(),
+            history: History::new(),
+            name: name.into(),
+            config,
+        }
+    }
+
+    /// Starts from the default [`Config`].
+    pub fn builder(name: impl Into<Arc<str>>) -> ConfigBuilder<Arc<str>> {
+        ConfigBuilder::for_breaker(name.into())
+    }
+
+    // ---- asking ----
+
+    /// Asks for a permit, and never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`] while the circuit is open, or half-open with a probe in flight.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreaker, PermitType};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
+    /// let permit = breaker.try_acquire()?;
+    /// assert_eq!(permit.kind(), PermitType::Normal);
+    /// permit.failure("timeout", "no answer within 2 s");
+    /// assert!(breaker.try_acquire().is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn try_acquire(&self) -> Result<Permit<&Self>, Rejection> {
+        let word = self.load();
+        if word::is_closed(word) { Ok(Permit::new(self, word)) } else { self.try_acquire_blocked(word) }
+    }
+
+    #[cold]
+    fn try_acquire_blocked(&self, word: u64) -> Result<Permit<&Self>, Rejection> {
+        match self.admit(word, self.clock.now(), None) {
+            Ok(word) => Ok(Permit::new(self, word)),
+            Err(Blocked::Refused(rejection)) => Err(rejection),
+            Err(Blocked::ByProbe { lease_left, .. }) => Err(Rejection::new(RejectionReason::ProbeInFlight, lease_left)),
+        }
+    }
+
+    /// Asks for a permit, and waits for the result of a probe in flight.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`] while the circuit is open, when it has opened again after a wait, when the wait limit has passed, and
+    /// at once when `max_waiters` calls are waiting already.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the wait and changes nothing: a probe is claimed only in the poll that returns it.
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a tokio runtime with its timer enabled.
+    #[inline]
+    pub async fn acquire(&self) -> Result<Permit<&Self>, Rejection> {
+        self.acquire_word().await.map(|word| Permit::new(self, word))
+    }
+
+    /// As [`acquire`](Self::acquire), for a permit that outlives the borrow. It costs a reference count.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::sync::Arc;
+    /// use fusebox::CircuitBreaker;
+    ///
+    /// let breaker = Arc::new(CircuitBreaker::builder("openai").build()?);
+    /// let permit = Arc::clone(&breaker).acquire_owned().await?;
+    /// tokio::spawn(async move { permit.success() }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn acquire_owned(self: Arc<Self>) -> Result<OwnedPermit, Rejection> {
+        self.acquire_word().await.map(|word| Permit::new(self, word))
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), for a permit that outlives the borrow. It costs a reference count.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
+    pub fn try_acquire_owned(self: Arc<Self>) -> Result<OwnedPermit, Rejection> {
+        let word = self.try_acquire()?.into_word();
+        Ok(Permit::new(self, word))
+    }
+
+    /// Runs `future` if the circuit lets it, waiting for a probe in flight, and records its result: `Ok` is a success,
+    /// `Err` a failure of type `error`. Where some errors are nobody's fault, use a permit.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Rejected`] as [`acquire`](Self::acquire), without `future` having been polled; otherwise the future's
+    /// own error in [`CallError::Inner`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops `future`. An ordinary call then counts for nothing; a probe counts as failed, type `dropped`.
+    ///
+    /// # Panics
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), fusebox::ConfigError> {
+    /// use fusebox::{CallError, CircuitBreaker};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
+    /// let answer = breaker.call(async { Err::<(), _>("boom") }).await;
+    /// assert_eq!(answer, Err(CallError::Inner("boom")));
+    ///
+    /// let answer = breaker.call(async { Err::<(), _>("never polled") }).await;
+    /// assert!(matches!(answer, Err(CallError::Rejected(_))));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn call<T, E: fmt::Display>(
+        &self,
+        future: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, CallError<E>> {
+        let permit = self.acquire().await.map_err(CallError::Rejected)?;
+        match future.await {
+            Ok(value) => {
+                permit.success();
+                Ok(value)
+            }
+            Err(error) => {
+                permit.failure("error", &error);
+                Err(CallError::Inner(error))
+            }
+        }
+    }
+
+    /// Whether [`try_acquire`](Self::try_acquire) would give a permit now. It claims nothing, so that looking at a
+    /// candidate never uses up its probe.
+    pub fn would_allow(&self) -> bool {
+        let word = self.load();
+        word::is_closed(word)
+            || matches!(Snapshot::unpack(word).admit(self.clock.now(), &self.limits), Admit::Pass | Admit::Claim(_))
+    }
+
+    // ---- seeing ----
+
+    /// The name given at the start.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The settings given at the start.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The state as the last call left it: an open circuit becomes half-open with the first call after its open time.
+    pub fn state(&self) -> CircuitState {
+        self.decoded().state
+    }
+
+    /// Failures in a row. While the circuit is open or half-open: those that opened it.
+    pub fn failure_count(&self) -> u32 {
+        self.decoded().failure_count
+    }
+
+    /// How often the circuit went from closed to open. Failed probes are counted apart, in
+    /// [`BreakerSnapshot::failed_probe_count`]. Seen from another thread it may be an instant behind the state.
+    pub fn trip_count(&self) -> u64 {
+        self.history.trips()
+    }
+
+    /// What there is to say about it now, for health pages and metrics.
+    pub fn snapshot(&self) -> BreakerSnapshot {
+        let word = self.decoded();
+        BreakerSnapshot {
+            name: Arc::clone(&self.name),
+            state: word.state,
+            failure_count: word.failure_count,
+            probe_in_flight: word.probe_in_flight,
+            waiters: self.waiting.count(),
+            trip_count: self.history.trips(),
+            failed_probe_count: self.history.failed_probes(),
+            next_probe_in: (word.state == CircuitState::Open)
+                .then(|| duration(word.open_left(self.clock.now(), &self.limits))),
+            last_error: self.history.last_error(word.generation),
+        }
+    }
+
+    /// A rejection in full: with the provider's name, its last error and its trip count.
+    #[cold]
+    pub fn explain(&self, rejection: Rejection) -> CircuitOpenError {
+        CircuitOpenError {
+            provider: Arc::clone(&self.name),
+            reason: rejection.reason(),
+            trip_count: self.trip_count(),
+            last_error: self.history.last_error(self.decoded().generation),
+            retry_after: rejection.retry_after(),
+        }
+    }
+
+    pub(crate) fn history(&self) -> &History {
+        &self.history
+    }
+
+    // ---- the protocol: admitting ----
+
+    #[inline]
+    pub(crate) fn load(&self) -> u64 {
+        self.word.load(Ordering::Acquire)
+    }
+
+    fn decoded(&self) -> Snapshot {
+        Snapshot::unpack(self.load())
+    }
+
+    /// The new word, or the one that was there instead.
+    fn swap(&self, from: u64, to: Snapshot) -> Result<u64, u64> {
+        let to = to.pack();
+        self.word.compare_exchange(from, to, Ordering::Release, Ordering::Acquire).map(|_| to)
+    }
+
+    /// The word that a permit is made of, after waiting for a probe if need be.
+    #[inline]
+    pub(crate) async fn acquire_word(&self) -> Result<u64, Rejection> {
+        let word = self.load();
+        if word::is_closed(word) {
+            return Ok(word);
+        }
+        match self.admit(word, self.clock.now(), None) {
+            Ok(word) => Ok(word),
+            Err(Blocked::Refused(rejection)) => Err(rejection),
+            Err(Blocked::ByProbe { generation, lease_left }) => self.wait_for_probe(generation, lease_left).await,
+        }
+    }
+
+    /// Passes, claims the probe, or says what is in the way. `waited_for` is the generation of the probe that the call has
+    /// waited for: it is refused if the circuit is open again, even if the new open time has passed already, so that a
+    /// failed probe does not turn its waiters into a row of probes.
+    fn admit(&self, mut word: u64, now: u32, waited_for: Option<u32>) -> Result<u64, Blocked> {
+        loop {
+            let before = Snapshot::unpack(word);
+            if waited_for.is_some_and(|generation| before.is_reopened_since(generation)) {
+                let open_left = before.open_left(now, &self.limits);
+                return Err(Blocked::Refused(Rejection::new(RejectionReason::Reopened, open_left)));
+            }
+            let claim = match before.admit(now, &self.limits) {
+                Admit::Pass => return Ok(word),
+                Admit::Claim(claim) => claim,
+                Admit::Wait { lease_left } => {
+                    return Err(Blocked::ByProbe { generation: before.generation, lease_left });
+                }
+                Admit::Refuse { open_left } => {
+                    return Err(Blocked::Refused(Rejection::new(RejectionReason::Open, open_left)));
+                }
+            };
+            match self.swap(word, claim) {
+                Ok(claimed) => {
+                    if before.state == CircuitState::Open {
+                        event::half_opened(self, claim);
+                    } else if before.probe_in_flight {
+                        event::probe_taken_over(self, claim);
+                    }
+                    return Ok(claimed);
+                }
+                Err(current) => word = current,
+            }
+        }
+    }
+
+    // ---- the protocol: recording ----
+
+    /// A call that was admitted by the closed word `granted` succeeded.
+    #[inline]
+    pub(crate) fn record_success(&self, granted: u64) {
+        let word = self.word.load(Ordering::Relaxed);
+        if !word::is_clean(word) {
+            self.reset_failures(word, granted);
+        }
+    }
+
+    #[cold]
+    fn reset_failures(&self, mut word: u64, granted: u64) {
+        let generation = Snapshot::unpack(granted).generation;
+        while let Success::Reset(reset) = Snapshot::unpack(word).success(generation) {
+            match self.swap(word, reset) {
+                Ok(_) => return,
+                Err(current) => word = current,
+            }
+        }
+    }
+
+    /// A call that was admitted by the closed word `granted` failed.
+    #[cold]
+    pub(crate) fn record_failure(&self, granted: u64, error_type: &str, message: &dyn fmt::Display) {
+        let generation = Snapshot::unpack(granted).generation;
+        let now = self.clock.now();
+        let mut error = None;
+        let mut word = self.load();
+        loop {
+            let swapped = match Snapshot::unpack(word).failure(generation, now, &self.limits) {
+                Failure::Late => return,
+                Failure::Count(counted) => self.swap(word, counted),
+                Failure::Trip(open) => {
+                    let error = error.get_or_insert_with(|| Arc::new(LastError::new(error_type, message)));
+                    self.swap_to_open(word, open, error).inspect(|_| {
+                        self.history.count_trip();
+                        event::opened(self, open);
+                    })
+                }
+            };
+            match swapped {
+                Ok(_) => return,
+                Err(current) => word = current,
+            }
+        }
+    }
+
+    /// The probe that holds `claimed` succeeded.
+    #[cold]
+    pub(crate) fn probe_succeeded(&self, claimed: u64) {
+        let before = Snapshot::unpack(claimed);
+        if let ProbeEnd::Resolve(closed) = before.probe_success()
+            && self.swap(claimed, closed).is_ok()
+        {
+            self.waiting.notify();
+            event::closed(self, before);
+        }
+    }
+
+    /// The probe that holds `claimed` failed.
+    #[cold]
+    pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) {
+        if let ProbeEnd::Resolve(open) = Snapshot::unpack(claimed).probe_failure(self.clock.now(), &self.limits)
+            && self.swap_to_open(claimed, open, error).is_ok()
+        {
+            self.history.count_failed_probe();
+            self.waiting.notify();
+            event::reopened(self, open);
+        }
+    }
+
+    /// The probe that holds `claimed` was called off.
+    #[cold]
+    pub(crate) fn probe_cancelled(&self, claimed: u64) {
+        if let ProbeEnd::Resolve(free) = Snapshot::unpack(claimed).probe_cancel()
+            && self.swap(claimed, free).is_ok()
+        {
+            self.waiting.notify();
+        }
+    }
+
+    fn swap_to_open(&self, from: u64, open: Snapshot, error: &Arc<LastError>) -> Result<u64, u64> {
+        self.history.publish(open.generation, error);
+        self.swap(from, open).inspect(|_| self.history.confirm(open.generation, error))
+    }
+}
+
+impl fmt::Debug for CircuitBreaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CircuitBreaker")
+            .field("name", &self.name)
+            .field("word", &self.decoded())
+            .field("waiters", &self.waiting.count())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A breaker as [`CircuitBreaker::snapshot`] saw it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BreakerSnapshot {
+    /// The breaker's name.
+    pub name: Arc<str>,
+    /// See [`CircuitBreaker::state`].
+    pub state: CircuitState,
+    /// See [`CircuitBreaker::failure_count`].
+    pub failure_count: u32,
+    /// Whether a probe is in flight.
+    pub probe_in_flight: bool,
+    /// Calls that wait for the probe.
+    pub waiters: usize,
+    /// See [`CircuitBreaker::trip_count`].
+    pub trip_count: u64,
+    /// Probes that failed, ever.
+    pub failed_probe_count: u64,
+    /// While open: how long until a call becomes the next probe, zero if the next one does.
+    pub next_probe_in: Option<Duration>,
+    /// The failure that opened the circuit last.
+    pub last_error: Option<Arc<LastError>>,
+}

@@ -1,0 +1,71 @@
+//! Waiting for a probe in flight.
+
+use crate::clock::duration;
+use crate::error::{Rejection, RejectionReason};
+use crate::sync::{AtomicUsize, Instant, Notify, Ordering, timeout_at};
+
+use super::{Blocked, CircuitBreaker};
+
+pub(super) struct Waiting {
+    notify: Notify,
+    // Decides nothing but whether there is room.
+    count: AtomicUsize,
+}
+
+impl Waiting {
+    pub(super) fn new() -> Self {
+        Self { notify: Notify::new(), count: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Only after the word has changed.
+    pub(super) fn notify(&self) {
+        self.notify.notify_waiters();
+    }
+
+    fn take_place(&self, max: Option<usize>) -> Option<Place<'_>> {
+        // Who finds no room gives the place back by dropping it.
+        let place = Place(self);
+        let before = self.count.fetch_add(1, Ordering::Relaxed);
+        max.is_none_or(|max| before < max).then_some(place)
+    }
+}
+
+/// One waiter's place, given back when its wait ends or is cancelled.
+struct Place<'a>(&'a Waiting);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl CircuitBreaker {
+    pub(super) async fn wait_for_probe(&self, mut generation: u32, lease_left: u32) -> Result<u64, Rejection> {
+        let Some(_place) = self.waiting.take_place(self.config.max_waiters()) else {
+            return Err(Rejection::new(RejectionReason::TooManyWaiters, lease_left));
+        };
+        let give_up = Instant::now() + self.config.wait_limit();
+        loop {
+            // Before the word is read, so that a result in between is not missed.
+            let notified = self.waiting.notify.notified();
+            // Once: with a second reading the wait could start later than `lease_left` counts from, and end too late.
+            let now = Instant::now();
+            match self.admit(self.load(), self.clock.tick_at(now), Some(generation)) {
+                Ok(word) => return Ok(word),
+                Err(Blocked::Refused(rejection)) => return Err(rejection),
+                Err(Blocked::ByProbe { lease_left, .. }) if now >= give_up => {
+                    return Err(Rejection::new(RejectionReason::WaitLimit, lease_left));
+                }
+                Err(Blocked::ByProbe { generation: current, lease_left }) => {
+                    generation = current;
+                    // Which of the two ends the wait does not matter: the word decides.
+                    let _ = timeout_at(give_up.min(now + duration(lease_left)), notified).await;
+                }
+            }
+        }
+    }
+}

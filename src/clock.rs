@@ -1,0 +1,34 @@
+//! Time as the word counts it: 1 ms ticks since a breaker was made, modulo 2^32.
+
+use std::time::Duration;
+
+use crate::sync::Instant;
+
+pub(crate) struct Clock {
+    epoch: Instant,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self { epoch: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> u32 {
+        self.tick_at(Instant::now())
+    }
+
+    pub(crate) fn tick_at(&self, instant: Instant) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "ticks wrap; the word's deadline rule allows for it")]
+        let tick = instant.saturating_duration_since(self.epoch).as_millis() as u32;
+        tick
+    }
+}
+
+/// A configured duration in ticks, rounded up.
+pub(crate) fn ticks(duration: Duration) -> u32 {
+    u32::try_from(duration.as_nanos().div_ceil(1_000_000)).expect("the configuration's ranges are far below 2^32 ms")
+}
+
+pub(crate) fn duration(ticks: u32) -> Duration {
+    Duration::from_millis(ticks.into())
+}

@@ -1,0 +1,217 @@
+//! What can be set, its defaults and its ranges.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::breaker::CircuitBreaker;
+use crate::clock::ticks;
+use crate::word::{Limits, MAX_DEADLINE_TICKS, MAX_FAILURE_COUNT};
+
+const MIN_DURATION: Duration = Duration::from_millis(1);
+const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
+
+/// A breaker's settings, checked when they were made.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use fusebox::Config;
+///
+/// let config = Config::builder().failure_threshold(5).open_for(Duration::from_secs(10)).build()?;
+/// assert_eq!(config.failure_threshold(), 5);
+///
+/// let error = Config::builder().failure_threshold(0).build().unwrap_err();
+/// assert_eq!(error.to_string(), "failure_threshold is 0, expected 1 to 1023");
+/// # Ok::<(), fusebox::ConfigError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    failure_threshold: u32,
+    open_for: Duration,
+    probe_lease: Duration,
+    wait_limit: Duration,
+    max_waiters: Option<usize>,
+}
+
+impl Default for Config {
+    /// 3 failures, open for 30 s, a probe lease of 60 s, a wait limit of 60 s, any number of waiters.
+    fn default() -> Self {
+        Self {
+            failure_threshold: 3,
+            open_for: Duration::from_secs(30),
+            probe_lease: Duration::from_secs(60),
+            wait_limit: Duration::from_secs(60),
+            max_waiters: None,
+        }
+    }
+}
+
+impl Config {
+    /// Starts from the defaults.
+    pub fn builder() -> ConfigBuilder {
+        ConfigBuilder { target: (), config: Self::default() }
+    }
+
+    /// Starts from these settings.
+    pub fn to_builder(&self) -> ConfigBuilder {
+        ConfigBuilder { target: (), config: self.clone() }
+    }
+
+    /// Failures in a row that open the circuit.
+    pub fn failure_threshold(&self) -> u32 {
+        self.failure_threshold
+    }
+
+    /// How long the circuit stays open before it takes a probe.
+    pub fn open_for(&self) -> Duration {
+        self.open_for
+    }
+
+    /// How long a probe may stay unresolved before another call takes it over.
+    pub fn probe_lease(&self) -> Duration {
+        self.probe_lease
+    }
+
+    /// The longest that one call waits for a probe in flight.
+    pub fn wait_limit(&self) -> Duration {
+        self.wait_limit
+    }
+
+    /// How many calls may wait at the same time; `None` is any number.
+    pub fn max_waiters(&self) -> Option<usize> {
+        self.max_waiters
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            failure_threshold: self.failure_threshold,
+            open_ticks: ticks(self.open_for),
+            lease_ticks: ticks(self.probe_lease),
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |field, value, expected| Err(ConfigError { field, value, expected });
+        if !(1..=MAX_FAILURE_COUNT).contains(&self.failure_threshold) {
+            return wrong("failure_threshold", self.failure_threshold.to_string(), "1 to 1023");
+        }
+        for (field, value, min, expected) in [
+            ("open_for", self.open_for, MIN_DURATION, "1 ms to 24 h"),
+            ("probe_lease", self.probe_lease, MIN_DURATION, "1 ms to 24 h"),
+            ("wait_limit", self.wait_limit, Duration::ZERO, "0 to 24 h"),
+        ] {
+            if !(min..=MAX_DURATION).contains(&value) {
+                return wrong(field, format!("{value:?}"), expected);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets what differs from the defaults. [`Config::builder`] makes one whose `build` gives a [`Config`];
+/// [`CircuitBreaker::builder`] one that gives the breaker.
+///
+/// Durations are kept in whole milliseconds, rounded up.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct ConfigBuilder<Target = ()> {
+    target: Target,
+    config: Config,
+}
+
+impl<Target> ConfigBuilder<Target> {
+    /// Failures in a row that open the circuit: 1 to 1023, default 3.
+    pub fn failure_threshold(mut self, failures: u32) -> Self {
+        self.config.failure_threshold = failures;
+        self
+    }
+
+    /// How long the circuit stays open before it takes a probe: 1 ms to 24 h, default 30 s.
+    pub fn open_for(mut self, duration: Duration) -> Self {
+        self.config.open_for = duration;
+        self
+    }
+
+    /// How long a probe may stay unresolved before another call takes it over: 1 ms to 24 h, default 60 s. It should be
+    /// longer than a healthy call takes, or a slow probe's answer comes too late to count.
+    pub fn probe_lease(mut self, duration: Duration) -> Self {
+        self.config.probe_lease = duration;
+        self
+    }
+
+    /// The longest that one call waits for a probe in flight: 0 (refuse at once) to 24 h, default 60 s.
+    pub fn wait_limit(mut self, duration: Duration) -> Self {
+        self.config.wait_limit = duration;
+        self
+    }
+
+    /// How many calls may wait for a probe at the same time; further ones are refused. Without it, any number.
+    pub fn max_waiters(mut self, waiters: usize) -> Self {
+        self.config.max_waiters = Some(waiters);
+        self
+    }
+}
+
+impl ConfigBuilder {
+    /// The settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for a value out of its range.
+    pub fn build(self) -> Result<Config, ConfigError> {
+        self.config.check()?;
+        Ok(self.config)
+    }
+}
+
+impl ConfigBuilder<Arc<str>> {
+    pub(crate) fn for_breaker(name: Arc<str>) -> Self {
+        Self { target: name, config: Config::default() }
+    }
+
+    /// A closed breaker with these settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for a value out of its range.
+    pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
+        self.config.check()?;
+        Ok(CircuitBreaker::new(self.target, self.config))
+    }
+}
+
+/// A setting is out of its range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    field: &'static str,
+    value: String,
+    expected: &'static str,
+}
+
+impl ConfigError {
+    /// The setting, by the name of its builder method.
+    pub fn field(&self) -> &'static str {
+        self.field
+    }
+
+    /// The value that was given.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// The values that would be right.
+    pub fn expected(&self) -> &'static str {
+        self.expected
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}, expected {}", self.field, self.value, self.expected)
+    }
+}
+
+impl Error for ConfigError {}

@@ -1,0 +1,133 @@
+//! Why a call may not pass, first in two machine words and then, for whoever asks, in full.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::breaker::history::LastError;
+use crate::clock::duration;
+
+/// Why a call was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RejectionReason {
+    /// The circuit is open, and its open time has not passed.
+    Open,
+    /// A probe is in flight, and the call did not ask to wait for it.
+    ProbeInFlight,
+    /// The call waited for a probe, and the circuit is open again.
+    Reopened,
+    /// The call waited for a probe for as long as the wait limit allows.
+    WaitLimit,
+    /// A probe is in flight, and as many calls wait for it as the configuration allows.
+    TooManyWaiters,
+}
+
+impl fmt::Display for RejectionReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Open => "the circuit is open",
+            Self::ProbeInFlight => "a probe is in flight",
+            Self::Reopened => "the circuit has opened again",
+            Self::WaitLimit => "the probe took longer than the wait limit",
+            Self::TooManyWaiters => "too many calls wait for the probe",
+        })
+    }
+}
+
+/// A call that may not pass: why, and when to come back. It costs no allocation;
+/// [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) tells the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    reason: RejectionReason,
+    retry_after_ms: u32,
+}
+
+impl Rejection {
+    pub(crate) fn new(reason: RejectionReason, ticks_left: u32) -> Self {
+        Self { reason, retry_after_ms: ticks_left }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> RejectionReason {
+        self.reason
+    }
+
+    /// How long until a call has a chance, at the latest: until the open time has passed or, with a probe in flight,
+    /// until its lease ends. In whole milliseconds.
+    pub fn retry_after(&self) -> Duration {
+        duration(self.retry_after_ms)
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, retry after {:?}", self.reason, self.retry_after())
+    }
+}
+
+impl Error for Rejection {}
+
+/// A [`Rejection`] in full, as the by-name protocol and [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) give
+/// it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CircuitOpenError {
+    /// The name of the breaker.
+    pub provider: Arc<str>,
+    /// Why the call was refused.
+    pub reason: RejectionReason,
+    /// How often the circuit went from closed to open.
+    pub trip_count: u64,
+    /// The failure that opened the circuit last.
+    pub last_error: Option<Arc<LastError>>,
+    pub(crate) retry_after: Duration,
+}
+
+impl CircuitOpenError {
+    /// As [`Rejection::retry_after`].
+    pub fn retry_after(&self) -> Duration {
+        self.retry_after
+    }
+}
+
+impl fmt::Display for CircuitOpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.provider, self.reason)?;
+        if let Some(error) = &self.last_error {
+            write!(f, " (last error: {error})")?;
+        }
+        write!(f, ", retry after {:?}", self.retry_after)
+    }
+}
+
+impl Error for CircuitOpenError {}
+
+/// What [`CircuitBreaker::call`](crate::CircuitBreaker::call) can fail with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallError<E> {
+    /// The call was refused, and its future never polled.
+    Rejected(Rejection),
+    /// The future's own error.
+    Inner(E),
+}
+
+impl<E: fmt::Display> fmt::Display for CallError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected(rejection) => rejection.fmt(f),
+            Self::Inner(error) => error.fmt(f),
+        }
+    }
+}
+
+// The inner error is shown as it is, so what it names as its source is the source.
+impl<E: Error> Error for CallError<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Rejected(_) => None,
+            Self::Inner(error) => error.source(),
+        }
+    }
+}

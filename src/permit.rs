@@ -1,0 +1,238 @@
+//! Permits: what a call holds between being let through and knowing how it went.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::breaker::CircuitBreaker;
+use crate::breaker::history::LastError;
+use crate::registry::CircuitBreakerRegistry;
+use crate::word::{self, PROBE_BIT, Snapshot};
+
+/// Whether a call is an ordinary one or the probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PermitType {
+    /// The circuit is closed.
+    Normal,
+    /// The circuit is half-open, and this call decides what becomes of it.
+    Probe,
+}
+
+impl PermitType {
+    /// Of a permit made of `word`.
+    #[inline]
+    pub(crate) const fn of(word: u64) -> Self {
+        if word::is_closed(word) { Self::Normal } else { Self::Probe }
+    }
+}
+
+/// The right to make one call, to be resolved with how it went.
+///
+/// It remembers when it was granted, and its outcome counts only for that time: a call from before the circuit opened
+/// cannot close it, open it again or keep it open longer, and neither can a probe whose lease has ended and that another
+/// call has taken over.
+///
+/// # Dropping
+///
+/// A permit that is dropped unresolved, by a panic or because its task was cancelled, is neutral if it is
+/// [`Normal`](PermitType::Normal). A [`Probe`](PermitType::Probe) counts as a failure of type `dropped`, unless
+/// [`cancel_on_drop`](Self::cancel_on_drop) was chosen.
+///
+/// # Examples
+///
+/// ```
+/// use fusebox::CircuitBreaker;
+///
+/// # fn ask() -> Result<u16, std::io::Error> { Ok(200) }
+/// let breaker = CircuitBreaker::builder("openai").build()?;
+/// let permit = breaker.try_acquire()?;
+/// match ask() {
+///     Ok(status) if status >= 500 => permit.failure("5xx", status),
+///     Ok(status) if status >= 400 => permit.cancel(), // the caller's mistake, not the upstream's
+///     Ok(_) => permit.success(),
+///     Err(error) => permit.failure("connection", error),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "a permit says nothing about the call until it is resolved"]
+pub struct Permit<B: Deref<Target = CircuitBreaker>> {
+    breaker: B,
+    /// The word that granted it: a closed one for a normal permit, the claim for a probe. A probe that cancels on drop has
+    /// its `PROBE_BIT` cleared here, and a permit that is resolved is [`RESOLVED`].
+    word: u64,
+}
+
+/// A permit that shares ownership of its breaker, to be moved to another task.
+pub type OwnedPermit = Permit<Arc<CircuitBreaker>>;
+
+/// A normal permit's word, for which `drop` does nothing.
+const RESOLVED: u64 = Snapshot::INITIAL.pack();
+
+impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
+    #[inline]
+    pub(crate) fn new(breaker: B, word: u64) -> Self {
+        Self { breaker, word }
+    }
+
+    /// A permit for a caller that has none: of the word as it is now, if that grants this kind.
+    pub(crate) fn standing_in(breaker: B, kind: PermitType) -> Option<Self> {
+        let word = breaker.load();
+        let in_place = match kind {
+            PermitType::Normal => word::is_closed(word),
+            PermitType::Probe => word & PROBE_BIT != 0,
+        };
+        in_place.then(|| Self::new(breaker, word))
+    }
+
+    /// Whether this is the probe.
+    #[inline]
+    pub fn kind(&self) -> PermitType {
+        PermitType::of(self.word)
+    }
+
+    /// The breaker that granted it.
+    pub fn breaker(&self) -> &CircuitBreaker {
+        &self.breaker
+    }
+
+    /// The call went well: a probe closes the circuit, an ordinary call ends a row of failures.
+    #[inline]
+    pub fn success(mut self) {
+        if word::is_closed(self.word) {
+            self.breaker.record_success(self.word);
+        } else {
+            let claimed = self.take_claim();
+            self.breaker.probe_succeeded(claimed);
+        }
+    }
+
+    /// The upstream failed: a probe opens the circuit again, an ordinary call counts towards the threshold. `error_type`
+    /// is a short kind such as `timeout`; `message` is formatted only if the circuit may open on it.
+    ///
+    /// # Panics
+    ///
+    /// If formatting `message` does; a probe then counts as dropped.
+    pub fn failure(mut self, error_type: &str, message: impl fmt::Display) {
+        if word::is_closed(self.word) {
+            self.breaker.record_failure(self.word, error_type, &message);
+        } else {
+            self.probe_failure(error_type, &message);
+        }
+    }
+
+    /// Says nothing about the upstream: the call was never made, or ended by its caller's doing. An ordinary call changes
+    /// nothing; a probe is handed back, for the next call or one that waits.
+    #[inline]
+    pub fn cancel(mut self) {
+        if !word::is_closed(self.word) {
+            let claimed = self.take_claim();
+            self.breaker.probe_cancelled(claimed);
+        }
+    }
+
+    /// Makes dropping the permit the same as [`cancel`](Self::cancel): for a proxy whose own client may leave at any time,
+    /// which is not the upstream's failure.
+    pub fn cancel_on_drop(mut self) -> Self {
+        self.word &= !PROBE_BIT;
+        self
+    }
+
+    /// Takes the word out of a permit that is to be replaced by another of the same word.
+    pub(crate) fn into_word(mut self) -> u64 {
+        std::mem::replace(&mut self.word, RESOLVED)
+    }
+
+    /// The word that the probe claimed, which then is no longer this permit's to resolve.
+    fn take_claim(&mut self) -> u64 {
+        std::mem::replace(&mut self.word, RESOLVED) | PROBE_BIT
+    }
+
+    #[cold]
+    fn probe_failure(&mut self, error_type: &str, message: &dyn fmt::Display) {
+        // Before the claim is given up: if formatting panics, there is still a probe to drop.
+        let error = Arc::new(LastError::new(error_type, message));
+        let claimed = self.take_claim();
+        self.breaker.probe_failed(claimed, &error);
+    }
+
+    #[cold]
+    fn drop_probe(&mut self) {
+        if self.word & PROBE_BIT == 0 {
+            let claimed = self.take_claim();
+            self.breaker.probe_cancelled(claimed);
+        } else {
+            self.probe_failure("dropped", &"the probe was dropped unresolved");
+        }
+    }
+}
+
+impl<B: Deref<Target = CircuitBreaker>> Drop for Permit<B> {
+    #[inline]
+    fn drop(&mut self) {
+        if !word::is_closed(self.word) {
+            self.drop_probe();
+        }
+    }
+}
+
+impl<B: Deref<Target = CircuitBreaker>> fmt::Debug for Permit<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("breaker", &self.breaker.name())
+            .field("kind", &self.kind())
+            .field("granted", &Snapshot::unpack(self.word))
+            .finish()
+    }
+}
+
+/// Holds the probe for a caller that got [`PermitType::Probe`] by name, so that it is resolved whatever happens.
+///
+/// It stands for the probe that was in flight when it was made; if there was none, it does nothing. Dropped unresolved, it
+/// counts as a failure of type `dropped`, and the circuit's opening is logged as a warning.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use fusebox::{CircuitBreakerRegistry, PermitType, ProbeGuard};
+///
+/// let breakers = CircuitBreakerRegistry::new(["openai", "anthropic"]);
+/// match breakers.acquire_permit("openai").await? {
+///     PermitType::Normal => breakers.record_success("openai"),
+///     PermitType::Probe => ProbeGuard::new(&breakers, "openai").success(),
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping the guard records a failure"]
+pub struct ProbeGuard {
+    permit: Option<OwnedPermit>,
+}
+
+impl ProbeGuard {
+    /// Takes charge of the probe in flight for `provider`.
+    pub fn new(registry: &CircuitBreakerRegistry, provider: impl AsRef<str>) -> Self {
+        let breaker = registry.get(provider.as_ref());
+        Self { permit: breaker.and_then(|breaker| Permit::standing_in(breaker, PermitType::Probe)) }
+    }
+
+    /// The probe went well: the circuit closes.
+    pub fn success(self) {
+        if let Some(permit) = self.permit {
+            permit.success();
+        }
+    }
+
+    /// The probe failed: the circuit opens again.
+    ///
+    /// # Panics
+    ///
+    /// If formatting `message` does; the probe then counts as dropped.
+    pub fn failure(self, error_type: &str, message: impl fmt::Display) {
+        if let Some(permit) = self.permit {
+            permit.failure(error_type, message);
+        }
+    }
+}

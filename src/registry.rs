@@ -1,0 +1,231 @@
+//! Breakers by name, and the protocol for callers that cannot carry a permit from one callback to the next.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::breaker::{BreakerSnapshot, CircuitBreaker};
+use crate::config::Config;
+use crate::error::CircuitOpenError;
+use crate::permit::{Permit, PermitType};
+use crate::sync::{ArcSwap, Mutex};
+use crate::word::{self, CircuitState};
+
+type Breakers = HashMap<Arc<str>, Arc<CircuitBreaker>>;
+
+/// The breakers of all upstreams, by name.
+///
+/// Readers look at an immutable snapshot of the map, without a lock; writers replace it, one at a time. A name that is not
+/// in the registry has no breaker: its calls are allowed, records for it are ignored, and asking for it does not add it.
+///
+/// # By name
+///
+/// A framework that calls back with nothing but a name uses [`acquire_permit`](Self::acquire_permit) and then exactly one
+/// of the `record_` methods; for a [`PermitType::Probe`], a [`ProbeGuard`](crate::ProbeGuard) cannot be forgotten. A name
+/// knows less than a permit: an outcome counts for the circuit as it is when it is recorded. So `record_success` and
+/// `record_failure` change nothing unless it is closed, and the `record_probe_` methods nothing unless a probe is in
+/// flight. Where a permit can be carried, [`get`](Self::get) the breaker and use that.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use fusebox::{CircuitBreakerRegistry, CircuitState, PermitType};
+///
+/// let breakers = CircuitBreakerRegistry::new(["openai", "anthropic"]);
+/// assert_eq!(breakers.acquire_permit("openai").await?, PermitType::Normal);
+/// for _ in 0..3 {
+///     breakers.record_failure("openai", "timeout", "no answer within 2 s");
+/// }
+/// assert_eq!(breakers.state("openai"), Some(CircuitState::Open));
+/// let error = breakers.acquire_permit("openai").await.unwrap_err();
+/// assert_eq!((&*error.provider, error.trip_count), ("openai", 1));
+/// # Ok(())
+/// # }
+/// ```
+pub struct CircuitBreakerRegistry {
+    breakers: ArcSwap<Breakers>,
+    writer: Mutex<()>,
+    config: Config,
+}
+
+impl CircuitBreakerRegistry {
+    /// One breaker with the default [`Config`] for each name.
+    pub fn new(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        Self::with_config(names, Config::default())
+    }
+
+    /// One breaker with `config` for each name. Names inserted later get it too.
+    pub fn with_config(names: impl IntoIterator<Item = impl AsRef<str>>, config: Config) -> Self {
+        let registry = Self { breakers: ArcSwap::from_pointee(HashMap::new()), writer: Mutex::new(()), config };
+        registry.insert_all(names);
+        registry
+    }
+
+    // ---- writing ----
+
+    /// Adds a breaker with the registry's configuration, and returns it. A name that is there already keeps its breaker.
+    pub fn insert(&self, name: impl AsRef<str>) -> Arc<CircuitBreaker> {
+        self.insert_breaker(CircuitBreaker::new(name.as_ref(), self.config.clone()))
+    }
+
+    /// Adds breakers with the registry's configuration, and copies the map only once. A name that is there already keeps
+    /// its breaker.
+    pub fn insert_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
+        // The caller's iterator runs before the lock is taken: it may use this registry.
+        let new: Vec<_> =
+            names.into_iter().map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config.clone()))).collect();
+        self.update(|breakers| {
+            for breaker in new {
+                breakers.entry(breaker.name().into()).or_insert(breaker);
+            }
+        });
+    }
+
+    /// Adds a breaker with settings of its own under its name, and returns the one that is registered under it: a name
+    /// that is there already keeps its breaker.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreaker, CircuitBreakerRegistry};
+    ///
+    /// let breakers = CircuitBreakerRegistry::default();
+    /// breakers.insert_breaker(CircuitBreaker::builder("openai").failure_threshold(5).build()?);
+    /// assert_eq!(breakers.get("openai").unwrap().config().failure_threshold(), 5);
+    /// # Ok::<(), fusebox::ConfigError>(())
+    /// ```
+    pub fn insert_breaker(&self, breaker: impl Into<Arc<CircuitBreaker>>) -> Arc<CircuitBreaker> {
+        let breaker = breaker.into();
+        self.update(|breakers| Arc::clone(breakers.entry(breaker.name().into()).or_insert(breaker)))
+    }
+
+    /// Takes a breaker out, and returns it. Permits that are out stay valid. A probe in flight counts as successful, since
+    /// no record by name can reach it any more and whoever waits for it should pass, as calls of an unknown name do.
+    pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
+        let removed = self.update(|breakers| breakers.remove(name))?;
+        resolve(&removed, PermitType::Probe, Permit::success);
+        Some(removed)
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut Breakers) -> T) -> T {
+        let _writer = self.writer.lock();
+        let mut breakers = Breakers::clone(&self.breakers.load());
+        let result = change(&mut breakers);
+        self.breakers.store(Arc::new(breakers));
+        result
+    }
+
+    // ---- reading ----
+
+    /// The breaker of that name.
+    pub fn get(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
+        self.with(name, Arc::clone)
+    }
+
+    /// All breakers as they are now, sorted by name.
+    pub fn snapshots(&self) -> Vec<BreakerSnapshot> {
+        let mut snapshots: Vec<_> = self.breakers.load().values().map(|breaker| breaker.snapshot()).collect();
+        snapshots.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        snapshots
+    }
+
+    /// See [`CircuitBreaker::state`]; `None` for an unknown name.
+    pub fn state(&self, name: &str) -> Option<CircuitState> {
+        self.with(name, |breaker| breaker.state())
+    }
+
+    /// See [`CircuitBreaker::failure_count`]; `None` for an unknown name.
+    pub fn failure_count(&self, name: &str) -> Option<u32> {
+        self.with(name, |breaker| breaker.failure_count())
+    }
+
+    /// See [`CircuitBreaker::trip_count`]; `None` for an unknown name.
+    pub fn trip_count(&self, name: &str) -> Option<u64> {
+        self.with(name, |breaker| breaker.trip_count())
+    }
+
+    /// The one way to a breaker. It lets go of the map before it returns, so that no snapshot is held across an await: a
+    /// thread has 8 fast slots for them, and beyond those every load costs 2 to 6 times as much.
+    fn with<T>(&self, name: &str, f: impl FnOnce(&Arc<CircuitBreaker>) -> T) -> Option<T> {
+        self.breakers.load().get(name).map(f)
+    }
+
+    // ---- by name ----
+
+    /// Asks for a permit, and waits for the result of a probe in flight. An unknown name is allowed.
+    ///
+    /// # Errors
+    ///
+    /// As [`CircuitBreaker::acquire`], in full.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`CircuitBreaker::acquire`]. Once it has returned [`PermitType::Probe`], the probe is the caller's to resolve; if
+    /// that is forgotten, its lease ends it.
+    ///
+    /// # Panics
+    ///
+    /// As [`CircuitBreaker::acquire`].
+    pub async fn acquire_permit(&self, name: &str) -> Result<PermitType, CircuitOpenError> {
+        // A closed breaker is left without touching its reference count.
+        let blocking = self.with(name, |breaker| (!word::is_closed(breaker.load())).then(|| Arc::clone(breaker)));
+        let Some(breaker) = blocking.flatten() else {
+            return Ok(PermitType::Normal);
+        };
+        breaker.acquire_word().await.map(PermitType::of).map_err(|rejection| breaker.explain(rejection))
+    }
+
+    /// An ordinary call went well.
+    pub fn record_success(&self, name: &str) {
+        self.with(name, |breaker| resolve(breaker, PermitType::Normal, Permit::success));
+    }
+
+    /// An ordinary call failed. See [`Permit::failure`].
+    ///
+    /// # Panics
+    ///
+    /// If formatting `message` does.
+    pub fn record_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) {
+        self.with(name, |breaker| {
+            resolve(breaker, PermitType::Normal, |permit| permit.failure(error_type, message));
+        });
+    }
+
+    /// The probe went well: the circuit closes.
+    pub fn record_probe_success(&self, name: &str) {
+        self.with(name, |breaker| resolve(breaker, PermitType::Probe, Permit::success));
+    }
+
+    /// The probe failed: the circuit opens again.
+    ///
+    /// # Panics
+    ///
+    /// If formatting `message` does; the probe then counts as dropped.
+    pub fn record_probe_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) {
+        self.with(name, |breaker| {
+            resolve(breaker, PermitType::Probe, |permit| permit.failure(error_type, message));
+        });
+    }
+}
+
+#[inline]
+fn resolve<'a>(breaker: &'a CircuitBreaker, kind: PermitType, outcome: impl FnOnce(Permit<&'a CircuitBreaker>)) {
+    if let Some(permit) = Permit::standing_in(breaker, kind) {
+        outcome(permit);
+    }
+}
+
+impl Default for CircuitBreakerRegistry {
+    /// Empty, with the default [`Config`] for what is inserted.
+    fn default() -> Self {
+        Self::new(std::iter::empty::<&str>())
+    }
+}
+
+impl fmt::Debug for CircuitBreakerRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.breakers.load().iter()).finish()
+    }
+}

@@ -1,0 +1,64 @@
+//! What can be set, and what is said about what cannot.
+
+use std::time::Duration;
+
+use fusebox::{CircuitBreaker, Config, ConfigBuilder};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const TICK: Duration = Duration::from_millis(1);
+
+#[test]
+fn the_defaults_are_those_of_the_readme() {
+    let config = Config::default();
+    assert_eq!((config.failure_threshold(), config.open_for()), (3, Duration::from_secs(30)));
+    assert_eq!((config.probe_lease(), config.wait_limit()), (Duration::from_secs(60), Duration::from_secs(60)));
+    assert_eq!(config.max_waiters(), None);
+    assert_eq!(Config::builder().build(), Ok(config.clone()));
+    assert_eq!(config.to_builder().build(), Ok(config));
+}
+
+#[test]
+fn both_ends_of_each_range_are_right_and_what_lies_beyond_is_refused_by_name() {
+    let threshold = |n| Config::builder().failure_threshold(n);
+    let open_for = |duration| Config::builder().open_for(duration);
+    let lease = |duration| Config::builder().probe_lease(duration);
+    let wait = |duration| Config::builder().wait_limit(duration);
+    let right = [
+        threshold(1),
+        threshold(1023),
+        open_for(TICK),
+        open_for(DAY),
+        lease(TICK),
+        lease(DAY),
+        wait(Duration::ZERO),
+        wait(DAY),
+        Config::builder().max_waiters(0),
+        Config::builder().max_waiters(usize::MAX),
+    ];
+    for builder in right {
+        assert!(builder.clone().build().is_ok(), "{builder:?}");
+    }
+    let too_short = Duration::from_micros(999);
+    let too_long = DAY + Duration::from_nanos(1);
+    let wrong: [(ConfigBuilder, &str); 8] = [
+        (threshold(0), "failure_threshold is 0, expected 1 to 1023"),
+        (threshold(1024), "failure_threshold is 1024, expected 1 to 1023"),
+        (open_for(too_short), "open_for is 999µs, expected 1 ms to 24 h"),
+        (open_for(too_long), "open_for is 86400.000000001s, expected 1 ms to 24 h"),
+        (lease(too_short), "probe_lease is 999µs, expected 1 ms to 24 h"),
+        (lease(too_long), "probe_lease is 86400.000000001s, expected 1 ms to 24 h"),
+        (wait(too_long), "wait_limit is 86400.000000001s, expected 0 to 24 h"),
+        (wait(Duration::MAX), "wait_limit is 18446744073709551615.999999999s, expected 0 to 24 h"),
+    ];
+    for (builder, message) in wrong {
+        let error = builder.build().unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(message, format!("{} is {}, expected {}", error.field(), error.value(), error.expected()));
+    }
+}
+
+#[test]
+fn a_breakers_builder_checks_the_same() {
+    let error = CircuitBreaker::builder("openai").failure_threshold(5000).build().unwrap_err();
+    assert_eq!((error.field(), error.value()), ("failure_threshold", "5000"));
+}

@@ -1,0 +1,110 @@
+//! What is logged: each transition, once, by whoever made it.
+
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use fusebox::{CircuitBreaker, ProbeGuard};
+use tokio::time::advance;
+
+use crate::log::Log;
+use crate::support::{SECOND, breaker, fail, probe, registry, trip, trip_by_name, waiter};
+
+#[tokio::test(start_paused = true)]
+async fn a_whole_cycle_is_told_in_four_lines() {
+    let log = Log::capture();
+    let breaker = breaker();
+    trip(&breaker);
+    let opened = r#"WARN circuit opened provider="openai" failure_count=3 last_error=5xx: test trip_count=1"#;
+    assert_eq!(log.take(), [opened]);
+
+    advance(30 * SECOND).await;
+    assert!(log.take().is_empty(), "nothing happens by itself");
+    let permit = breaker.try_acquire().unwrap();
+    let half_open =
+        r#"INFO circuit half-open, probing provider="openai" failure_count=3 last_error=5xx: test trip_count=1"#;
+    assert_eq!(log.take(), [half_open]);
+
+    permit.failure("timeout", "no answer in 2 s");
+    let reopened = r#"WARN circuit opened again, the probe failed provider="openai" failure_count=3 last_error=timeout: no answer in 2 s trip_count=1"#;
+    assert_eq!(log.take(), [reopened]);
+
+    advance(30 * SECOND).await;
+    breaker.try_acquire().unwrap().success();
+    let closed = r#"INFO circuit closed, the probe succeeded provider="openai" failure_count=3 last_error=timeout: no answer in 2 s trip_count=1"#;
+    assert_eq!(log.take(), [&*half_open.replace("5xx: test", "timeout: no answer in 2 s"), closed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_no_state_is_not_logged() {
+    let log = Log::capture();
+    let breaker = breaker();
+    fail(&breaker, "5xx");
+    fail(&breaker, "5xx");
+    breaker.try_acquire().unwrap().success();
+    drop(breaker.try_acquire());
+    let late = breaker.try_acquire().unwrap();
+    assert!(log.take().is_empty());
+    trip(&breaker);
+    log.take();
+    assert!(breaker.try_acquire().is_err());
+    late.failure("late", "");
+    assert!(log.take().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_probe_is_warned_of_by_permit_and_by_guard() {
+    let reopened = r#"WARN circuit opened again, the probe failed provider="openai" failure_count=3 last_error=dropped: the probe was dropped unresolved trip_count=1"#;
+    let breaker = breaker();
+    let permit = probe(&breaker).await;
+    let log = Log::capture();
+    drop(permit);
+    assert_eq!(log.take(), [reopened]);
+
+    let breakers = registry();
+    trip_by_name(&breakers, "openai");
+    advance(30 * SECOND).await;
+    breakers.acquire_permit("openai").await.unwrap();
+    log.take();
+    drop(ProbeGuard::new(&breakers, "openai"));
+    assert_eq!(log.take(), [reopened]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_probe_is_passed_on_silently_and_a_taken_over_one_is_warned_of() {
+    let breaker = breaker();
+    let permit = probe(&breaker).await;
+    let waiter = waiter(&breaker).await;
+    let log = Log::capture();
+    permit.cancel();
+    let _hung = waiter.await.unwrap().unwrap();
+    assert!(log.take().is_empty());
+    advance(61 * SECOND).await;
+    let successor = breaker.try_acquire().unwrap();
+    let warning = r#"WARN the probe's lease ended, the next call takes it over provider="openai" failure_count=3 last_error=5xx: test trip_count=1"#;
+    assert_eq!(log.take(), [warning]);
+    successor.success();
+}
+
+#[test]
+fn of_many_threads_that_fail_at_once_one_logs_the_trip() {
+    let rounds = if cfg!(miri) { 3 } else { 200 };
+    for _ in 0..rounds {
+        let breaker = Arc::new(CircuitBreaker::builder("openai").failure_threshold(2).build().unwrap());
+        let start = Barrier::new(4);
+        let opened: usize = thread::scope(|scope| {
+            let threads = [(); 4].map(|()| {
+                scope.spawn(|| {
+                    let log = Log::capture();
+                    let permit = breaker.try_acquire();
+                    start.wait();
+                    if let Ok(permit) = permit {
+                        permit.failure("5xx", "");
+                    }
+                    log.take().len()
+                })
+            });
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!((opened, breaker.trip_count()), (1, 1));
+    }
+}

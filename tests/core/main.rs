@@ -1,0 +1,14 @@
+//! The library from the outside, under paused time.
+
+mod breaker;
+mod by_name;
+mod config;
+mod events;
+mod log;
+mod many_waiters;
+mod pitfalls;
+mod property;
+mod public;
+mod support;
+mod threads;
+mod waiting;

@@ -1,0 +1,44 @@
+//! A crowd in front of one probe.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fusebox::{PermitType, RejectionReason};
+use tokio::time::Instant;
+
+use crate::support::{breaker, probe, until};
+
+const CROWD: usize = if cfg!(miri) { 50 } else { 10_000 };
+
+async fn crowd(succeeds: bool) -> (usize, usize) {
+    let breaker = breaker();
+    let permit = probe(&breaker).await;
+    let waiters: Vec<_> = (0..CROWD).map(|_| tokio::spawn(Arc::clone(&breaker).acquire_owned())).collect();
+    until(|| breaker.snapshot().waiters == CROWD).await;
+    if succeeds {
+        permit.success();
+    } else {
+        permit.failure("timeout", "");
+    }
+    let (mut passed, mut refused) = (0, 0);
+    let released = Instant::now();
+    for waiter in waiters {
+        match waiter.await.unwrap() {
+            Ok(permit) if permit.kind() == PermitType::Normal => passed += 1,
+            Err(rejected) if rejected.reason() == RejectionReason::Reopened => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((breaker.snapshot().waiters, released.elapsed()), (0, Duration::ZERO));
+    (passed, refused)
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_waiters_are_all_released_by_one_success() {
+    assert_eq!(crowd(true).await, (CROWD, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_waiters_are_all_refused_by_one_failure() {
+    assert_eq!(crowd(false).await, (0, CROWD));
+}

@@ -1,0 +1,297 @@
+//! Any sequence of calls, outcomes (late ones too) and passing time, against a plain model of the state machine that
+//! shares nothing with the word: no bits, no generations, no wrapping ticks.
+
+use std::time::Duration;
+
+use fusebox::{
+    BreakerSnapshot, CircuitBreakerRegistry, CircuitState, Config, OwnedPermit, PermitType, ProbeGuard, RejectionReason,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tokio::time::advance;
+
+const NAME: &str = "openai";
+const OPEN_FOR: u64 = 30_000;
+const LEASE: u64 = 60_000;
+
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    Success,
+    Failure,
+    Cancel,
+    Drop,
+    CancelOnDrop,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Acquire,
+    /// Of any permit that is held, however old.
+    Resolve(prop::sample::Index, Outcome),
+    /// By name, by a caller that may be mistaken about what it holds.
+    Record(Outcome),
+    RecordProbe(Outcome),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    use Outcome::{Cancel, CancelOnDrop, Drop, Failure, Success};
+    let outcome = prop_oneof![
+        2 => Just(Success), 6 => Just(Failure), 1 => Just(Cancel), 1 => Just(Drop), 1 => Just(CancelOnDrop)
+    ];
+    let time = prop_oneof![
+        Just(1),
+        Just(OPEN_FOR - 1),
+        Just(OPEN_FOR),
+        Just(LEASE - 1),
+        Just(LEASE),
+        0..100_000_u64,
+        Just(86_400_000)
+    ];
+    prop_oneof![
+        8 => Just(Step::Acquire),
+        10 => (any::<prop::sample::Index>(), outcome).prop_map(|(index, outcome)| Step::Resolve(index, outcome)),
+        2 => prop_oneof![1 => Just(Success), 3 => Just(Failure)].prop_map(Step::Record),
+        1 => prop_oneof![Just(Success), Just(Failure), Just(Drop)].prop_map(Step::RecordProbe),
+        3 => time.prop_map(Step::Wait),
+    ]
+}
+
+enum Circuit {
+    Closed,
+    Open { until: u64 },
+    HalfOpen { probe: Option<Probe>, last_lease_end: u64 },
+}
+
+#[derive(Clone, Copy)]
+struct Probe {
+    number: u64,
+    lease_end: u64,
+}
+
+/// What a caller was given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Held {
+    Normal { openings: u64 },
+    Probe { number: u64 },
+}
+
+struct Model {
+    threshold: u32,
+    now: u64,
+    circuit: Circuit,
+    failures: u32,
+    trips: u64,
+    failed_probe_count: u64,
+    /// Openings of either kind, ever.
+    openings: u64,
+    probes: u64,
+    last_error: Option<&'static str>,
+}
+
+impl Model {
+    fn new(threshold: u32) -> Self {
+        Self {
+            threshold,
+            now: 0,
+            circuit: Circuit::Closed,
+            failures: 0,
+            trips: 0,
+            failed_probe_count: 0,
+            openings: 0,
+            probes: 0,
+            last_error: None,
+        }
+    }
+
+    /// Why a call would be refused now, and for how long.
+    fn refusal(&self) -> Option<(RejectionReason, u64)> {
+        match self.circuit {
+            Circuit::Open { until } if self.now < until => Some((RejectionReason::Open, until - self.now)),
+            Circuit::HalfOpen { probe: Some(probe), .. } if self.now < probe.lease_end => {
+                Some((RejectionReason::ProbeInFlight, probe.lease_end - self.now))
+            }
+            _ => None,
+        }
+    }
+
+    fn acquire(&mut self) -> Held {
+        if matches!(self.circuit, Circuit::Closed) {
+            return Held::Normal { openings: self.openings };
+        }
+        self.probes += 1;
+        // No two probes of one opening have the same lease.
+        let lease_end = match self.circuit {
+            Circuit::HalfOpen { last_lease_end, .. } => (self.now + LEASE).max(last_lease_end + 1),
+            Circuit::Closed | Circuit::Open { .. } => self.now + LEASE,
+        };
+        let probe = Some(Probe { number: self.probes, lease_end });
+        self.circuit = Circuit::HalfOpen { probe, last_lease_end: lease_end };
+        Held::Probe { number: self.probes }
+    }
+
+    fn resolve(&mut self, held: Held, outcome: Outcome) {
+        match held {
+            Held::Normal { openings } if openings == self.openings => self.record(outcome),
+            Held::Probe { number } if self.probe() == Some(number) => self.record_probe(outcome),
+            Held::Normal { .. } | Held::Probe { .. } => {}
+        }
+    }
+
+    fn probe(&self) -> Option<u64> {
+        match self.circuit {
+            Circuit::HalfOpen { probe, .. } => probe.map(|probe| probe.number),
+            Circuit::Closed | Circuit::Open { .. } => None,
+        }
+    }
+
+    fn record(&mut self, outcome: Outcome) {
+        if !matches!(self.circuit, Circuit::Closed) {
+            return;
+        }
+        match outcome {
+            Outcome::Success => self.failures = 0,
+            Outcome::Failure => {
+                self.failures += 1;
+                if self.failures == self.threshold {
+                    self.trips += 1;
+                    self.open("5xx");
+                }
+            }
+            Outcome::Cancel | Outcome::Drop | Outcome::CancelOnDrop => {}
+        }
+    }
+
+    fn record_probe(&mut self, outcome: Outcome) {
+        let Circuit::HalfOpen { probe: Some(Probe { lease_end, .. }), .. } = self.circuit else {
+            return;
+        };
+        match outcome {
+            Outcome::Success => self.close(),
+            Outcome::Failure | Outcome::Drop => {
+                self.failed_probe_count += 1;
+                self.open(if matches!(outcome, Outcome::Drop) { "dropped" } else { "5xx" });
+            }
+            Outcome::Cancel | Outcome::CancelOnDrop => {
+                self.circuit = Circuit::HalfOpen { probe: None, last_lease_end: lease_end };
+            }
+        }
+    }
+
+    fn open(&mut self, error: &'static str) {
+        self.openings += 1;
+        self.last_error = Some(error);
+        self.circuit = Circuit::Open { until: self.now + OPEN_FOR };
+    }
+
+    fn close(&mut self) {
+        self.failures = 0;
+        self.circuit = Circuit::Closed;
+    }
+
+    fn check(&self, breakers: &CircuitBreakerRegistry) -> Result<(), TestCaseError> {
+        let breaker = breakers.get(NAME).unwrap();
+        let seen = breaker.snapshot();
+        let (state, open_left) = match self.circuit {
+            Circuit::Closed => (CircuitState::Closed, None),
+            Circuit::Open { until } => {
+                (CircuitState::Open, Some(Duration::from_millis(until.saturating_sub(self.now))))
+            }
+            Circuit::HalfOpen { .. } => (CircuitState::HalfOpen, None),
+        };
+        let BreakerSnapshot { failure_count, trip_count, failed_probe_count, probe_in_flight, next_probe_in, .. } =
+            seen;
+        prop_assert_eq!((seen.state, next_probe_in), (state, open_left));
+        prop_assert_eq!(
+            (failure_count, trip_count, failed_probe_count),
+            (self.failures, self.trips, self.failed_probe_count)
+        );
+        prop_assert_eq!(probe_in_flight, self.probe().is_some());
+        prop_assert_eq!(seen.last_error.as_deref().map(fusebox::LastError::error_type), self.last_error);
+        prop_assert_eq!(breaker.would_allow(), self.refusal().is_none());
+        prop_assert_eq!(breakers.state(NAME), Some(state));
+        Ok(())
+    }
+}
+
+fn resolve(permit: OwnedPermit, outcome: Outcome) {
+    match outcome {
+        Outcome::Success => permit.success(),
+        Outcome::Failure => permit.failure("5xx", "test"),
+        Outcome::Cancel => permit.cancel(),
+        Outcome::Drop => drop(permit),
+        Outcome::CancelOnDrop => drop(permit.cancel_on_drop()),
+    }
+}
+
+fn record(breakers: &CircuitBreakerRegistry, outcome: Outcome) {
+    match outcome {
+        Outcome::Success => breakers.record_success(NAME),
+        _ => breakers.record_failure(NAME, "5xx", "test"),
+    }
+}
+
+fn record_probe(breakers: &CircuitBreakerRegistry, outcome: Outcome) {
+    match outcome {
+        Outcome::Success => breakers.record_probe_success(NAME),
+        Outcome::Drop => drop(ProbeGuard::new(breakers, NAME)),
+        _ => breakers.record_probe_failure(NAME, "5xx", "test"),
+    }
+}
+
+async fn follow(threshold: u32, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let config = Config::builder().failure_threshold(threshold).build().unwrap();
+    let breakers = CircuitBreakerRegistry::with_config([NAME], config);
+    let mut model = Model::new(threshold);
+    let mut held: Vec<(OwnedPermit, Held)> = Vec::new();
+    for step in steps {
+        match step {
+            Step::Acquire => {
+                let expected = model.refusal();
+                match breakers.get(NAME).unwrap().try_acquire_owned() {
+                    Ok(permit) => {
+                        prop_assert_eq!(expected, None, "should have been refused");
+                        let claimed = model.acquire();
+                        let is_probe = matches!(claimed, Held::Probe { .. });
+                        prop_assert_eq!(permit.kind() == PermitType::Probe, is_probe);
+                        held.push((permit, claimed));
+                    }
+                    Err(rejected) => {
+                        let left = u64::try_from(rejected.retry_after().as_millis()).unwrap();
+                        prop_assert_eq!(Some((rejected.reason(), left)), expected);
+                    }
+                }
+            }
+            Step::Resolve(_, _) if held.is_empty() => {}
+            Step::Resolve(index, outcome) => {
+                let (permit, claimed) = held.swap_remove(index.index(held.len()));
+                resolve(permit, outcome);
+                model.resolve(claimed, outcome);
+            }
+            Step::Record(outcome) => {
+                record(&breakers, outcome);
+                model.record(outcome);
+            }
+            Step::RecordProbe(outcome) => {
+                record_probe(&breakers, outcome);
+                model.record_probe(outcome);
+            }
+            Step::Wait(millis) => {
+                advance(Duration::from_millis(millis)).await;
+                model.now += millis;
+            }
+        }
+        model.check(&breakers)?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_breaker_is_where_the_plain_model_is(threshold in 1..4_u32, steps in vec(step(), 1..80)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(follow(threshold, steps))?;
+    }
+}

@@ -1,0 +1,161 @@
+//! Real threads on one breaker: what the models prove for a few steps, tried for many.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fusebox::{CircuitBreaker, CircuitBreakerRegistry, CircuitState, PermitType};
+
+const THREADS: usize = 4;
+const ROUNDS: usize = if cfg!(miri) { 40 } else { 20_000 };
+const CALLERS: usize = if cfg!(miri) { 20 } else { 1000 };
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Open, and its open time has passed.
+fn reopening() -> Arc<CircuitBreaker> {
+    let breaker = CircuitBreaker::builder("a").failure_threshold(1).open_for(Duration::from_millis(1)).build().unwrap();
+    breaker.try_acquire().unwrap().failure("5xx", "test");
+    let start = Instant::now();
+    while !breaker.would_allow() {
+        assert!(start.elapsed() < DEADLINE);
+        thread::yield_now();
+    }
+    Arc::new(breaker)
+}
+
+#[test]
+fn of_a_thousand_callers_at_reopening_exactly_one_is_the_probe() {
+    for _ in 0..20 {
+        let (breaker, start, probes) = (reopening(), Barrier::new(THREADS), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    start.wait();
+                    for _ in 0..CALLERS / THREADS {
+                        if let Ok(permit) = breaker.try_acquire() {
+                            assert_eq!(permit.kind(), PermitType::Probe);
+                            probes.fetch_add(1, Ordering::Relaxed);
+                            std::mem::forget(permit);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(probes.into_inner(), 1);
+    }
+}
+
+#[test]
+fn a_thousand_callers_that_wait_for_the_one_probe_all_get_its_result() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_time().build().unwrap();
+    for succeeds in [true, false, true, false] {
+        let breaker = reopening();
+        let start = Instant::now();
+        let outcomes = runtime.block_on(async {
+            let call = |breaker: Arc<CircuitBreaker>| async move {
+                let permit = Arc::clone(&breaker).acquire_owned().await.ok()?;
+                let kind = permit.kind();
+                if kind == PermitType::Probe {
+                    // Of a second probe, after a failed one, there may be no waiters left.
+                    while breaker.snapshot().waiters < CALLERS / 2 && breaker.snapshot().failed_probe_count == 0 {
+                        assert!(start.elapsed() < DEADLINE);
+                        tokio::task::yield_now().await;
+                    }
+                    if succeeds { permit.success() } else { permit.failure("5xx", "test") }
+                }
+                Some(kind)
+            };
+            let callers: Vec<_> = (0..CALLERS).map(|_| tokio::spawn(call(Arc::clone(&breaker)))).collect();
+            let mut outcomes = Vec::new();
+            for caller in callers {
+                outcomes.push(caller.await.unwrap());
+            }
+            outcomes
+        });
+        // Half a lease: nobody was found by its timer.
+        assert!(start.elapsed() < DEADLINE);
+        let count = |kind| outcomes.iter().filter(|outcome| **outcome == kind).count();
+        if succeeds {
+            assert_eq!((count(Some(PermitType::Probe)), count(Some(PermitType::Normal))), (1, CALLERS - 1));
+        } else {
+            // A caller that came after the new open time may have been the next probe.
+            assert!(count(Some(PermitType::Probe)) >= 1 && count(None) >= CALLERS / 2, "{outcomes:?}");
+            assert_eq!(count(Some(PermitType::Normal)), 0);
+        }
+    }
+}
+
+#[test]
+fn there_is_never_more_than_one_probe_and_every_opening_has_its_error() {
+    let breaker = CircuitBreaker::builder("a").failure_threshold(2).open_for(Duration::from_millis(1)).build().unwrap();
+    let (probing, probes, rejected) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (breaker, probing, probes, rejected) = (&breaker, &probing, &probes, &rejected);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let Ok(permit) = breaker.try_acquire() else {
+                        rejected.fetch_add(1, Ordering::Relaxed);
+                        assert!(breaker.snapshot().last_error.is_some());
+                        thread::yield_now();
+                        continue;
+                    };
+                    if permit.kind() == PermitType::Probe {
+                        assert_eq!(probing.fetch_add(1, Ordering::Relaxed), 0, "a second probe");
+                        probes.fetch_add(1, Ordering::Relaxed);
+                        thread::yield_now();
+                        probing.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    match (round + thread) % 4 {
+                        0 => permit.success(),
+                        1 | 2 => permit.failure("5xx", "test"),
+                        _ => permit.cancel(),
+                    }
+                }
+            });
+        }
+    });
+    let snapshot = breaker.snapshot();
+    assert!(snapshot.trip_count > 0 && rejected.into_inner() > 0 && probes.into_inner() > 0, "{snapshot:?}");
+    assert!(snapshot.failure_count <= 2 && !snapshot.probe_in_flight, "{snapshot:?}");
+}
+
+#[test]
+fn of_many_failures_at_once_the_threshold_is_reached_exactly_once() {
+    for _ in 0..if cfg!(miri) { 3 } else { 200 } {
+        let breaker = CircuitBreaker::builder("a").failure_threshold(2).build().unwrap();
+        let start = Barrier::new(THREADS);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    let permit = breaker.try_acquire();
+                    start.wait();
+                    if let Ok(permit) = permit {
+                        permit.failure("5xx", "test");
+                    }
+                });
+            }
+        });
+        assert_eq!((breaker.state(), breaker.failure_count(), breaker.trip_count()), (CircuitState::Open, 2, 1));
+    }
+}
+
+#[test]
+fn no_insert_is_lost_between_threads() {
+    let breakers = CircuitBreakerRegistry::default();
+    let each = if cfg!(miri) { 5 } else { 100 };
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let breakers = &breakers;
+            scope.spawn(move || {
+                for n in 0..each {
+                    let name = format!("{thread}-{n}");
+                    breakers.insert(&name);
+                    assert!(breakers.get(&name).is_some());
+                }
+            });
+        }
+    });
+    assert_eq!(breakers.snapshots().len(), THREADS * each);
+}
