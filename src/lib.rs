@@ -6,6 +6,8 @@ mod config;
 mod error;
 mod event;
 mod permit;
+#[cfg(feature = "proxy")]
+pub mod proxy;
 mod registry;
 mod sync;
 mod word;

@@ -1,0 +1,139 @@
+//! `fusebox`, the LLM gateway: arguments, configuration, run.
+
+use std::future::Future;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use fusebox::proxy::{AppState, GatewayConfig, demo, run_server};
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+/// An LLM gateway that fails over without losing a request.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How to write the log, which goes to standard error. `RUST_LOG` sets what is logged.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway.
+    Serve {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Check a configuration and print what would be done.
+    Check {
+        /// The configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Watch a gateway lose a provider, with two simulated ones in this process.
+    Demo(demo::Options),
+}
+
+/// `EX_USAGE` of sysexits.h: the configuration is wrong.
+const EXIT_CONFIG: u8 = 64;
+
+fn main() -> ExitCode {
+    let Arguments { command, log } = Arguments::parse();
+    match command {
+        Command::Check { config } => match GatewayConfig::from_file(&config) {
+            Ok(plan) => {
+                print!("{plan}");
+                ExitCode::SUCCESS
+            }
+            Err(errors) => reject(&config, &errors),
+        },
+        Command::Serve { config } => match GatewayConfig::from_file(&config) {
+            Ok(config) => {
+                start_log(log, "info");
+                run(serve(config))
+            }
+            Err(errors) => reject(&config, &errors),
+        },
+        Command::Demo(options) => {
+            // It shows the circuits itself.
+            start_log(log, "error");
+            run(demo::run(options, shutdown()))
+        }
+    }
+}
+
+fn reject(path: &Path, errors: &fusebox::proxy::ConfigErrors) -> ExitCode {
+    eprintln!("fusebox: {} cannot be used:", path.display());
+    for mistake in errors.mistakes() {
+        eprintln!("  {mistake}");
+    }
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn start_log(format: LogFormat, default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn run(work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(work)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fusebox: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: GatewayConfig) -> Result<(), Box<dyn std::error::Error>> {
+    let state = AppState::new(&config)?;
+    let listener = bind("server.listen", config.listen).await?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(bind("server.admin_listen", address).await?),
+        None => None,
+    };
+    tracing::info!(address = %listener.local_addr()?, providers = config.providers.len(), "listening");
+    if let Some(admin) = &admin {
+        tracing::info!(address = %admin.local_addr()?, "listening for operators");
+    }
+    run_server(state, listener, admin, shutdown()).await;
+    Ok(())
+}
+
+async fn bind(field: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| format!("{field}: {address} cannot be bound: {error}"))
+}
+
+/// Completes on Ctrl-C, and on SIGTERM where there is one.
+async fn shutdown() {
+    let interrupted = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            .expect("SIGTERM can be listened for");
+        tokio::select! {
+            _ = interrupted => {}
+            _ = terminated.recv() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = interrupted.await;
+}

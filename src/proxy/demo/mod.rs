@@ -1,0 +1,176 @@
+//! `fusebox demo`: two simulated providers and the gateway in one process, on loopback.
+
+mod load;
+mod provider;
+mod view;
+
+use std::error::Error;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::http::StatusCode;
+use axum::routing::post;
+use clap::Args;
+use tokio::net::TcpListener;
+
+use self::load::Summary;
+use self::provider::Simulated;
+use super::attempt::Provider;
+use super::config::GatewayConfig;
+use super::server::{AppState, run_server};
+use crate::CircuitState;
+
+pub use self::provider::Fault;
+
+const MODEL: &str = "demo";
+const OPEN_FOR: Duration = Duration::from_secs(2);
+
+/// What `fusebox demo` takes.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Send requests, break the first provider for so long, heal it, and end with a summary.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub outage: Option<Duration>,
+    /// How the first provider fails during the outage.
+    #[arg(long, value_enum, default_value_t = Fault::Http500, requires = "outage")]
+    pub fault: Fault,
+    /// Print the summary as one JSON object on the last line of standard output; all else goes to standard error.
+    #[arg(long, requires = "outage")]
+    pub json: bool,
+    /// Requests per second during the outage.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000), requires = "outage")]
+    pub rate: u32,
+    /// The gateway's port; the one after it breaks and heals the providers. Default: 8080, or any with --outage.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=65_534))]
+    pub port: Option<u16>,
+}
+
+/// The two providers and the gateway in front of them.
+struct Stage {
+    state: Arc<AppState>,
+    providers: [Arc<Simulated>; 2],
+    gateway: SocketAddr,
+    control: SocketAddr,
+}
+
+/// Runs the demo until it is over or `stop` completes.
+///
+/// # Errors
+///
+/// If a port cannot be bound.
+pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), Box<dyn Error>> {
+    let port = options.port.unwrap_or(if options.outage.is_some() { 0 } else { 8080 });
+    let gateway = bind(port).await?;
+    let control = bind(if port == 0 { 0 } else { port + 1 }).await?;
+    let providers = [Simulated::start("primary").await?, Simulated::start("fallback").await?];
+    let config = GatewayConfig::from_toml(&config_text(&providers))?;
+    let stage = Stage {
+        state: AppState::new(&config)?,
+        providers,
+        gateway: gateway.local_addr()?,
+        control: control.local_addr()?,
+    };
+    let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(run_server(Arc::clone(&stage.state), gateway, None, async {
+        // An error says that the sender is gone, which means the same.
+        let _ = finished.await;
+    }));
+    tokio::spawn(axum::serve(control, control_router(&stage.providers)).into_future());
+
+    match options.outage {
+        None => {
+            print!("{}", instructions(&stage));
+            tokio::select! {
+                () = view::watch(&stage) => {}
+                () = stop => {}
+            }
+        }
+        Some(outage) => {
+            tokio::select! {
+                summary = load::drive(&stage, outage, options.fault, options.rate) => report(&summary, options.json),
+                () = stop => {}
+            }
+        }
+    }
+    drop(finish);
+    server.await?;
+    Ok(())
+}
+
+async fn bind(port: u16) -> Result<TcpListener, String> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| format!("{address} cannot be bound: {error}; choose another with --port"))
+}
+
+fn config_text(providers: &[Arc<Simulated>; 2]) -> String {
+    let provider = |provider: &Arc<Simulated>| {
+        format!(
+            "[[providers]]\nname = '{}'\nurl = 'http://{}/v1'\nmodels = ['{MODEL}']\napi_key = 'simulated'\n\
+             timeout = '1s'\n",
+            provider.name(),
+            provider.address()
+        )
+    };
+    let open_for = OPEN_FOR.as_secs();
+    let head = format!("[server]\ndrain_limit = '1s'\n[breaker]\nopen_for = '{open_for}s'\n");
+    head + &providers.each_ref().map(provider).concat()
+}
+
+/// `POST /primary/hang`, `POST /primary/heal`.
+fn control_router(providers: &[Arc<Simulated>; 2]) -> Router {
+    let providers = providers.clone();
+    let set = async move |Path((name, fault)): Path<(String, String)>| {
+        let Some(provider) = providers.iter().find(|provider| provider.name() == name) else {
+            return (StatusCode::NOT_FOUND, "expected primary or fallback\n".to_owned());
+        };
+        let fault = match Fault::parse(&fault) {
+            Ok(fault) => fault,
+            Err(expected) => return (StatusCode::NOT_FOUND, expected.to_owned()),
+        };
+        provider.set(fault).await;
+        (StatusCode::OK, format!("{name}: {}\n", fault.map_or("healthy", Fault::as_str)))
+    };
+    Router::new().route("/{provider}/{fault}", post(set))
+}
+
+fn instructions(stage: &Stage) -> String {
+    let Stage { gateway, control, .. } = stage;
+    format!(
+        "fusebox demo: a gateway in front of two simulated providers, primary and fallback. Ctrl-C ends it.
+
+ask       curl -i http://{gateway}/v1/chat/completions -H 'content-type: application/json' \\
+               -d '{{\"model\": \"{MODEL}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'
+stream    curl -N http://{gateway}/v1/chat/completions -H 'content-type: application/json' \\
+               -d '{{\"model\": \"{MODEL}\", \"stream\": true, \"messages\": []}}'
+health    curl http://{gateway}/health
+break     curl -X POST http://{control}/primary/500      (or hang, or refuse)
+heal      curl -X POST http://{control}/primary/heal
+
+"
+    )
+}
+
+fn report(summary: &Summary, json: bool) {
+    let text = summary.to_string();
+    if json {
+        eprint!("{text}");
+        println!("{}", serde_json::to_string(summary).expect("numbers and strings"));
+    } else {
+        print!("{text}");
+    }
+}
+
+impl Stage {
+    fn primary(&self) -> &Provider {
+        &self.state.candidates(MODEL).expect("both serve it")[0]
+    }
+
+    fn circuit(&self, provider: &Simulated) -> CircuitState {
+        self.state.circuit_breakers.state(provider.name()).expect("both are registered")
+    }
+}

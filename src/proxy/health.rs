@@ -1,0 +1,79 @@
+//! `GET /health`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::server::AppState;
+use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
+
+/// The whole gateway's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    /// Every circuit is closed.
+    Ok,
+    /// A circuit is not closed, but not every one is open.
+    Degraded,
+    /// Every circuit is open: no request can be served.
+    Unhealthy,
+}
+
+/// One provider's circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ProviderHealth {
+    /// `closed`, `open` or `half_open`. A circuit whose open time has passed is half-open here: its next request is the
+    /// probe.
+    pub state: &'static str,
+    /// Its failures in a row.
+    pub failure_count: u32,
+}
+
+/// The body of `GET /health`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// Of all together.
+    pub status: HealthStatus,
+    /// By name.
+    pub providers: BTreeMap<String, ProviderHealth>,
+}
+
+impl Health {
+    /// Looks at every breaker.
+    pub fn of(breakers: &CircuitBreakerRegistry) -> Self {
+        let snapshots = breakers.snapshots();
+        let all = |state| snapshots.iter().all(|snapshot| visible(snapshot) == state);
+        let status = if all(CircuitState::Closed) {
+            HealthStatus::Ok
+        } else if all(CircuitState::Open) {
+            HealthStatus::Unhealthy
+        } else {
+            HealthStatus::Degraded
+        };
+        let provider = |snapshot: &BreakerSnapshot| {
+            let state = visible(snapshot).as_str();
+            (snapshot.name.to_string(), ProviderHealth { state, failure_count: snapshot.failure_count })
+        };
+        Self { status, providers: snapshots.iter().map(provider).collect() }
+    }
+}
+
+/// The breaker itself turns half-open with the next call. Were that call kept away by a load balancer because of a 503 from
+/// here, the circuit would stay open for good.
+fn visible(snapshot: &BreakerSnapshot) -> CircuitState {
+    if snapshot.next_probe_in == Some(Duration::ZERO) { CircuitState::HalfOpen } else { snapshot.state }
+}
+
+pub(crate) async fn health(State(state): State<Arc<AppState>>) -> Response {
+    let health = Health::of(&state.circuit_breakers);
+    let status = match health.status {
+        HealthStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+        HealthStatus::Ok | HealthStatus::Degraded => StatusCode::OK,
+    };
+    (status, axum::Json(health)).into_response()
+}

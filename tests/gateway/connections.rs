@@ -1,0 +1,95 @@
+//! Connections to providers, and when their end is whose fault.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::Gateway;
+
+/// Answers every request, but closes a connection instead of giving the answer that `closes` names: the n-th on it, from 0.
+/// Counts the connections and the closes.
+async fn closing(closes: usize) -> (std::net::SocketAddr, Arc<[AtomicUsize; 2]>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let counts = Arc::new([const { AtomicUsize::new(0) }; 2]);
+    let counted = Arc::clone(&counts);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            counted[0].fetch_add(1, Ordering::Relaxed);
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let mut stream = stream;
+                for _ in 0..closes {
+                    if !read_request(&mut stream).await {
+                        return;
+                    }
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                }
+                if read_request(&mut stream).await {
+                    counted[1].fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    (address, counts)
+}
+
+/// Up to the end of its body, which no request of these tests has `}` in elsewhere than at the end.
+async fn read_request(stream: &mut TcpStream) -> bool {
+    let mut request = Vec::new();
+    while !request.ends_with(b"}") {
+        if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
+            return false;
+        }
+    }
+    true
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let (address, counts) = closing(usize::MAX).await;
+    let gateway = Gateway::over(&[address], "", "", "").await;
+    for _ in 0..20 {
+        assert_eq!(gateway.ask().await.status, 200);
+        gateway.until(|gateway| gateway.failures_of("a") == 0).await;
+    }
+    assert!(counts[0].load(Ordering::Relaxed) < 20);
+}
+
+#[tokio::test]
+async fn a_reused_connection_that_closes_before_an_answer_is_nobodys_failure_and_the_request_goes_once_more() {
+    let (address, counts) = closing(3).await;
+    let gateway = Gateway::over(&[address], "", "failure_threshold = 1", "").await;
+    // A connection is put back a moment after its answer, so how often one is reused is up to chance.
+    while counts[1].load(Ordering::Relaxed) < 10 {
+        let answer = gateway.ask().await;
+        assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]));
+    }
+    let snapshot = gateway.breaker("a").snapshot();
+    assert_eq!((snapshot.failure_count, snapshot.trip_count), (0, 0));
+}
+
+#[tokio::test]
+async fn a_new_connection_that_closes_before_an_answer_is_the_providers_failure() {
+    let (address, counts) = closing(0).await;
+    let gateway = Gateway::over(&[address], "", "", "").await;
+    assert_eq!(gateway.ask().await.status, 502);
+    assert_eq!((gateway.failures_of("a"), counts[1].load(Ordering::Relaxed)), (1, 1), "and it is not asked twice");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_http_is_the_providers_failure() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = Gateway::over(&[listener.local_addr().unwrap()], "", "", "").await;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            read_request(&mut stream).await;
+            stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").await.unwrap();
+        }
+    });
+    assert_eq!(gateway.ask().await.status, 502);
+    assert_eq!(gateway.failures_of("a"), 1);
+}

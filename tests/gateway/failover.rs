@@ -1,0 +1,181 @@
+//! Who is asked, who is blamed, and what the client gets.
+
+use crate::support::{Gateway, Provider, answer, hang, nobody, one_by_one, streamed};
+
+const FAST: &str = "timeout = '100ms'";
+
+#[tokio::test]
+async fn a_5xx_fails_over_and_the_circuit_opens_at_the_threshold() {
+    let (a, b) = (Provider::with_status(503).await, Provider::with_status(200).await);
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    for _ in 0..5 {
+        let answer = gateway.ask().await;
+        assert!(answer.status == 200 && answer.is_by(&b));
+    }
+    assert_eq!((a.hits(), b.hits()), (3, 5));
+    assert_eq!(gateway.state_of("a"), "open");
+}
+
+#[tokio::test]
+async fn a_refused_connection_fails_over() {
+    let b = Provider::with_status(200).await;
+    let gateway = Gateway::over(&[nobody().await, b.address], "", "", "").await;
+    assert_eq!(gateway.ask().await.status, 200);
+    assert_eq!(gateway.failures_of("a"), 1);
+}
+
+#[tokio::test]
+async fn a_provider_that_hangs_before_its_headers_or_before_its_first_byte_fails_over() {
+    let (quiet, headers_only) = streamed();
+    let (first, second) = (parking_lot::Mutex::new(Some(headers_only)), hang);
+    let a = Provider::start(move |n| if n == 0 { first.lock().take().unwrap() } else { second() }).await;
+    let b = Provider::with_status(200).await;
+    let gateway = Gateway::start(&[&a, &b], "", "", FAST).await;
+    for failures in 1..=2 {
+        assert!(gateway.ask().await.is_by(&b));
+        assert_eq!(gateway.failures_of("a"), failures);
+    }
+    drop(quiet);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_before_its_first_byte_fails_over() {
+    let (sender, response) = streamed();
+    sender.abort(std::io::Error::other("gone"));
+    let (a, b) = (Provider::start(one_by_one(vec![response])).await, Provider::with_status(200).await);
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    assert!(gateway.ask().await.is_by(&b));
+    assert_eq!(gateway.failures_of("a"), 1);
+}
+
+#[tokio::test]
+async fn an_upgrade_that_nobody_asked_for_is_the_providers_failure() {
+    let (a, b) = (Provider::with_status(101).await, Provider::with_status(200).await);
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    assert!(gateway.ask().await.is_by(&b));
+    assert_eq!(gateway.failures_of("a"), 1);
+}
+
+#[tokio::test]
+async fn a_4xx_is_the_clients_affair_and_neutral() {
+    let a = Provider::start(|n| answer(if n < 2 { 500 } else { 400 })).await;
+    let b = Provider::with_status(200).await;
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    gateway.ask().await;
+    gateway.ask().await;
+    for _ in 0..5 {
+        let answer = gateway.ask().await;
+        assert_eq!((answer.status, &answer.body[..]), (400, &b"{\"status\":400}"[..]));
+        assert!(answer.is_by(&a));
+    }
+    assert_eq!(gateway.failures_of("a"), 2, "neither counted nor forgiven");
+}
+
+#[tokio::test]
+async fn a_429_moves_on_and_is_neutral() {
+    let (a, b) = (Provider::with_status(429).await, Provider::with_status(200).await);
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    for _ in 0..5 {
+        assert!(gateway.ask().await.is_by(&b));
+    }
+    assert_eq!((a.hits(), gateway.failures_of("a")), (5, 0));
+}
+
+#[tokio::test]
+async fn the_last_providers_own_answer_is_returned_when_nobody_else_is_left() {
+    let (a, b) = (Provider::with_status(500).await, Provider::with_status(429).await);
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    let answer = gateway.ask().await;
+    assert_eq!((answer.status, &answer.body[..]), (429, &b"{\"status\":429}"[..]));
+    assert!(answer.is_by(&b));
+}
+
+#[tokio::test]
+async fn a_timeout_of_the_only_provider_is_a_504_and_a_refusal_a_502() {
+    let a = Provider::start(|_| hang()).await;
+    let gateway = Gateway::start(&[&a], "", "", FAST).await;
+    let answer = gateway.ask().await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (504, Some("provider_timeout")));
+
+    let gateway = Gateway::over(&[nobody().await], "", "", "").await;
+    let answer = gateway.ask().await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (502, Some("provider_unreachable")));
+}
+
+#[tokio::test]
+async fn when_every_circuit_is_open_the_answer_is_a_503_with_the_soonest_retry_after() {
+    let a = Provider::with_status(500).await;
+    let b = Provider::with_status(500).await;
+    let gateway = Gateway::start(&[&a, &b], "", "failure_threshold = 1\nopen_for = '20s'", "").await;
+    assert_eq!(gateway.ask().await.status, 500);
+    let answer = gateway.ask().await;
+    assert_eq!(answer.status, 503);
+    assert!((19..=20).contains(&answer.header("retry-after").parse().unwrap()), "{answer:?}");
+    assert_eq!(answer.json()["error"]["type"], "server_error");
+    assert_eq!((a.hits(), b.hits()), (1, 1), "nobody was asked again");
+}
+
+#[tokio::test]
+async fn a_probe_in_flight_is_waited_for_only_if_nobody_else_can_answer() {
+    let (mut probe, response) = streamed();
+    let a = Provider::start(one_by_one(vec![answer(500), response, answer(200)])).await;
+    let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    assert_eq!(gateway.ask().await.status, 500);
+    gateway.reopens("a").await;
+
+    let (first, second, ()) = tokio::join!(
+        gateway.ask(),
+        async {
+            gateway.reaches("a", "half_open").await;
+            gateway.ask().await
+        },
+        async {
+            let breaker = gateway.breaker("a");
+            gateway.until(|_| breaker.snapshot().waiters == 1).await;
+            probe.send_data("[DONE]".into()).await.unwrap();
+            drop(probe);
+        }
+    );
+    assert_eq!((first.status, second.status), (200, 200));
+    assert_eq!(gateway.state_of("a"), "closed");
+}
+
+#[tokio::test]
+async fn a_request_passes_by_a_provider_whose_probe_is_in_flight() {
+    let a = Provider::start(|n| if n == 0 { answer(500) } else { hang() }).await;
+    let b = Provider::with_status(200).await;
+    let gateway = Gateway::start(&[&a, &b], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    gateway.ask().await;
+    gateway.reopens("a").await;
+    tokio::select! {
+        _ = gateway.begin() => panic!("the probe hangs"),
+        answer = async {
+            gateway.reaches("a", "half_open").await;
+            gateway.ask().await
+        } => assert!(answer.is_by(&b) && a.hits() == 2),
+    }
+}
+
+#[tokio::test]
+async fn looking_at_a_candidate_does_not_use_up_its_probe() {
+    let (a, b) = (Provider::with_status(200).await, Provider::with_status(200).await);
+    let gateway = Gateway::start(&[&a, &b], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    gateway.breaker("b").try_acquire().unwrap().failure("test", "");
+    gateway.reopens("b").await;
+    for _ in 0..3 {
+        assert!(gateway.ask().await.is_by(&a));
+    }
+    assert_eq!(gateway.state_of("b"), "open", "a candidate that is not asked keeps its probe");
+}
+
+#[tokio::test]
+async fn a_429_to_the_probe_hands_the_probe_on() {
+    let a = Provider::start(one_by_one(vec![answer(500), answer(429), answer(200)])).await;
+    let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    gateway.ask().await;
+    gateway.reopens("a").await;
+    assert_eq!(gateway.ask().await.status, 429);
+    assert_eq!(gateway.state_of("a"), "half_open");
+    assert_eq!(gateway.ask().await.status, 200);
+    gateway.reaches("a", "closed").await;
+}

@@ -1,0 +1,51 @@
+//! `/health`.
+
+use serde_json::json;
+
+use crate::support::{Gateway, Provider};
+
+const ONCE: &str = "failure_threshold = 1\nopen_for = '1h'";
+
+#[tokio::test]
+async fn health_is_ok_degraded_or_unhealthy_by_the_circuits() {
+    let (a, b) = (Provider::with_status(200).await, Provider::with_status(200).await);
+    let gateway = Gateway::start(&[&a, &b], "", ONCE, "").await;
+    let closed = json!({"state": "closed", "failure_count": 0});
+    let open = json!({"state": "open", "failure_count": 1});
+    let breakers = &gateway.state.circuit_breakers;
+
+    let expected = json!({"status": "ok", "providers": {"a": closed, "b": closed}});
+    assert_eq!(gateway.health().await, (200, expected));
+    breakers.record_failure("a", "test", "");
+    let expected = json!({"status": "degraded", "providers": {"a": open, "b": closed}});
+    assert_eq!(gateway.health().await, (200, expected));
+    breakers.record_failure("b", "test", "");
+    let expected = json!({"status": "unhealthy", "providers": {"a": open, "b": open}});
+    assert_eq!(gateway.health().await, (503, expected));
+}
+
+#[tokio::test]
+async fn without_providers_health_is_ok() {
+    let gateway = Gateway::start(&[], "", "", "").await;
+    assert_eq!(gateway.health().await, (200, json!({"status": "ok", "providers": {}})));
+}
+
+#[tokio::test]
+async fn a_circuit_that_waits_for_its_probe_is_degraded_so_that_traffic_comes_back() {
+    let a = Provider::with_status(500).await;
+    let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    gateway.ask().await;
+    gateway.reopens("a").await;
+    let (status, health) = gateway.health().await;
+    assert_eq!((status, &health["status"]), (200, &json!("degraded")));
+    assert_eq!(health["providers"]["a"]["state"], "half_open");
+}
+
+#[tokio::test]
+async fn operators_have_health_on_a_port_of_their_own_and_nothing_else() {
+    let a = Provider::with_status(200).await;
+    let mut gateway = Gateway::start(&[&a], "", "", "").await;
+    gateway.address = gateway.admin;
+    assert_eq!(gateway.health().await.0, 200);
+    assert_eq!((gateway.ask().await.status, a.hits()), (404, 0));
+}

@@ -1,0 +1,12 @@
+//! The gateway, from the outside: real sockets on loopback, providers that fail on demand.
+#![cfg(feature = "proxy")]
+
+mod clients;
+mod config;
+mod connections;
+mod failover;
+mod health;
+mod program;
+mod streams;
+mod support;
+mod tls;

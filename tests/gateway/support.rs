@@ -1,0 +1,254 @@
+//! A gateway on loopback, providers that do as they are told, and a client.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use fusebox::proxy::{AppState, CircuitBreaker, GatewayConfig, run_server};
+use http_body_util::channel::{Channel, Sender};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// For what must happen soon, but not at a given time.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A request as the provider saw it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+type Script = dyn Fn(usize) -> Response<Body> + Send + Sync;
+
+/// A provider whose n-th answer is given by a function of n.
+pub(crate) struct Provider {
+    pub(crate) address: SocketAddr,
+    hits: Arc<AtomicUsize>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Provider {
+    pub(crate) async fn start(script: impl Fn(usize) -> Response<Body> + Send + Sync + 'static) -> Self {
+        Self::start_on("127.0.0.1:0", script).await
+    }
+
+    pub(crate) async fn start_on(
+        address: &str,
+        script: impl Fn(usize) -> Response<Body> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let hits = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let script: Arc<Script> = Arc::new(script);
+        let (count, log) = (Arc::clone(&hits), Arc::clone(&seen));
+        let app = axum::Router::new().fallback(async move |request: Request<Body>| {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            log.lock().push(Seen { method: head.method, path: head.uri.to_string(), headers: head.headers, body });
+            let mut response = script(count.fetch_add(1, Ordering::SeqCst));
+            response.headers_mut().insert(BY, address.to_string().parse().unwrap());
+            if response.status() == HANG { std::future::pending().await } else { response }
+        });
+        tokio::spawn(axum::serve(listener, app).into_future());
+        Self { address, hits, seen }
+    }
+
+    /// Answers every request with `status`.
+    pub(crate) async fn with_status(status: u16) -> Self {
+        Self::start(move |_| answer(status)).await
+    }
+
+    pub(crate) fn hits(&self) -> usize {
+        self.hits.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn last(&self) -> Seen {
+        self.seen.lock().last().cloned().expect("asked at least once")
+    }
+}
+
+/// Who answered, by address.
+const BY: &str = "x-by";
+
+/// A status that no server sends: the provider never answers.
+const HANG: StatusCode = StatusCode::IM_A_TEAPOT;
+
+pub(crate) fn hang() -> Response<Body> {
+    let mut response = Response::default();
+    *response.status_mut() = HANG;
+    response
+}
+
+pub(crate) fn answer(status: u16) -> Response<Body> {
+    let body = format!("{{\"status\":{status}}}");
+    Response::builder().status(status).header("content-type", "application/json").body(body.into()).unwrap()
+}
+
+/// An answer whose body is sent by the test, chunk by chunk.
+pub(crate) fn streamed() -> (Sender<Bytes, std::io::Error>, Response<Body>) {
+    let (sender, body) = Channel::new(4);
+    (sender, Response::builder().header("content-type", "text/event-stream").body(Body::new(body)).unwrap())
+}
+
+/// Hands out prepared responses in order.
+pub(crate) fn one_by_one(responses: Vec<Response<Body>>) -> impl Fn(usize) -> Response<Body> + Send + Sync + 'static {
+    let responses = Mutex::new(responses.into_iter());
+    move |_| responses.lock().next().unwrap_or_else(|| answer(500))
+}
+
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) state: Arc<AppState>,
+    client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
+    stop: Option<oneshot::Sender<()>>,
+    pub(crate) server: JoinHandle<()>,
+}
+
+impl Gateway {
+    /// `providers` are called a, b, c in this order, and serve the model `m`. `extra` goes into every `[[providers]]`.
+    pub(crate) async fn start(providers: &[&Provider], server: &str, breaker: &str, extra: &str) -> Self {
+        let addresses: Vec<_> = providers.iter().map(|provider| provider.address).collect();
+        Self::over(&addresses, server, breaker, extra).await
+    }
+
+    pub(crate) async fn over(providers: &[SocketAddr], server: &str, breaker: &str, extra: &str) -> Self {
+        let mut text = format!("[server]\n{server}\n[breaker]\n{breaker}\n");
+        for (name, address) in ["a", "b", "c"].iter().zip(providers) {
+            let provider = format!(
+                "[[providers]]\nname = '{name}'\nurl = 'http://{address}/base/v1'\nmodels = ['m']\n\
+                 api_key = 'provider-key'\n{extra}\n"
+            );
+            text += &provider;
+        }
+        Self::from_config(&GatewayConfig::from_toml(&text).unwrap()).await
+    }
+
+    pub(crate) async fn from_config(config: &GatewayConfig) -> Self {
+        let state = AppState::new(config).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, admin_address) = (listener.local_addr().unwrap(), admin.local_addr().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(run_server(Arc::clone(&state), listener, Some(admin), async {
+            stopped.await.ok();
+        }));
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self { address, admin: admin_address, state, client, stop: Some(stop), server }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Response<hyper::body::Incoming> {
+        self.client.request(request).await.unwrap()
+    }
+
+    pub(crate) fn request(&self, path: &str, body: &str) -> Request<Full<Bytes>> {
+        let uri = format!("http://{}{path}", self.address);
+        Request::post(uri).header("content-type", "application/json").body(Full::from(body.to_owned())).unwrap()
+    }
+
+    /// Asks for a completion; the body is still to be read.
+    pub(crate) async fn begin(&self) -> Response<hyper::body::Incoming> {
+        self.send(self.request("/v1/chat/completions", CHAT)).await
+    }
+
+    /// Asks for a completion and reads it.
+    pub(crate) async fn ask(&self) -> Answer {
+        read(self.begin().await).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Answer {
+        read(self.send(self.request(path, body)).await).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        let uri = format!("http://{}{path}", self.address);
+        read(self.send(Request::get(uri).body(Full::default()).unwrap()).await).await
+    }
+
+    pub(crate) async fn health(&self) -> (u16, Value) {
+        let answer = self.get("/health").await;
+        (answer.status, answer.json())
+    }
+
+    pub(crate) fn state_of(&self, provider: &str) -> String {
+        self.state.circuit_breakers.state(provider).unwrap().to_string()
+    }
+
+    pub(crate) fn failures_of(&self, provider: &str) -> u32 {
+        self.state.circuit_breakers.failure_count(provider).unwrap()
+    }
+
+    /// Waits until `provider`'s circuit is in `state`, which follows the answer by a moment.
+    pub(crate) async fn reaches(&self, provider: &str, state: &str) {
+        self.until(|gateway| gateway.state_of(provider) == state).await;
+    }
+
+    pub(crate) async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until `provider`'s open time has passed.
+    pub(crate) async fn reopens(&self, provider: &str) {
+        self.until(|gateway| gateway.breaker(provider).would_allow()).await;
+    }
+
+    pub(crate) fn breaker(&self, provider: &str) -> Arc<CircuitBreaker> {
+        self.state.circuit_breakers.get(provider).unwrap()
+    }
+}
+
+pub(crate) const CHAT: &str = r#"{"messages": [{"role": "user", "content": "hi"}], "model": "m"}"#;
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub(crate) fn is_by(&self, provider: &Provider) -> bool {
+        self.header(BY) == provider.address.to_string()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value: &HeaderValue| value.to_str().unwrap())
+    }
+}
+
+pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> Answer {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.expect("a whole body").to_bytes();
+    Answer { status: head.status.as_u16(), headers: head.headers, body }
+}
+
+/// A port that nobody listens on.
+pub(crate) async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
