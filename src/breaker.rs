@@ -115,17 +115,7 @@ impl CircuitBreaker {
     /// ```
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit<&Self>, Rejection> {
-        let word = self.load();
-        if word::is_closed(word) { Ok(Permit::new(self, word)) } else { self.try_acquire_blocked(word) }
-    }
-
-    #[cold]
-    fn try_acquire_blocked(&self, word: u64) -> Result<Permit<&Self>, Rejection> {
-        match self.admit(word, self.clock.now(), None) {
-            Ok(word) => Ok(Permit::new(self, word)),
-            Err(Blocked::Refused(rejection)) => Err(rejection),
-            Err(Blocked::ByProbe { lease_left, .. }) => Err(Rejection::new(RejectionReason::ProbeInFlight, lease_left)),
-        }
+        self.try_acquire_word().map(|word| Permit::new(self, word))
     }
 
     /// Asks for a permit, and waits for the result of a probe in flight.
@@ -185,8 +175,7 @@ impl CircuitBreaker {
     ///
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_owned(self: Arc<Self>) -> Result<OwnedPermit, Rejection> {
-        let word = self.try_acquire()?.into_word();
-        Ok(Permit::new(self, word))
+        self.try_acquire_word().map(|word| Permit::new(self, word))
     }
 
     /// Runs `future` if the circuit lets it, waiting for a probe in flight, and records its result: `Ok` is a success,
@@ -303,6 +292,10 @@ impl CircuitBreaker {
         }
     }
 
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     pub(crate) fn history(&self) -> &History {
         &self.history
     }
@@ -324,7 +317,22 @@ impl CircuitBreaker {
         self.word.compare_exchange(from, to, Ordering::Release, Ordering::Acquire).map(|_| to)
     }
 
-    /// The word that a permit is made of, after waiting for a probe if need be.
+    /// The word that a permit is made of.
+    #[inline]
+    fn try_acquire_word(&self) -> Result<u64, Rejection> {
+        let word = self.load();
+        if word::is_closed(word) { Ok(word) } else { self.try_acquire_blocked(word) }
+    }
+
+    #[cold]
+    fn try_acquire_blocked(&self, word: u64) -> Result<u64, Rejection> {
+        self.admit(word, self.clock.now(), None).map_err(|blocked| match blocked {
+            Blocked::Refused(rejection) => rejection,
+            Blocked::ByProbe { lease_left, .. } => Rejection::new(RejectionReason::ProbeInFlight, lease_left),
+        })
+    }
+
+    /// The same, after waiting for a probe if need be.
     #[inline]
     pub(crate) async fn acquire_word(&self) -> Result<u64, Rejection> {
         let word = self.load();

@@ -3,16 +3,16 @@
 use crate::breaker::CircuitBreaker;
 use crate::word::Snapshot;
 
-/// Logs the transition to `after` with what an operator asks for first. A macro, since `tracing` wants level and message
-/// at compile time.
+/// Logs a transition with what an operator asks for first; failure count and last error are those of `$word`. A macro, since
+/// `tracing` wants level and message at compile time.
 macro_rules! transition {
-    ($level:ident, $breaker:expr, $after:expr, $failure_count:expr, $message:literal) => {{
+    ($level:ident, $breaker:expr, $word:expr, $message:literal) => {{
         let breaker: &CircuitBreaker = $breaker;
-        let last_error = breaker.history().last_error($after.generation);
+        let last_error = breaker.history().last_error($word.generation);
         tracing::event!(
             tracing::Level::$level,
             provider = breaker.name(),
-            failure_count = $failure_count,
+            failure_count = $word.failure_count,
             last_error = last_error.map(tracing::field::display),
             trip_count = breaker.trip_count(),
             $message
@@ -22,26 +22,26 @@ macro_rules! transition {
 
 #[cold]
 pub(crate) fn opened(breaker: &CircuitBreaker, after: Snapshot) {
-    transition!(WARN, breaker, after, after.failure_count, "circuit opened");
+    transition!(WARN, breaker, after, "circuit opened");
 }
 
 #[cold]
 pub(crate) fn reopened(breaker: &CircuitBreaker, after: Snapshot) {
-    transition!(WARN, breaker, after, after.failure_count, "circuit opened again, the probe failed");
+    transition!(WARN, breaker, after, "circuit opened again, the probe failed");
 }
 
 #[cold]
 pub(crate) fn half_opened(breaker: &CircuitBreaker, after: Snapshot) {
-    transition!(INFO, breaker, after, after.failure_count, "circuit half-open, probing");
+    transition!(INFO, breaker, after, "circuit half-open, probing");
 }
 
 /// `before`: closing resets the failure count.
 #[cold]
 pub(crate) fn closed(breaker: &CircuitBreaker, before: Snapshot) {
-    transition!(INFO, breaker, before, before.failure_count, "circuit closed, the probe succeeded");
+    transition!(INFO, breaker, before, "circuit closed, the probe succeeded");
 }
 
 #[cold]
 pub(crate) fn probe_taken_over(breaker: &CircuitBreaker, after: Snapshot) {
-    transition!(WARN, breaker, after, after.failure_count, "the probe's lease ended, the next call takes it over");
+    transition!(WARN, breaker, after, "the probe's lease ended, the next call takes it over");
 }

@@ -137,11 +137,6 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self
     }
 
-    /// Takes the word out of a permit that is to be replaced by another of the same word.
-    pub(crate) fn into_word(mut self) -> u64 {
-        std::mem::replace(&mut self.word, RESOLVED)
-    }
-
     /// The word that the probe claimed, which then is no longer this permit's to resolve.
     fn take_claim(&mut self) -> u64 {
         std::mem::replace(&mut self.word, RESOLVED) | PROBE_BIT

@@ -78,7 +78,7 @@ impl CircuitBreakerRegistry {
             names.into_iter().map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config.clone()))).collect();
         self.update(|breakers| {
             for breaker in new {
-                breakers.entry(breaker.name().into()).or_insert(breaker);
+                breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker);
             }
         });
     }
@@ -98,7 +98,7 @@ impl CircuitBreakerRegistry {
     /// ```
     pub fn insert_breaker(&self, breaker: impl Into<Arc<CircuitBreaker>>) -> Arc<CircuitBreaker> {
         let breaker = breaker.into();
-        self.update(|breakers| Arc::clone(breakers.entry(breaker.name().into()).or_insert(breaker)))
+        self.update(|breakers| Arc::clone(breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker)))
     }
 
     /// Takes a breaker out, and returns it. Permits that are out stay valid. A probe in flight counts as successful, since

@@ -14,7 +14,7 @@
 //! | `Open`     | is refused                     | late, ignored   | late, ignored     | the next call claims the probe   |
 //! | `HalfOpen` | waits, or claims a free probe  | probe's: closes | probe's: reopens  | the next call takes the probe over |
 //!
-//! Nothing in this file reads a clock, an atomic or a configuration. A transition is a function of the word, the tick and
+//! Half of this file is its tests. Nothing in it reads a clock, an atomic or a configuration. A transition is a function of the word, the tick and
 //! the limits that it is given; the caller's compare-and-swap decides whether it happened.
 
 use std::fmt;

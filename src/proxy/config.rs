@@ -174,7 +174,8 @@ fn read_server(mut section: Section<'_>) -> GatewayConfig {
 /// A client should not wait as long as a library's caller may, nor should the gateway hold any number of them.
 fn read_breaker(mut section: Section<'_>) -> ConfigBuilder {
     let mut builder = Config::builder().wait_limit(Duration::from_secs(10)).max_waiters(1000);
-    if let Some(failures) = section.count("failure_threshold") {
+    let count = |value: &Value| u32::try_from(value.as_integer()?).ok();
+    if let Some(failures) = section.parse("failure_threshold", "a whole number, 1 to 1023", count) {
         builder = section.checked(builder.clone().failure_threshold(failures), builder);
     }
     if let Some(duration) = section.duration("open_for") {
@@ -265,31 +266,22 @@ impl<'a> Section<'a> {
         self.take(field, expected)
     }
 
-    fn address(&mut self, field: &'static str) -> Option<SocketAddr> {
+    fn parse<T>(&mut self, field: &'static str, expected: &str, parse: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
         let value = self.value(field)?;
-        let address = value.as_str().and_then(|text| text.parse().ok());
-        if address.is_none() {
-            self.mistake(field, &value.to_string(), "an address such as \"127.0.0.1:8080\"");
+        let parsed = parse(&value);
+        if parsed.is_none() {
+            self.mistake(field, &value.to_string(), expected);
         }
-        address
+        parsed
     }
 
-    fn count(&mut self, field: &'static str) -> Option<u32> {
-        let value = self.value(field)?;
-        let count = value.as_integer().and_then(|count| u32::try_from(count).ok());
-        if count.is_none() {
-            self.mistake(field, &value.to_string(), "a whole number, 1 to 1023");
-        }
-        count
+    fn address(&mut self, field: &'static str) -> Option<SocketAddr> {
+        self.parse(field, "an address such as \"127.0.0.1:8080\"", |value| value.as_str()?.parse().ok())
     }
 
     fn duration(&mut self, field: &'static str) -> Option<Duration> {
-        let value = self.value(field)?;
-        let duration = value.as_str().and_then(|text| humantime::parse_duration(text).ok());
-        if duration.is_none() {
-            self.mistake(field, &value.to_string(), "a duration such as \"30s\" or \"500ms\"");
-        }
-        duration
+        let parse = |value: &Value| humantime::parse_duration(value.as_str()?).ok();
+        self.parse(field, "a duration such as \"30s\" or \"500ms\"", parse)
     }
 
     fn timeout(&mut self, field: &'static str, timeout: &mut Duration) {

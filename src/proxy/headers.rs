@@ -15,23 +15,10 @@ static HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
-/// What identifies the client to the gateway, and must not reach a provider.
-static CLIENT_ONLY: [HeaderName; 8] = [
+/// What identifies an account: the client's with the gateway must not reach a provider, the gateway's with a provider must
+/// not reach a client.
+static CREDENTIALS: [HeaderName; 7] = [
     header::AUTHORIZATION,
-    header::COOKIE,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-goog-api-key"),
-    HeaderName::from_static("anthropic-api-key"),
-    HeaderName::from_static("openai-organization"),
-    HeaderName::from_static("openai-project"),
-];
-
-/// What belongs to the gateway's account with the provider, and must not reach a client.
-static PROVIDER_ONLY: [HeaderName; 9] = [
-    header::AUTHORIZATION,
-    header::SET_COOKIE,
-    header::WWW_AUTHENTICATE,
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("api-key"),
     HeaderName::from_static("x-goog-api-key"),
@@ -54,22 +41,20 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-pub(crate) fn to_provider(headers: &mut HeaderMap) {
+fn strip(headers: &mut HeaderMap, one_way: &[HeaderName]) {
     strip_hop_by_hop(headers);
-    for name in &CLIENT_ONLY {
-        headers.remove(name);
-    }
-    // The provider's own host, the body's own length; and the body is at hand, so there is nothing to expect.
-    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
+    for name in CREDENTIALS.iter().chain(one_way) {
         headers.remove(name);
     }
 }
 
+pub(crate) fn to_provider(headers: &mut HeaderMap) {
+    // The provider's own host, the body's own length; and the body is at hand, so there is nothing to expect.
+    strip(headers, &[header::COOKIE, header::HOST, header::CONTENT_LENGTH, header::EXPECT]);
+}
+
 pub(crate) fn to_client(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
-    for name in &PROVIDER_ONLY {
-        headers.remove(name);
-    }
+    strip(headers, &[header::SET_COOKIE, header::WWW_AUTHENTICATE]);
 }
 
 #[cfg(test)]

@@ -193,9 +193,11 @@ impl Upstream {
         let idle = Arc::clone(&self.idle);
         tokio::spawn(async move {
             if connection.ready().await.is_ok() {
-                let since = Instant::now();
                 let mut idle = idle.lock();
-                idle.retain(|idle| since - idle.since < IDLE_LIMIT && !idle.connection.is_closed());
+                let since = Instant::now();
+                // The stack is in the order of their rest: what is too old lies at its bottom.
+                let expired = idle.partition_point(|idle| since - idle.since >= IDLE_LIMIT);
+                idle.drain(..expired);
                 if idle.len() < MAX_IDLE {
                     idle.push(Idle { connection, since });
                 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use fusebox::{CircuitBreaker, ProbeGuard};
+use fusebox::{CircuitBreaker, CircuitState, ProbeGuard};
 use tokio::time::advance;
 
 use crate::log::Log;
@@ -86,7 +86,7 @@ async fn a_cancelled_probe_is_passed_on_silently_and_a_taken_over_one_is_warned_
 }
 
 #[test]
-fn of_many_threads_that_fail_at_once_one_logs_the_trip() {
+fn of_many_threads_that_fail_at_once_one_trips_the_circuit_and_logs_it() {
     let rounds = if cfg!(miri) { 3 } else { 200 };
     for _ in 0..rounds {
         let breaker = Arc::new(CircuitBreaker::builder("openai").failure_threshold(2).build().unwrap());
@@ -106,5 +106,6 @@ fn of_many_threads_that_fail_at_once_one_logs_the_trip() {
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!((opened, breaker.trip_count()), (1, 1));
+        assert_eq!((breaker.state(), breaker.failure_count()), (CircuitState::Open, 2));
     }
 }

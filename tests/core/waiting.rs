@@ -177,3 +177,18 @@ async fn a_waiter_that_sleeps_through_a_whole_cycle_waits_for_the_next_probe() {
     assert_eq!(at_once(wait).await.unwrap().kind(), PermitType::Normal);
     fail(&breaker, "5xx");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_moves_on_to_a_later_probe_is_refused_by_that_ones_failure() {
+    let breaker = configured(|builder| builder.open_for(Duration::from_millis(1)));
+    let first = probe(&breaker).await;
+    let mut wait = Box::pin(breaker.acquire());
+    assert!(!is_ready(wait.as_mut()).await);
+    first.success();
+    let second = probe(&breaker).await;
+    assert!(!is_ready(wait.as_mut()).await);
+    second.failure("timeout", "");
+    advance(SECOND).await;
+    assert!(breaker.would_allow(), "the next call may probe, but not one that waited for this probe");
+    assert_eq!(at_once(wait).await.unwrap_err().reason(), RejectionReason::Reopened);
+}

@@ -9,7 +9,7 @@ async fn a_stream_passes_chunk_by_chunk_as_it_comes() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
     let gateway = Gateway::start(&[&a], "", "", "").await;
-    let (response, ()) = tokio::join!(gateway.begin(), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     let mut body = response.into_body();
     // The second chunk is sent only when the first has arrived.
     for chunk in ["data: 1\n\n", "data: 2\n\n", "data: [DONE]\n\n"] {
@@ -27,7 +27,7 @@ async fn a_stream_that_breaks_off_in_the_middle_is_cut_and_counts_as_a_failure()
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
     let gateway = Gateway::start(&[&a], "", "", "").await;
-    let (response, ()) = tokio::join!(gateway.begin(), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     assert_eq!(gateway.failures_of("a"), 0);
     sender.abort(std::io::Error::other("gone"));
     assert!(response.into_body().collect().await.is_err(), "a cut stream must not look complete");
@@ -39,7 +39,7 @@ async fn a_stream_that_falls_silent_is_cut_after_the_timeout() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
     let gateway = Gateway::start(&[&a], "", "", "timeout = '50ms'").await;
-    let (response, ()) = tokio::join!(gateway.begin(), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     assert!(response.into_body().collect().await.is_err());
     assert_eq!(gateway.failures_of("a"), 1);
 }
@@ -62,7 +62,7 @@ async fn the_rest_of_a_probes_stream_is_judged_as_an_ordinary_call() {
     let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
     gateway.ask().await;
     gateway.reopens("a").await;
-    let (response, ()) = tokio::join!(gateway.begin(), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     assert_eq!(gateway.state_of("a"), "closed", "the first byte was enough");
     sender.abort(std::io::Error::other("gone"));
     assert!(response.into_body().collect().await.is_err());
@@ -97,7 +97,7 @@ async fn a_drain_lets_streams_finish_and_refuses_new_connections() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
     let mut gateway = Gateway::start(&[&a], "", "", "").await;
-    let (response, ()) = tokio::join!(gateway.begin(), async { sender.send_data("1".into()).await.unwrap() });
+    let response = gateway.begin_with(&mut sender, "1").await;
     gateway.stop();
     while tokio::net::TcpStream::connect(gateway.address).await.is_ok() {
         tokio::task::yield_now().await;
@@ -113,7 +113,7 @@ async fn a_drain_ends_at_its_limit() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
     let mut gateway = Gateway::start(&[&a], "drain_limit = '50ms'", "", "").await;
-    let (response, ()) = tokio::join!(gateway.begin(), async { sender.send_data("1".into()).await.unwrap() });
+    let response = gateway.begin_with(&mut sender, "1").await;
     gateway.stop();
     (&mut gateway.server).await.unwrap();
     drop(response);

@@ -169,6 +169,16 @@ impl Gateway {
         self.send(self.request("/v1/chat/completions", CHAT)).await
     }
 
+    /// Asks for a completion whose first chunk the provider sends meanwhile: there is no answer before that.
+    pub(crate) async fn begin_with(
+        &self,
+        sender: &mut Sender<Bytes, std::io::Error>,
+        chunk: &'static str,
+    ) -> Response<hyper::body::Incoming> {
+        let (response, ()) = tokio::join!(self.begin(), async { sender.send_data(chunk.into()).await.unwrap() });
+        response
+    }
+
     /// Asks for a completion and reads it.
     pub(crate) async fn ask(&self) -> Answer {
         read(self.begin().await).await

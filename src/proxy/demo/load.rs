@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::provider::Fault;
 use super::{MODEL, OPEN_FOR, Stage};
-use crate::CircuitState;
+use crate::{CircuitBreaker, CircuitState};
 
 const HEALTHY: Duration = Duration::from_secs(1);
 /// No request takes longer unless it is lost.
@@ -78,15 +78,18 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault, rate: u
         let healed = Instant::now();
         // One more open interval, and time for the probe, before giving up on the circuit.
         let limit = healed + OPEN_FOR * 3;
-        while stage.circuit(primary) != CircuitState::Closed && Instant::now() < limit {
+        while stage.primary().breaker.state() != CircuitState::Closed && Instant::now() < limit {
             sleep(Duration::from_millis(10)).await;
         }
         sleep(HEALTHY).await;
         over.store(true, Ordering::Relaxed);
         (began, healed, hits)
     };
-    let ((began, healed, hits), samples, seen) =
-        tokio::join!(script, send_until(&over, stage.gateway, rate, &in_flight), watch_until(&over, stage, &in_flight));
+    let ((began, healed, hits), samples, seen) = tokio::join!(
+        script,
+        send_until(&over, stage.gateway, rate, &in_flight),
+        watch_until(&over, &stage.primary().breaker, &in_flight)
+    );
 
     let mut latencies: Vec<Duration> = samples.iter().filter(|s| s.error.is_none()).map(|s| s.latency).collect();
     latencies.sort_unstable();
@@ -167,20 +170,19 @@ async fn ask(http: &Http, gateway: SocketAddr, stream: bool) -> Sample {
     Sample { latency: start.elapsed(), error }
 }
 
-async fn watch_until(over: &AtomicBool, stage: &Stage, in_flight: &Arc<()>) -> Seen {
-    let primary = &stage.providers[0];
+async fn watch_until(over: &AtomicBool, breaker: &CircuitBreaker, in_flight: &Arc<()>) -> Seen {
     let start = Instant::now();
     let mut seen = Seen::default();
     let mut before = CircuitState::Closed;
     let mut ticks = interval(Duration::from_millis(1));
     while !over.load(Ordering::Relaxed) {
         ticks.tick().await;
-        let current = stage.circuit(primary);
+        let current = breaker.state();
         if current == before {
             continue;
         }
         let now = Instant::now();
-        eprintln!("  {:6.2} s  {}: {before} -> {current}", (now - start).as_secs_f64(), primary.name());
+        eprintln!("  {:6.2} s  {}: {before} -> {current}", (now - start).as_secs_f64(), breaker.name());
         if current == CircuitState::Closed {
             seen.closed = Some(now);
         } else if seen.opened.is_none() {

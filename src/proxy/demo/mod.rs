@@ -22,7 +22,6 @@ use self::provider::Simulated;
 use super::attempt::Provider;
 use super::config::GatewayConfig;
 use super::server::{AppState, run_server};
-use crate::CircuitState;
 
 pub use self::provider::Fault;
 
@@ -168,9 +167,5 @@ fn report(summary: &Summary, json: bool) {
 impl Stage {
     fn primary(&self) -> &Provider {
         &self.state.candidates(MODEL).expect("both serve it")[0]
-    }
-
-    fn circuit(&self, provider: &Simulated) -> CircuitState {
-        self.state.circuit_breakers.state(provider.name()).expect("both are registered")
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 const WORDS: [&str; 6] = ["The ", "circuit ", "is ", "closed ", "again", "."];
 const THINKING: Duration = Duration::from_millis(2);
+const REBIND: Duration = Duration::from_millis(20);
 
 /// How a simulated provider fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,10 +107,10 @@ impl Simulated {
             }
             self.listening.send_replace(listener.is_some());
             let Some(open) = &listener else {
-                let retry = tokio::time::sleep(Duration::from_millis(if refuse { 3_600_000 } else { 20 }));
                 tokio::select! {
                     _ = fault.changed() => {}
-                    () = retry => {}
+                    // The port may be taken for a moment.
+                    () = tokio::time::sleep(REBIND), if !refuse => {}
                 }
                 continue;
             };
