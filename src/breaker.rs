@@ -381,22 +381,26 @@ impl CircuitBreaker {
     }
 
     // ---- the protocol: recording ----
+    // Each says whether it counted, or came too late.
 
     /// A call that was admitted by the closed word `granted` succeeded.
     #[inline]
-    pub(crate) fn record_success(&self, granted: u64) {
+    pub(crate) fn record_success(&self, granted: u64) -> bool {
         let word = self.word.load(Ordering::Relaxed);
-        if !word::is_clean(word) {
-            self.reset_failures(word, granted);
-        }
+        word::is_clean(word) || self.reset_failures(word, granted)
     }
 
     #[cold]
-    fn reset_failures(&self, mut word: u64, granted: u64) {
+    fn reset_failures(&self, mut word: u64, granted: u64) -> bool {
         let generation = Snapshot::unpack(granted).generation;
-        while let Success::Reset(reset) = Snapshot::unpack(word).success(generation) {
+        loop {
+            let reset = match Snapshot::unpack(word).success(generation) {
+                Success::Late => return false,
+                Success::Clean => return true,
+                Success::Reset(reset) => reset,
+            };
             match self.swap(word, reset) {
-                Ok(_) => return,
+                Ok(_) => return true,
                 Err(current) => word = current,
             }
         }
@@ -404,14 +408,14 @@ impl CircuitBreaker {
 
     /// A call that was admitted by the closed word `granted` failed.
     #[cold]
-    pub(crate) fn record_failure(&self, granted: u64, error_type: &str, message: &dyn fmt::Display) {
+    pub(crate) fn record_failure(&self, granted: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
         let generation = Snapshot::unpack(granted).generation;
         let now = self.clock.now();
         let mut error = None;
         let mut word = self.load();
         loop {
             let swapped = match Snapshot::unpack(word).failure(generation, now, &self.limits) {
-                Failure::Late => return,
+                Failure::Late => return false,
                 Failure::Count(counted) => self.swap(word, counted),
                 Failure::Trip(open) => {
                     let error = error.get_or_insert_with(|| Arc::new(LastError::new(error_type, message)));
@@ -422,7 +426,7 @@ impl CircuitBreaker {
                 }
             };
             match swapped {
-                Ok(_) => return,
+                Ok(_) => return true,
                 Err(current) => word = current,
             }
         }
@@ -430,36 +434,40 @@ impl CircuitBreaker {
 
     /// The probe that holds `claimed` succeeded.
     #[cold]
-    pub(crate) fn probe_succeeded(&self, claimed: u64) {
+    pub(crate) fn probe_succeeded(&self, claimed: u64) -> bool {
         let before = Snapshot::unpack(claimed);
-        if let ProbeEnd::Resolve(closed) = before.probe_success()
-            && self.swap(claimed, closed).is_ok()
-        {
-            self.waiting.notify();
-            event::closed(self, before);
+        let ProbeEnd::Resolve(closed) = before.probe_success() else { return false };
+        if self.swap(claimed, closed).is_err() {
+            return false;
         }
+        self.waiting.notify();
+        event::closed(self, before);
+        true
     }
 
     /// The probe that holds `claimed` failed.
     #[cold]
-    pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) {
-        if let ProbeEnd::Resolve(open) = Snapshot::unpack(claimed).probe_failure(self.clock.now(), &self.limits)
-            && self.swap_to_open(claimed, open, error).is_ok()
-        {
-            self.history.count_failed_probe();
-            self.waiting.notify();
-            event::reopened(self, open);
+    pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) -> bool {
+        let failed = Snapshot::unpack(claimed).probe_failure(self.clock.now(), &self.limits);
+        let ProbeEnd::Resolve(open) = failed else { return false };
+        if self.swap_to_open(claimed, open, error).is_err() {
+            return false;
         }
+        self.history.count_failed_probe();
+        self.waiting.notify();
+        event::reopened(self, open);
+        true
     }
 
     /// The probe that holds `claimed` was called off.
     #[cold]
-    pub(crate) fn probe_cancelled(&self, claimed: u64) {
-        if let ProbeEnd::Resolve(free) = Snapshot::unpack(claimed).probe_cancel()
-            && self.swap(claimed, free).is_ok()
-        {
-            self.waiting.notify();
+    pub(crate) fn probe_cancelled(&self, claimed: u64) -> bool {
+        let ProbeEnd::Resolve(free) = Snapshot::unpack(claimed).probe_cancel() else { return false };
+        if self.swap(claimed, free).is_err() {
+            return false;
         }
+        self.waiting.notify();
+        true
     }
 
     fn swap_to_open(&self, from: u64, open: Snapshot, error: &Arc<LastError>) -> Result<u64, u64> {

@@ -8,12 +8,11 @@ use crate::word::Snapshot;
 macro_rules! transition {
     ($level:ident, $breaker:expr, $word:expr, $message:literal) => {{
         let breaker: &CircuitBreaker = $breaker;
-        let last_error = breaker.history().last_error($word.generation);
         tracing::event!(
             tracing::Level::$level,
             provider = breaker.name(),
             failure_count = $word.failure_count,
-            last_error = last_error.map(tracing::field::display),
+            last_error = breaker.history().last_error($word.generation).map(tracing::field::display),
             trip_count = breaker.trip_count(),
             $message
         );

@@ -97,13 +97,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
 
     /// The call went well: a probe closes the circuit, an ordinary call ends a row of failures.
     #[inline]
-    pub fn success(mut self) {
-        if word::is_closed(self.word) {
-            self.breaker.record_success(self.word);
-        } else {
-            let claimed = self.take_claim();
-            self.breaker.probe_succeeded(claimed);
-        }
+    pub fn success(self) {
+        self.succeed();
     }
 
     /// The upstream failed: a probe opens the circuit again, an ordinary call counts towards the threshold. `error_type`
@@ -112,12 +107,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     /// # Panics
     ///
     /// If formatting `message` does; a probe then counts as dropped.
-    pub fn failure(mut self, error_type: &str, message: impl fmt::Display) {
-        if word::is_closed(self.word) {
-            self.breaker.record_failure(self.word, error_type, &message);
-        } else {
-            self.probe_failure(error_type, &message);
-        }
+    pub fn failure(self, error_type: &str, message: impl fmt::Display) {
+        self.fail(error_type, &message);
     }
 
     /// Says nothing about the upstream: the call was never made, or ended by its caller's doing. An ordinary call changes
@@ -137,17 +128,37 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self
     }
 
+    /// As [`success`](Self::success); whether it counted.
+    #[inline]
+    pub(crate) fn succeed(mut self) -> bool {
+        if word::is_closed(self.word) {
+            self.breaker.record_success(self.word)
+        } else {
+            let claimed = self.take_claim();
+            self.breaker.probe_succeeded(claimed)
+        }
+    }
+
+    /// As [`failure`](Self::failure); whether it counted.
+    pub(crate) fn fail(mut self, error_type: &str, message: &dyn fmt::Display) -> bool {
+        if word::is_closed(self.word) {
+            self.breaker.record_failure(self.word, error_type, message)
+        } else {
+            self.probe_failure(error_type, message)
+        }
+    }
+
     /// The word that the probe claimed, which then is no longer this permit's to resolve.
     fn take_claim(&mut self) -> u64 {
         std::mem::replace(&mut self.word, RESOLVED) | PROBE_BIT
     }
 
     #[cold]
-    fn probe_failure(&mut self, error_type: &str, message: &dyn fmt::Display) {
+    fn probe_failure(&mut self, error_type: &str, message: &dyn fmt::Display) -> bool {
         // Before the claim is given up: if formatting panics, there is still a probe to drop.
         let error = Arc::new(LastError::new(error_type, message));
         let claimed = self.take_claim();
-        self.breaker.probe_failed(claimed, &error);
+        self.breaker.probe_failed(claimed, &error)
     }
 
     #[cold]
@@ -193,10 +204,11 @@ impl<B: Deref<Target = CircuitBreaker>> fmt::Debug for Permit<B> {
 /// use fusebox::{CircuitBreakerRegistry, PermitType, ProbeGuard};
 ///
 /// let breakers = CircuitBreakerRegistry::new(["openai", "anthropic"]);
-/// match breakers.acquire_permit("openai").await? {
+/// let counted = match breakers.acquire_permit("openai").await? {
 ///     PermitType::Normal => breakers.record_success("openai"),
 ///     PermitType::Probe => ProbeGuard::new(&breakers, "openai").success(),
-/// }
+/// };
+/// assert!(counted);
 /// # Ok(())
 /// # }
 /// ```
@@ -213,21 +225,18 @@ impl ProbeGuard {
         Self { permit: breaker.and_then(|breaker| Permit::standing_in(breaker, PermitType::Probe)) }
     }
 
-    /// The probe went well: the circuit closes.
-    pub fn success(self) {
-        if let Some(permit) = self.permit {
-            permit.success();
-        }
+    /// The probe went well: the circuit closes. Whether that counted: not if the probe was resolved already, or taken
+    /// over after its lease.
+    pub fn success(self) -> bool {
+        self.permit.is_some_and(Permit::succeed)
     }
 
-    /// The probe failed: the circuit opens again.
+    /// The probe failed: the circuit opens again. Whether that counted, as for [`success`](Self::success).
     ///
     /// # Panics
     ///
     /// If formatting `message` does; the probe then counts as dropped.
-    pub fn failure(self, error_type: &str, message: impl fmt::Display) {
-        if let Some(permit) = self.permit {
-            permit.failure(error_type, message);
-        }
+    pub fn failure(self, error_type: &str, message: impl fmt::Display) -> bool {
+        self.permit.is_some_and(|permit| permit.fail(error_type, &message))
     }
 }

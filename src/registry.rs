@@ -105,7 +105,7 @@ impl CircuitBreakerRegistry {
     /// no record by name can reach it any more and whoever waits for it should pass, as calls of an unknown name do.
     pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
         let removed = self.update(|breakers| breakers.remove(name))?;
-        resolve(&removed, PermitType::Probe, Permit::success);
+        resolve(&removed, PermitType::Probe, Permit::succeed);
         Some(removed)
     }
 
@@ -177,44 +177,49 @@ impl CircuitBreakerRegistry {
         breaker.acquire_word().await.map(PermitType::of).map_err(|rejection| breaker.explain(rejection))
     }
 
-    /// An ordinary call went well.
-    pub fn record_success(&self, name: &str) {
-        self.with(name, |breaker| resolve(breaker, PermitType::Normal, Permit::success));
+    /// An ordinary call went well. Whether that counted: not for an unknown name, nor unless the circuit is closed.
+    pub fn record_success(&self, name: &str) -> bool {
+        self.record(name, |breaker| resolve(breaker, PermitType::Normal, Permit::succeed))
     }
 
-    /// An ordinary call failed. See [`Permit::failure`].
+    /// An ordinary call failed; see [`Permit::failure`]. Whether that counted, as for
+    /// [`record_success`](Self::record_success).
     ///
     /// # Panics
     ///
     /// If formatting `message` does.
-    pub fn record_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) {
-        self.with(name, |breaker| {
-            resolve(breaker, PermitType::Normal, |permit| permit.failure(error_type, message));
-        });
+    pub fn record_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) -> bool {
+        self.record(name, |breaker| resolve(breaker, PermitType::Normal, |permit| permit.fail(error_type, &message)))
     }
 
-    /// The probe went well: the circuit closes.
-    pub fn record_probe_success(&self, name: &str) {
-        self.with(name, |breaker| resolve(breaker, PermitType::Probe, Permit::success));
+    /// The probe went well: the circuit closes. Whether that counted: not for an unknown name, nor unless a probe is in
+    /// flight; and not if somebody else resolves it, or takes it over, at the same time.
+    pub fn record_probe_success(&self, name: &str) -> bool {
+        self.record(name, |breaker| resolve(breaker, PermitType::Probe, Permit::succeed))
     }
 
-    /// The probe failed: the circuit opens again.
+    /// The probe failed: the circuit opens again. Whether that counted, as for
+    /// [`record_probe_success`](Self::record_probe_success).
     ///
     /// # Panics
     ///
     /// If formatting `message` does; the probe then counts as dropped.
-    pub fn record_probe_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) {
-        self.with(name, |breaker| {
-            resolve(breaker, PermitType::Probe, |permit| permit.failure(error_type, message));
-        });
+    pub fn record_probe_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) -> bool {
+        self.record(name, |breaker| resolve(breaker, PermitType::Probe, |permit| permit.fail(error_type, &message)))
+    }
+
+    fn record(&self, name: &str, outcome: impl FnOnce(&CircuitBreaker) -> bool) -> bool {
+        self.with(name, |breaker| outcome(breaker)).unwrap_or(false)
     }
 }
 
 #[inline]
-fn resolve<'a>(breaker: &'a CircuitBreaker, kind: PermitType, outcome: impl FnOnce(Permit<&'a CircuitBreaker>)) {
-    if let Some(permit) = Permit::standing_in(breaker, kind) {
-        outcome(permit);
-    }
+fn resolve<'a>(
+    breaker: &'a CircuitBreaker,
+    kind: PermitType,
+    outcome: impl FnOnce(Permit<&'a CircuitBreaker>) -> bool,
+) -> bool {
+    Permit::standing_in(breaker, kind).is_some_and(outcome)
 }
 
 impl Default for CircuitBreakerRegistry {

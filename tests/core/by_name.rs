@@ -98,13 +98,13 @@ async fn a_probe_that_is_resolved_twice_is_resolved_once() {
 #[tokio::test(start_paused = true)]
 async fn a_guard_resolves_the_probe_by_success_failure_or_drop() {
     let breakers = half_open().await;
-    ProbeGuard::new(&breakers, NAME).success();
+    assert!(ProbeGuard::new(&breakers, NAME).success());
     assert_eq!(breakers.state(NAME), Some(CircuitState::Closed));
     for (failed, expected) in [(true, "timeout"), (false, "dropped")] {
         let breakers = half_open().await;
         let guard = ProbeGuard::new(&breakers, NAME);
         if failed {
-            guard.failure("timeout", "");
+            assert!(guard.failure("timeout", ""));
         } else {
             drop(guard);
         }
@@ -116,7 +116,7 @@ async fn a_guard_resolves_the_probe_by_success_failure_or_drop() {
 #[tokio::test(start_paused = true)]
 async fn a_guard_without_a_probe_in_flight_does_nothing() {
     let breakers = registry();
-    ProbeGuard::new(&breakers, NAME).failure("5xx", "");
+    assert!(!ProbeGuard::new(&breakers, NAME).failure("5xx", ""));
     assert_eq!(breakers.failure_count(NAME), Some(0));
     trip_by_name(&breakers, NAME);
     drop(ProbeGuard::new(&breakers, NAME));
@@ -129,7 +129,7 @@ async fn a_guard_whose_probe_was_taken_over_does_nothing() {
     let late = ProbeGuard::new(&breakers, NAME);
     advance(60 * SECOND).await;
     assert_eq!(breakers.acquire_permit(NAME).await.unwrap(), PermitType::Probe);
-    late.success();
+    assert!(!late.success());
     assert_eq!(breakers.state(NAME), Some(CircuitState::HalfOpen));
 }
 
@@ -190,4 +190,18 @@ fn names_come_from_any_iterator_of_strings() {
     ] {
         assert!(breakers.get("a").is_some() && breakers.get("b").is_some());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_by_name_says_whether_it_counted() {
+    let breakers = registry();
+    assert!(!breakers.record_success("unknown") && !breakers.record_failure("unknown", "5xx", ""));
+    assert!(breakers.record_success(NAME));
+    assert!(!breakers.record_probe_success(NAME) && !breakers.record_probe_failure(NAME, "5xx", ""));
+    assert!((0..3).all(|_| breakers.record_failure(NAME, "5xx", "")));
+    assert!(!breakers.record_success(NAME) && !breakers.record_failure(NAME, "5xx", ""));
+    let breakers = half_open().await;
+    assert!(!breakers.record_success(NAME) && !breakers.record_failure(NAME, "5xx", ""));
+    assert!(breakers.record_probe_success(NAME));
+    assert!(!breakers.record_probe_success(NAME));
 }

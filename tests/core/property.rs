@@ -132,8 +132,12 @@ impl Model {
 
     fn resolve(&mut self, held: Held, outcome: Outcome) {
         match held {
-            Held::Normal { openings } if openings == self.openings => self.record(outcome),
-            Held::Probe { number } if self.probe() == Some(number) => self.record_probe(outcome),
+            Held::Normal { openings } if openings == self.openings => {
+                self.record(outcome);
+            }
+            Held::Probe { number } if self.probe() == Some(number) => {
+                self.record_probe(outcome);
+            }
             Held::Normal { .. } | Held::Probe { .. } => {}
         }
     }
@@ -145,9 +149,10 @@ impl Model {
         }
     }
 
-    fn record(&mut self, outcome: Outcome) {
+    /// Whether it counts.
+    fn record(&mut self, outcome: Outcome) -> bool {
         if !matches!(self.circuit, Circuit::Closed) {
-            return;
+            return false;
         }
         match outcome {
             Outcome::Success => self.failures = 0,
@@ -160,11 +165,12 @@ impl Model {
             }
             Outcome::Cancel | Outcome::Drop | Outcome::CancelOnDrop => {}
         }
+        true
     }
 
-    fn record_probe(&mut self, outcome: Outcome) {
+    fn record_probe(&mut self, outcome: Outcome) -> bool {
         let Circuit::HalfOpen { probe: Some(Probe { lease_end, .. }), .. } = self.circuit else {
-            return;
+            return false;
         };
         match outcome {
             Outcome::Success => self.close(),
@@ -176,6 +182,7 @@ impl Model {
                 self.circuit = Circuit::HalfOpen { probe: None, last_lease_end: lease_end };
             }
         }
+        true
     }
 
     fn open(&mut self, error: &'static str) {
@@ -224,18 +231,22 @@ fn resolve(permit: OwnedPermit, outcome: Outcome) {
     }
 }
 
-fn record(breakers: &CircuitBreakerRegistry, outcome: Outcome) {
+fn record(breakers: &CircuitBreakerRegistry, outcome: Outcome) -> bool {
     match outcome {
         Outcome::Success => breakers.record_success(NAME),
         _ => breakers.record_failure(NAME, "5xx", "test"),
     }
 }
 
-fn record_probe(breakers: &CircuitBreakerRegistry, outcome: Outcome) {
+/// Dropping a guard does not say whether it counted.
+fn record_probe(breakers: &CircuitBreakerRegistry, outcome: Outcome) -> Option<bool> {
     match outcome {
-        Outcome::Success => breakers.record_probe_success(NAME),
-        Outcome::Drop => drop(ProbeGuard::new(breakers, NAME)),
-        _ => breakers.record_probe_failure(NAME, "5xx", "test"),
+        Outcome::Success => Some(breakers.record_probe_success(NAME)),
+        Outcome::Drop => {
+            drop(ProbeGuard::new(breakers, NAME));
+            None
+        }
+        _ => Some(breakers.record_probe_failure(NAME, "5xx", "test")),
     }
 }
 
@@ -269,12 +280,12 @@ async fn follow(threshold: u32, steps: Vec<Step>) -> Result<(), TestCaseError> {
                 model.resolve(claimed, outcome);
             }
             Step::Record(outcome) => {
-                record(&breakers, outcome);
-                model.record(outcome);
+                prop_assert_eq!(record(&breakers, outcome), model.record(outcome));
             }
             Step::RecordProbe(outcome) => {
-                record_probe(&breakers, outcome);
-                model.record_probe(outcome);
+                let counted = record_probe(&breakers, outcome);
+                let expected = model.record_probe(outcome);
+                prop_assert!(counted.is_none_or(|counted| counted == expected));
             }
             Step::Wait(millis) => {
                 advance(Duration::from_millis(millis)).await;

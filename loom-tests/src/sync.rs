@@ -1,0 +1,114 @@
+//! What loom sees in place of `src/sync.rs`. tokio's `Notify`, `ArcSwap` and the clock are not instrumented where they are
+//! dependencies: loom would report deadlocks that are not there and miss races that are.
+//!
+//! Each stand-in is at most as strong as what it stands for, so that no model passes by an ordering that the real thing does
+//! not promise. What is kept in a [`Hidden`] lock is touched right after an operation that loom sees, and never across one:
+//! loom switches threads only at those, so the two are one step, and the lock orders nothing that loom believes in.
+
+mod cell;
+mod notify;
+pub mod time;
+
+use std::cell::Cell;
+use std::sync::PoisonError;
+
+pub use cell::ArcSwap;
+pub use notify::{Notified, Notify};
+pub(crate) use std::sync::atomic::Ordering;
+pub(crate) use time::{Instant, timeout_at};
+
+/// How a load of an atomic is issued. Loom misses some interleavings of a load and a later compare-and-swap (its issues 166
+/// and 392), and sees others only for plain loads, which may be stale; so every model runs both ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loads {
+    /// As loads.
+    Plain,
+    /// As `fetch_add(0)`.
+    Rmw,
+}
+
+thread_local! {
+    // All threads of a model are coroutines of one real thread.
+    static LOADS: Cell<Loads> = const { Cell::new(Loads::Plain) };
+}
+
+/// Says how the models that run on this thread load.
+pub fn set_loads(loads: Loads) {
+    LOADS.set(loads);
+}
+
+macro_rules! atomic {
+    ($name:ident, $value:ty) => {
+        pub(crate) struct $name(loom::sync::atomic::$name);
+
+        // As the real one has them, whether or not the core needs them today.
+        #[allow(dead_code)]
+        impl $name {
+            pub(crate) fn new(value: $value) -> Self {
+                Self(loom::sync::atomic::$name::new(value))
+            }
+
+            pub(crate) fn load(&self, order: Ordering) -> $value {
+                match LOADS.get() {
+                    Loads::Plain => self.0.load(order),
+                    Loads::Rmw => self.0.fetch_add(0, order),
+                }
+            }
+
+            pub(crate) fn store(&self, value: $value, order: Ordering) {
+                self.0.store(value, order);
+            }
+
+            pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
+                self.0.swap(value, order)
+            }
+
+            pub(crate) fn fetch_add(&self, value: $value, order: Ordering) -> $value {
+                self.0.fetch_add(value, order)
+            }
+
+            pub(crate) fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
+                self.0.fetch_sub(value, order)
+            }
+
+            pub(crate) fn compare_exchange(
+                &self,
+                current: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                self.0.compare_exchange(current, new, success, failure)
+            }
+        }
+    };
+}
+
+atomic!(AtomicU64, u64);
+atomic!(AtomicUsize, usize);
+
+/// `parking_lot`'s, which knows no poison.
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Data that loom is not to see: this module's header says how it is used.
+struct Hidden<T>(std::sync::Mutex<T>);
+
+impl<T> Hidden<T> {
+    fn new(value: T) -> Self {
+        Self(std::sync::Mutex::new(value))
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

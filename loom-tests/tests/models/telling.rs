@@ -1,0 +1,365 @@
+//! What a change of state brings along: the error, the counts, and what its caller did before.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use loom::future::block_on;
+use loom::sync::atomic::AtomicUsize;
+use loom::thread;
+use loom_tests::sync::time::advance;
+use loom_tests::{CircuitBreaker, CircuitState, OwnedPermit, PermitType};
+
+use crate::by_name;
+use crate::harness::{
+    LEASE, OPEN_FOR, begin, breaker, claim, counting_polls, due, explore, fail, passed, permit, probing, told,
+};
+
+// ---- the error that opened the circuit ----
+
+#[test]
+fn who_sees_an_opening_finds_its_error() {
+    explore(&["closed", "open"], || {
+        let breaker = breaker(1);
+        let reader = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || breaker.snapshot())
+        };
+        fail(&breaker, "first");
+        let seen = reader.join().unwrap();
+        if seen.state == CircuitState::Open {
+            assert_eq!(seen.last_error.expect("published before the circuit opened").message(), "first");
+            "open"
+        } else {
+            "closed"
+        }
+    });
+}
+
+#[test]
+fn who_is_refused_is_told_the_error() {
+    explore(&["let in", "refused"], || {
+        let breaker = breaker(1);
+        let caller = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || breaker.try_acquire().err().map(|rejection| breaker.explain(rejection)))
+        };
+        fail(&breaker, "first");
+        match caller.join().unwrap() {
+            None => "let in",
+            Some(error) => {
+                assert_eq!(error.last_error.expect("published before the circuit opened").message(), "first");
+                "refused"
+            }
+        }
+    });
+}
+
+#[test]
+fn who_sees_a_failed_probe_finds_its_error() {
+    explore(&["half-open", "open again"], || {
+        let (breaker, probe) = probing();
+        let reader = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || breaker.snapshot())
+        };
+        probe.failure("test", "again");
+        let seen = reader.join().unwrap();
+        let error = seen.last_error.expect("the first opening's at least");
+        if seen.state == CircuitState::Open {
+            assert_eq!(error.message(), "again");
+            "open again"
+        } else {
+            "half-open"
+        }
+    });
+}
+
+#[test]
+fn of_racing_failures_the_one_that_opened_the_circuit_is_told() {
+    explore(&["ours", "theirs"], || {
+        let breakers = by_name::registry(1);
+        let other = {
+            let breakers = Arc::clone(&breakers);
+            thread::spawn(move || breakers.record_failure("a", "test", "theirs"))
+        };
+        let ours = breakers.record_failure("a", "test", "ours");
+        let theirs = other.join().unwrap();
+        let end = match (ours, theirs) {
+            (true, false) => "ours",
+            (false, true) => "theirs",
+            (true, true) => "both counted",
+            (false, false) => "neither counted",
+        };
+        assert_eq!(told(&breakers.get("a").unwrap()), end);
+        end
+    });
+}
+
+#[test]
+fn a_failure_that_lost_to_a_success_is_not_told() {
+    explore(&["the failure lost", "the failure opened the circuit"], || {
+        let breaker = breaker(2);
+        fail(&breaker, "first");
+        let (good, bad) = (permit(&breaker), permit(&breaker));
+        let other = thread::spawn(move || bad.failure("test", "second"));
+        good.success();
+        other.join().unwrap();
+        if breaker.state() == CircuitState::Closed {
+            assert_eq!(told(&breaker), "");
+            "the failure lost"
+        } else {
+            assert_eq!(told(&breaker), "second");
+            "the failure opened the circuit"
+        }
+    });
+}
+
+#[test]
+fn a_failure_that_lost_to_a_success_does_not_hide_the_error_of_the_opening_before() {
+    explore(&["the failure lost", "the failure opened the circuit"], || {
+        let breaker = breaker(2);
+        fail(&breaker, "of the first row");
+        fail(&breaker, "opened it");
+        advance(OPEN_FOR);
+        claim(&breaker).success();
+        fail(&breaker, "of the second row");
+        let (good, bad) = (permit(&breaker), permit(&breaker));
+        let other = thread::spawn(move || bad.failure("test", "second"));
+        good.success();
+        other.join().unwrap();
+        if breaker.state() == CircuitState::Closed {
+            assert_eq!(told(&breaker), "opened it");
+            "the failure lost"
+        } else {
+            assert_eq!(told(&breaker), "second");
+            "the failure opened the circuit"
+        }
+    });
+}
+
+#[test]
+fn the_error_of_a_probe_whose_lease_is_over_does_not_replace_its_successors() {
+    explore(&["just in time", "too late"], || {
+        let (breaker, slow) = probing();
+        advance(LEASE);
+        let other = thread::spawn(move || slow.failure("test", "late"));
+        let next = Arc::clone(&breaker).try_acquire_owned();
+        let taken_over = next.is_ok();
+        if let Ok(next) = next {
+            next.failure("test", "again");
+        }
+        other.join().unwrap();
+        let seen = breaker.snapshot();
+        assert_eq!((seen.state, seen.trip_count, seen.failed_probe_count), (CircuitState::Open, 1, 1));
+        if taken_over {
+            assert_eq!(told(&breaker), "again");
+            "too late"
+        } else {
+            assert_eq!(told(&breaker), "late");
+            "just in time"
+        }
+    });
+}
+
+#[test]
+fn a_late_failure_of_a_probe_does_not_rewrite_the_error_of_a_newer_opening() {
+    explore(&["just in time", "too late"], || {
+        let (breaker, slow) = probing();
+        advance(LEASE);
+        let other = thread::spawn(move || slow.failure("test", "late"));
+        let next = Arc::clone(&breaker).try_acquire_owned();
+        let taken_over = next.is_ok();
+        if let Ok(next) = next {
+            next.success();
+            fail(&breaker, "newer");
+        }
+        other.join().unwrap();
+        assert_eq!(breaker.state(), CircuitState::Open);
+        if taken_over {
+            assert_eq!((&*told(&breaker), breaker.snapshot().failed_probe_count), ("newer", 0));
+            "too late"
+        } else {
+            assert_eq!((&*told(&breaker), breaker.snapshot().failed_probe_count), ("late", 1));
+            "just in time"
+        }
+    });
+}
+
+#[test]
+fn the_next_opening_keeps_the_error_of_one_that_is_not_confirmed_yet() {
+    explore(&["the first", "the second", "closed"], || {
+        let breaker = breaker(1);
+        let other = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || fail(&breaker, "first"))
+        };
+        let reader = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || breaker.snapshot())
+        };
+        advance(OPEN_FOR);
+        if let Ok(probe) = breaker.try_acquire()
+            && probe.kind() == PermitType::Probe
+        {
+            probe.failure("test", "second");
+        }
+        other.join().unwrap();
+        let seen = reader.join().unwrap();
+        match (seen.state, seen.last_error.as_ref().map(|error| error.message())) {
+            (CircuitState::Closed, _) => "closed",
+            (_, Some("first")) => "the first",
+            (_, Some("second")) => "the second",
+            _ => "none",
+        }
+    });
+}
+
+#[test]
+fn a_success_in_between_does_not_cut_a_waiter_off_from_the_error_of_the_next_opening() {
+    explore(&["passed", "told"], || {
+        let (breaker, probe) = probing();
+        let waiting = begin(&breaker);
+        let waiter = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || block_on(waiting).err().map(|rejection| breaker.explain(rejection)))
+        };
+        probe.success();
+        fail(&breaker, "third");
+        match waiter.join().unwrap() {
+            None => "passed",
+            Some(error) if error.last_error.as_ref().is_some_and(|error| error.message() == "third") => "told",
+            Some(_) => "told an older one",
+        }
+    });
+}
+
+// ---- the counts ----
+
+#[test]
+fn racing_openings_are_counted_once_each() {
+    explore(&["once", "twice"], || {
+        let breaker = due();
+        let late = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || {
+                if let Ok(permit) = breaker.try_acquire() {
+                    permit.failure("test", "theirs");
+                }
+            })
+        };
+        if let Ok(permit) = breaker.try_acquire() {
+            permit.success();
+        }
+        late.join().unwrap();
+        let seen = breaker.snapshot();
+        match (seen.state, seen.trip_count, seen.failed_probe_count) {
+            // They probed and failed, or we probed and they never failed.
+            (CircuitState::Open, 1, 1) | (CircuitState::Closed, 1, 0) => "once",
+            // We closed it, and they opened it again.
+            (CircuitState::Open, 2, 0) => "twice",
+            _ => "wrongly",
+        }
+    });
+}
+
+// ---- what the caller did before ----
+
+/// Something outside of the breaker that the probe's caller changes before it reports success.
+fn leave(data: &AtomicUsize, probe: OwnedPermit) {
+    data.store(1, Relaxed);
+    probe.success();
+}
+
+#[test]
+fn who_passes_after_a_probe_sees_what_its_caller_did() {
+    explore(&["came before it closed", "came after it closed"], || {
+        let (breaker, probe) = probing();
+        let data = Arc::new(AtomicUsize::new(0));
+        let caller = {
+            let (breaker, data) = (Arc::clone(&breaker), Arc::clone(&data));
+            thread::spawn(move || match breaker.try_acquire() {
+                Ok(_) => {
+                    assert_eq!(data.load(Relaxed), 1);
+                    "came after it closed"
+                }
+                Err(_) => "came before it closed",
+            })
+        };
+        leave(&data, probe);
+        caller.join().unwrap()
+    });
+}
+
+#[test]
+fn who_has_waited_for_a_probe_sees_what_its_caller_did() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let data = Arc::new(AtomicUsize::new(0));
+        let waiter = {
+            let (waiting, data) = (begin(&breaker), Arc::clone(&data));
+            thread::spawn(move || {
+                let (answer, waited) = counting_polls(waiting);
+                assert!(passed(&answer));
+                assert_eq!(data.load(Relaxed), 1);
+                waited
+            })
+        };
+        leave(&data, probe);
+        if waiter.join().unwrap() { "woken" } else { "found it resolved" }
+    });
+}
+
+fn probe_or_see(breaker: Arc<CircuitBreaker>, data: &AtomicUsize) -> bool {
+    let permit = block_on(breaker.acquire_owned()).unwrap();
+    let probes = permit.kind() == PermitType::Probe;
+    if probes {
+        leave(data, permit);
+    } else {
+        assert_eq!(data.load(Relaxed), 1);
+    }
+    probes
+}
+
+#[test]
+fn who_loses_the_race_for_a_probe_sees_what_its_winner_did() {
+    explore(&["we probed", "they probed"], || {
+        let breaker = due();
+        let data = Arc::new(AtomicUsize::new(0));
+        let other = {
+            let (breaker, data) = (Arc::clone(&breaker), Arc::clone(&data));
+            thread::spawn(move || probe_or_see(breaker, &data))
+        };
+        let ours = probe_or_see(breaker, &data);
+        match (ours, other.join().unwrap()) {
+            (true, false) => "we probed",
+            (false, true) => "they probed",
+            (true, true) => "both probed",
+            (false, false) => "nobody probed",
+        }
+    });
+}
+
+#[test]
+fn a_claim_in_between_does_not_cut_the_next_caller_off_from_the_error_of_the_opening() {
+    explore(&["closed", "open", "half_open"], || {
+        let breaker = breaker(1);
+        let other = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || {
+                advance(OPEN_FOR);
+                breaker.try_acquire_owned().map(std::mem::forget).is_ok()
+            })
+        };
+        let reader = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || breaker.snapshot())
+        };
+        fail(&breaker, "first");
+        other.join().unwrap();
+        let seen = reader.join().unwrap();
+        if seen.state != CircuitState::Closed {
+            assert_eq!(seen.last_error.expect("published before the circuit opened").message(), "first");
+        }
+        seen.state.as_str()
+    });
+}

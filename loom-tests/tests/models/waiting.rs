@@ -1,0 +1,361 @@
+//! Whoever waits for a probe gets its result, whatever that is and however it comes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use loom::future::block_on;
+use loom::thread;
+use loom_tests::sync::time::advance;
+use loom_tests::{CircuitState, PermitType, RejectionReason};
+
+use crate::harness::{
+    Answer, LEASE, OPEN_FOR, Waiting, begin, caller, claim, due_with, explore, explore_crowd, go_on, passed, probes,
+    probing, reason, settings, told,
+};
+
+fn woken(waited: bool) -> &'static str {
+    if waited { "woken" } else { "found it resolved" }
+}
+
+/// A waiter's answer is that its probe failed; whether it had to be woken for that.
+fn refused((answer, waited): (Answer, bool)) -> &'static str {
+    assert_eq!(reason(&answer), Some(RejectionReason::Reopened));
+    woken(waited)
+}
+
+#[test]
+fn who_waits_for_a_probe_passes_when_it_succeeds() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let caller = caller(&breaker);
+        probe.success();
+        let (answer, waited) = caller.join().unwrap();
+        assert!(passed(&answer));
+        woken(waited)
+    });
+}
+
+#[test]
+fn who_waits_for_a_probe_is_refused_when_it_fails() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let waiter = go_on(begin(&breaker));
+        probe.failure("test", "again");
+        refused(waiter.join().unwrap())
+    });
+}
+
+#[test]
+fn who_comes_while_a_probe_fails_is_refused() {
+    explore(&["waited for it", "came after it"], || {
+        let (breaker, probe) = probing();
+        let caller = caller(&breaker);
+        probe.failure("test", "again");
+        match reason(&caller.join().unwrap().0) {
+            Some(RejectionReason::Reopened) => "waited for it",
+            Some(RejectionReason::Open) => "came after it",
+            _ => "let in",
+        }
+    });
+}
+
+#[test]
+fn who_waits_for_a_probe_is_refused_when_it_is_dropped() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let waiter = go_on(begin(&breaker));
+        drop(probe);
+        let end = refused(waiter.join().unwrap());
+        assert_eq!(breaker.snapshot().last_error.unwrap().error_type(), "dropped");
+        end
+    });
+}
+
+#[test]
+fn who_waits_for_a_probe_is_refused_when_its_caller_panics() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let waiter = go_on(begin(&breaker));
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _probe = probe;
+            // As `panic!`, without a message on the terminal for each execution.
+            std::panic::resume_unwind(Box::new("the provider's client panicked"));
+        }));
+        assert!(panicked.is_err());
+        let end = refused(waiter.join().unwrap());
+        assert_eq!(breaker.snapshot().last_error.unwrap().error_type(), "dropped");
+        end
+    });
+}
+
+struct PanicsOnFormatting;
+
+impl std::fmt::Display for PanicsOnFormatting {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::panic::resume_unwind(Box::new("the message cannot be formatted"))
+    }
+}
+
+#[test]
+fn who_waits_for_a_probe_is_refused_when_the_message_of_its_failure_panics() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let waiter = go_on(begin(&breaker));
+        let panicked = catch_unwind(AssertUnwindSafe(|| probe.failure("test", PanicsOnFormatting)));
+        assert!(panicked.is_err());
+        refused(waiter.join().unwrap())
+    });
+}
+
+#[test]
+fn who_waits_for_a_probe_becomes_it_when_it_is_handed_back() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let caller = caller(&breaker);
+        probe.cancel();
+        let (answer, waited) = caller.join().unwrap();
+        assert!(probes(&answer));
+        answer.unwrap().success();
+        assert_eq!(breaker.state(), CircuitState::Closed);
+        woken(waited)
+    });
+}
+
+#[test]
+fn who_waits_for_a_probe_becomes_it_when_it_is_dropped_by_one_who_cancels_on_drop() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let waiter = go_on(begin(&breaker));
+        drop(probe.cancel_on_drop());
+        let (answer, woke) = waiter.join().unwrap();
+        assert!(probes(&answer));
+        woken(woke)
+    });
+}
+
+#[test]
+fn who_waits_for_a_probe_takes_it_over_when_its_lease_ends() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        std::mem::forget(probe);
+        let caller = caller(&breaker);
+        advance(LEASE);
+        let (answer, waited) = caller.join().unwrap();
+        assert!(probes(&answer));
+        woken(waited)
+    });
+}
+
+#[test]
+fn two_waiters_pass_when_the_probe_succeeds() {
+    explore_crowd(&["both woken", "one woken", "none woken"], || {
+        let (breaker, probe) = probing();
+        let waiters = [begin(&breaker), begin(&breaker)].map(go_on);
+        probe.success();
+        how_many_woken(waiters.map(|waiter| {
+            let (answer, woke) = waiter.join().unwrap();
+            assert!(passed(&answer));
+            woke
+        }))
+    });
+}
+
+#[test]
+fn two_waiters_are_refused_when_the_probe_fails() {
+    explore_crowd(&["both woken", "one woken", "none woken"], || {
+        let (breaker, probe) = probing();
+        let waiters = [begin(&breaker), begin(&breaker)].map(go_on);
+        probe.failure("test", "again");
+        how_many_woken(waiters.map(|waiter| refused(waiter.join().unwrap()) == "woken"))
+    });
+}
+
+fn how_many_woken(woken: [bool; 2]) -> &'static str {
+    match woken {
+        [true, true] => "both woken",
+        [false, false] => "none woken",
+        _ => "one woken",
+    }
+}
+
+/// Two who wait, and say what they became after they reported a success.
+fn two_that_succeed(waiting: [Waiting; 2]) -> [loom::thread::JoinHandle<PermitType>; 2] {
+    waiting.map(|waiting| {
+        thread::spawn(move || {
+            let permit = block_on(waiting).expect("no probe fails here");
+            let kind = permit.kind();
+            permit.success();
+            kind
+        })
+    })
+}
+
+fn which_probed(kinds: [PermitType; 2]) -> &'static str {
+    match kinds {
+        [PermitType::Probe, PermitType::Normal] => "the first probed",
+        [PermitType::Normal, PermitType::Probe] => "the second probed",
+        [PermitType::Probe, PermitType::Probe] => "both probed",
+        [PermitType::Normal, PermitType::Normal] => "none probed",
+    }
+}
+
+#[test]
+fn of_two_waiters_one_becomes_the_probe_that_was_handed_back_and_the_other_gets_its_result() {
+    explore_crowd(&["the first probed", "the second probed"], || {
+        let (breaker, probe) = probing();
+        let waiters = two_that_succeed([begin(&breaker), begin(&breaker)]);
+        probe.cancel();
+        let kinds = waiters.map(|waiter| waiter.join().unwrap());
+        assert_eq!(breaker.state(), CircuitState::Closed);
+        which_probed(kinds)
+    });
+}
+
+#[test]
+fn of_two_waiters_one_takes_the_hung_probe_over_and_the_other_gets_its_result() {
+    explore_crowd(&["the first probed", "the second probed"], || {
+        let (breaker, probe) = probing();
+        std::mem::forget(probe);
+        let waiters = two_that_succeed([begin(&breaker), begin(&breaker)]);
+        advance(LEASE);
+        which_probed(waiters.map(|waiter| waiter.join().unwrap()))
+    });
+}
+
+#[test]
+fn a_probe_that_was_taken_over_cannot_resolve_its_successor() {
+    explore(&["taken over", "just in time"], || {
+        let (breaker, slow) = probing();
+        let waiter = go_on(begin(&breaker));
+        advance(LEASE);
+        slow.success();
+        let (answer, _) = waiter.join().unwrap();
+        if probes(&answer) {
+            assert_eq!(breaker.state(), CircuitState::HalfOpen);
+            answer.unwrap().failure("test", "again");
+            assert_eq!((breaker.state(), &*told(&breaker)), (CircuitState::Open, "again"));
+            "taken over"
+        } else {
+            assert!(passed(&answer));
+            assert_eq!(breaker.state(), CircuitState::Closed);
+            "just in time"
+        }
+    });
+}
+
+#[test]
+fn a_waiter_that_leaves_takes_no_wakeup_with_it() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let leaving = begin(&breaker);
+        let waiter = go_on(begin(&breaker));
+        let leaver = thread::spawn(move || drop(leaving));
+        probe.success();
+        let (answer, woke) = waiter.join().unwrap();
+        assert!(passed(&answer));
+        leaver.join().unwrap();
+        assert_eq!(breaker.snapshot().waiters, 0, "each gave its place back");
+        woken(woke)
+    });
+}
+
+#[test]
+fn a_waiter_is_refused_even_if_the_new_open_time_has_already_passed() {
+    explore(&["woken", "found it resolved"], || {
+        let (breaker, probe) = probing();
+        let waiter = go_on(begin(&breaker));
+        probe.failure("test", "again");
+        advance(OPEN_FOR);
+        let end = refused(waiter.join().unwrap());
+        assert_eq!(breaker.state(), CircuitState::Open, "the next probe is for a new call");
+        end
+    });
+}
+
+#[test]
+fn a_waiter_that_sleeps_through_a_failed_and_a_good_probe_never_probes() {
+    explore(&["refused with the first", "passed with the second"], || {
+        let (breaker, probe) = probing();
+        let waiter = go_on(begin(&breaker));
+        probe.failure("test", "again");
+        advance(OPEN_FOR);
+        claim(&breaker).success();
+        let (answer, _) = waiter.join().unwrap();
+        match reason(&answer) {
+            Some(RejectionReason::Reopened) => "refused with the first",
+            None if passed(&answer) => "passed with the second",
+            _ => "neither",
+        }
+    });
+}
+
+#[test]
+fn a_waiter_that_sleeps_through_two_failed_probes_is_refused() {
+    explore(&["as by the probe it waited for", "as by a later one"], || {
+        let (breaker, probe) = probing();
+        let waiter = go_on(begin(&breaker));
+        probe.failure("test", "again");
+        advance(OPEN_FOR);
+        claim(&breaker).failure("test", "and again");
+        match reason(&waiter.join().unwrap().0) {
+            Some(RejectionReason::Reopened) => "as by the probe it waited for",
+            Some(RejectionReason::Open) => "as by a later one",
+            _ => "let in",
+        }
+    });
+}
+
+#[test]
+fn a_waiter_gives_up_at_its_limit_unless_the_probe_is_resolved_first() {
+    explore(&["passed", "gave up"], || {
+        let breaker = due_with(settings(1).wait_limit(Duration::from_secs(1)));
+        let probe = claim(&breaker);
+        let waiter = go_on(begin(&breaker));
+        let clock = thread::spawn(|| advance(Duration::from_secs(1)));
+        probe.success();
+        clock.join().unwrap();
+        let (answer, _) = waiter.join().unwrap();
+        match reason(&answer) {
+            Some(RejectionReason::WaitLimit) => "gave up",
+            None if passed(&answer) => "passed",
+            _ => "neither",
+        }
+    });
+}
+
+#[test]
+fn no_more_wait_than_may_and_the_one_that_may_is_not_turned_away() {
+    explore(&["the first waits", "the second waits"], || {
+        let breaker = due_with(settings(1).max_waiters(1));
+        let probe = claim(&breaker);
+        let callers = [(); 2].map(|()| {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || {
+                let mut waiting: Waiting = Box::pin(breaker.acquire_owned());
+                match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                    std::task::Poll::Pending => Some(waiting),
+                    std::task::Poll::Ready(answer) => {
+                        assert_eq!(reason(&answer), Some(RejectionReason::TooManyWaiters));
+                        None
+                    }
+                }
+            })
+        });
+        let waiting = callers.map(|caller| caller.join().unwrap());
+        probe.success();
+        match waiting {
+            [Some(first), None] => {
+                assert!(passed(&block_on(first)));
+                "the first waits"
+            }
+            [None, Some(second)] => {
+                assert!(passed(&block_on(second)));
+                "the second waits"
+            }
+            [Some(_), Some(_)] => "both wait",
+            [None, None] => "none waits",
+        }
+    });
+}
