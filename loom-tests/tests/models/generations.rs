@@ -118,3 +118,25 @@ fn a_late_success_of_a_probe_that_was_taken_over_does_not_hide_its_successors_fa
         }
     });
 }
+
+#[test]
+fn a_late_cancel_of_a_probe_that_was_taken_over_does_not_hand_its_successors_back() {
+    explore(&["handed back, then claimed", "taken over"], || {
+        let (breaker, slow) = probing();
+        advance(LEASE);
+        let other = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || {
+                let before = format!("{breaker:?}");
+                slow.cancel();
+                before.contains("deadline: 3000")
+            })
+        };
+        let next = claim(&breaker);
+        let first = other.join().unwrap();
+        assert!(breaker.snapshot().probe_in_flight);
+        next.success();
+        assert_eq!(breaker.state(), CircuitState::Closed);
+        if first { "handed back, then claimed" } else { "taken over" }
+    });
+}

@@ -215,6 +215,59 @@ fn the_next_opening_keeps_the_error_of_one_that_is_not_confirmed_yet() {
 }
 
 #[test]
+fn the_error_of_a_probe_whose_lease_is_long_over_does_not_replace_that_of_a_newer_opening() {
+    explore(&["an older word", "the newest word"], || {
+        let (breaker, slow) = probing();
+        advance(LEASE);
+        claim(&breaker).failure("test", "again");
+        advance(OPEN_FOR);
+        let newest = claim(&breaker);
+        let reader = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || {
+                let word = format!("{breaker:?}");
+                (word.contains("generation: 3"), told(&breaker))
+            })
+        };
+        let other = thread::spawn(move || slow.failure("test", "late"));
+        newest.failure("test", "newest");
+        other.join().unwrap();
+        let (newest, told) = reader.join().unwrap();
+        if newest {
+            assert_eq!(told, "newest");
+            "the newest word"
+        } else {
+            assert!(told == "again" || told == "newest", "{told}");
+            "an older word"
+        }
+    });
+}
+
+#[test]
+fn a_late_confirmation_does_not_expose_the_error_of_a_newer_opening() {
+    explore(&["closed by then", "opened twice"], || {
+        let breaker = breaker(1);
+        let other = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || fail(&breaker, "first"))
+        };
+        advance(OPEN_FOR);
+        let end = match Arc::clone(&breaker).try_acquire_owned() {
+            Ok(slow) if slow.kind() == PermitType::Probe => {
+                advance(LEASE);
+                claim(&breaker).failure("test", "again");
+                slow.failure("test", "late");
+                "opened twice"
+            }
+            _ => "closed by then",
+        };
+        other.join().unwrap();
+        assert_eq!(told(&breaker), if end == "opened twice" { "again" } else { "first" });
+        end
+    });
+}
+
+#[test]
 fn a_success_in_between_does_not_cut_a_waiter_off_from_the_error_of_the_next_opening() {
     explore(&["passed", "told"], || {
         let (breaker, probe) = probing();
@@ -237,28 +290,45 @@ fn a_success_in_between_does_not_cut_a_waiter_off_from_the_error_of_the_next_ope
 
 #[test]
 fn racing_openings_are_counted_once_each() {
-    explore(&["once", "twice"], || {
-        let breaker = due();
-        let late = {
+    explore(&["one trip", "two trips"], || {
+        let breaker = breaker(1);
+        let other = {
             let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
-                if let Ok(permit) = breaker.try_acquire() {
-                    permit.failure("test", "theirs");
-                }
-            })
+            thread::spawn(move || fail(&breaker, "first"))
         };
-        if let Ok(permit) = breaker.try_acquire() {
-            permit.success();
+        advance(OPEN_FOR);
+        let mut ends = (0, 0);
+        if let Ok(probe) = breaker.try_acquire()
+            && probe.kind() == PermitType::Probe
+        {
+            probe.success();
+            fail(&breaker, "second");
+            ends.0 += 1;
+            advance(OPEN_FOR);
+            claim(&breaker).failure("test", "third");
+            ends.1 += 1;
         }
-        late.join().unwrap();
+        other.join().unwrap();
+        ends.0 += 1;
         let seen = breaker.snapshot();
-        match (seen.state, seen.trip_count, seen.failed_probe_count) {
-            // They probed and failed, or we probed and they never failed.
-            (CircuitState::Open, 1, 1) | (CircuitState::Closed, 1, 0) => "once",
-            // We closed it, and they opened it again.
-            (CircuitState::Open, 2, 0) => "twice",
-            _ => "wrongly",
-        }
+        assert_eq!((seen.trip_count, seen.failed_probe_count), ends);
+        if ends.0 == 2 { "two trips" } else { "one trip" }
+    });
+}
+
+#[test]
+fn a_probe_that_lost_its_race_is_not_counted() {
+    explore(&["closed", "open"], || {
+        let breakers = by_name::probing();
+        let other = {
+            let breakers = Arc::clone(&breakers);
+            thread::spawn(move || breakers.record_probe_failure("a", "test", "again"))
+        };
+        breakers.record_probe_success("a");
+        let failed = other.join().unwrap();
+        let seen = breakers.get("a").unwrap().snapshot();
+        assert_eq!((seen.trip_count, seen.failed_probe_count), (1, u64::from(failed)));
+        seen.state.as_str()
     });
 }
 
@@ -306,6 +376,25 @@ fn who_has_waited_for_a_probe_sees_what_its_caller_did() {
         };
         leave(&data, probe);
         if waiter.join().unwrap() { "woken" } else { "found it resolved" }
+    });
+}
+
+#[test]
+fn who_comes_while_a_probe_succeeds_sees_what_its_caller_did() {
+    explore(&["woken", "did not sleep"], || {
+        let (breaker, probe) = probing();
+        let data = Arc::new(AtomicUsize::new(0));
+        let caller = {
+            let (breaker, data) = (Arc::clone(&breaker), Arc::clone(&data));
+            thread::spawn(move || {
+                let (answer, waited) = counting_polls(Box::pin(breaker.acquire_owned()));
+                assert!(passed(&answer));
+                assert_eq!(data.load(Relaxed), 1);
+                waited
+            })
+        };
+        leave(&data, probe);
+        if caller.join().unwrap() { "woken" } else { "did not sleep" }
     });
 }
 

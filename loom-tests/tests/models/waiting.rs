@@ -308,6 +308,23 @@ fn a_waiter_that_sleeps_through_two_failed_probes_is_refused() {
 }
 
 #[test]
+fn a_waiter_that_moved_on_to_a_later_probe_is_refused_with_it() {
+    explore(&["woken", "found it resolved"], || {
+        let breaker = due_with(settings(1).probe_lease(Duration::from_secs(60)));
+        let probe = claim(&breaker);
+        let mut waiting = begin(&breaker);
+        probe.failure("test", "again");
+        advance(OPEN_FOR);
+        let later = claim(&breaker);
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let waiter = go_on(waiting);
+        later.failure("test", "and again");
+        advance(OPEN_FOR);
+        refused(waiter.join().unwrap())
+    });
+}
+
+#[test]
 fn a_waiter_gives_up_at_its_limit_unless_the_probe_is_resolved_first() {
     explore(&["passed", "gave up"], || {
         let breaker = due_with(settings(1).wait_limit(Duration::from_secs(1)));
@@ -322,6 +339,19 @@ fn a_waiter_gives_up_at_its_limit_unless_the_probe_is_resolved_first() {
             None if passed(&answer) => "passed",
             _ => "neither",
         }
+    });
+}
+
+#[test]
+fn a_waiter_for_a_probe_that_hangs_gives_up_at_its_limit() {
+    explore(&["woken", "found it passed"], || {
+        let breaker = due_with(settings(1).wait_limit(Duration::from_secs(1)));
+        std::mem::forget(claim(&breaker));
+        let waiter = go_on(begin(&breaker));
+        advance(Duration::from_secs(1));
+        let (answer, woke) = waiter.join().unwrap();
+        assert_eq!(reason(&answer), Some(RejectionReason::WaitLimit));
+        if woke { "woken" } else { "found it passed" }
     });
 }
 

@@ -1,0 +1,68 @@
+//! A copy of the sources, where mistakes do no harm.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::Mutant;
+
+/// What the models and the histories are built from.
+const SOURCES: [&str; 4] = ["src", "loom-tests/src", "loom-tests/tests", "tests/core"];
+
+/// The copy's root, and the build folder that it shares with the repository.
+pub(crate) struct Copy {
+    pub(crate) root: PathBuf,
+    pub(crate) target: PathBuf,
+}
+
+impl Copy {
+    pub(crate) fn make(repository: &Path) -> Self {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
+        let root = target.join("mutants");
+        let _ = fs::remove_dir_all(&root);
+        for folder in SOURCES {
+            copy_folder(&repository.join(folder), &root.join(folder));
+        }
+        fs::copy(repository.join("Cargo.lock"), root.join("Cargo.lock")).expect("Cargo.lock");
+        fs::copy(repository.join("loom-tests/Cargo.toml"), root.join("loom-tests/Cargo.toml"))
+            .expect("loom-tests/Cargo.toml");
+        fs::write(root.join("Cargo.toml"), workspace(repository)).expect("the copy's Cargo.toml");
+        Self { root, target }
+    }
+
+    /// Makes the mistake, lets `f` look at it, and takes it back.
+    pub(crate) fn with<T>(&self, mutant: &Mutant, f: impl FnOnce() -> T) -> Result<T, String> {
+        let path = self.root.join(&mutant.file);
+        let original = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", mutant.file))?;
+        let found = original.matches(&mutant.find).count();
+        if found != 1 {
+            return Err(format!("its text is in {} {found} times, not once:\n{}", mutant.file, mutant.find));
+        }
+        fs::write(&path, original.replacen(&mutant.find, &mutant.replace, 1)).expect("the copy is writable");
+        let result = f();
+        fs::write(&path, original).expect("the copy is writable");
+        Ok(result)
+    }
+}
+
+/// The repository's, of `loom-tests` alone.
+fn workspace(repository: &Path) -> String {
+    let manifest = fs::read_to_string(repository.join("Cargo.toml")).expect("Cargo.toml");
+    let mut manifest: toml::Table = manifest.parse().expect("Cargo.toml is one");
+    manifest.retain(|key, _| key == "workspace" || key == "profile");
+    manifest["workspace"]["members"] = toml::Value::Array(vec!["loom-tests".into()]);
+    manifest.to_string()
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("the build folder is writable");
+    for entry in fs::read_dir(from).expect("a folder of sources") {
+        let entry = entry.expect("a folder of sources").path();
+        let to = to.join(entry.file_name().expect("an entry has a name"));
+        if entry.is_dir() {
+            copy_folder(&entry, &to);
+        } else {
+            // Not `fs::copy`: the copy has to be newer than what was built from the one before it.
+            fs::write(to, fs::read(entry).expect("a source is readable")).expect("the build folder is writable");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Makes one deliberate mistake after the other in a copy of the sources, and runs the tests that are said to notice.
+//!
+//! A model that passes proves nothing until it has been seen to fail. `loom-tests/mutants.toml` lists the mistakes as edits of
+//! the sources; the copy has a workspace of its own, and shares the build folder so that no dependency is built twice.
+
+mod copy;
+mod suite;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use copy::Copy;
+use serde::Deserialize;
+use suite::{Suites, Verdict};
+
+/// The list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    mutant: Vec<Mutant>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mutant {
+    /// The mistake, in words.
+    name: String,
+    /// Relative to the root of the repository.
+    file: String,
+    /// What the mistake replaces. It has to be in the file exactly once: who changes it is told to look at the mutant again.
+    find: String,
+    replace: String,
+    /// Why there is a rule that it breaks.
+    why: String,
+    /// The models that must fail, each by itself.
+    #[serde(default)]
+    killed_by: Vec<String>,
+    /// Whether the histories of real threads must fail, too.
+    #[serde(default)]
+    in_histories: bool,
+    /// Why it is none, although it looks like one: then all models must pass.
+    harmless: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders below the root");
+    let list = std::fs::read_to_string(repository.join("loom-tests/mutants.toml")).expect("the list is readable");
+    let mut mutants =
+        toml::from_str::<List>(&list).unwrap_or_else(|error| panic!("loom-tests/mutants.toml: {error}")).mutant;
+    let all = mutants.len();
+    if let Some(part) = std::env::args().nth(1) {
+        mutants.retain(|mutant| mutant.name.contains(&part));
+    }
+
+    let copy = Copy::make(repository);
+    let suites = match Suites::build(&copy) {
+        Ok(suites) => suites,
+        Err(error) => {
+            eprintln!("without a mutant the copy does not build:\n{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("{} of {all} mutants; the copy was built in {:.0} s", mutants.len(), started.elapsed().as_secs_f64());
+
+    let mut killed = 0;
+    let mut harmless = Vec::new();
+    let mut wrong = Vec::new();
+    for mutant in &mutants {
+        let at = Instant::now();
+        let verdict = copy.with(mutant, || examine(mutant, &copy, &suites)).and_then(|verdict| verdict);
+        let took = at.elapsed().as_secs_f64();
+        match verdict {
+            Ok(how) => {
+                println!("{took:>5.1} s  {}: {how}", mutant.name);
+                match mutant.harmless {
+                    Some(_) => harmless.push(&*mutant.name),
+                    None => killed += 1,
+                }
+            }
+            Err(why) => {
+                println!("{took:>5.1} s  {}: WRONG: {why}\n         rule: {}", mutant.name, mutant.why);
+                wrong.push(&*mutant.name);
+            }
+        }
+    }
+    println!(
+        "{killed} of {} killed, {} harmless {harmless:?}, {} wrong {wrong:?}, in {:.0} s",
+        mutants.len() - harmless.len(),
+        harmless.len(),
+        wrong.len(),
+        started.elapsed().as_secs_f64()
+    );
+    if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How it died, or what is wrong with it.
+fn examine(mutant: &Mutant, copy: &Copy, before: &Suites) -> Result<String, String> {
+    if mutant.killed_by.is_empty() == mutant.harmless.is_none() {
+        return Err("the list must name either models or the reason why it is harmless".to_owned());
+    }
+    let suites = Suites::build(copy)?;
+    if !suites.differ_from(before) {
+        return Err("the build did not change: stale, or no mutant at all".to_owned());
+    }
+    if mutant.harmless.is_some() {
+        return match suites.all_models() {
+            Verdict::Passed => Ok("harmless, all models pass".to_owned()),
+            verdict => Err(format!("said to be harmless, but {verdict}")),
+        };
+    }
+    let mut how = Vec::new();
+    for model in &mutant.killed_by {
+        match suites.model(model) {
+            Verdict::Noticed(how_it_failed) => how.push(format!("{model} ({how_it_failed})")),
+            verdict => return Err(format!("{model}: {verdict}")),
+        }
+    }
+    if mutant.in_histories {
+        match suites.histories() {
+            Verdict::Noticed(how_it_failed) => how.push(format!("histories ({how_it_failed})")),
+            verdict => return Err(format!("histories: {verdict}")),
+        }
+    }
+    Ok(format!("killed by {}", how.join(", ")))
+}
