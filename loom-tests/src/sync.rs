@@ -17,6 +17,13 @@ pub use notify::{Notified, Notify};
 pub(crate) use std::sync::atomic::Ordering;
 pub(crate) use time::{Instant, timeout_at};
 
+type ClockU64 = loom::sync::atomic::AtomicU64;
+
+loom::lazy_static! {
+    // Made anew in each execution.
+    static ref CLOCK: time::Clock = time::Clock::new();
+}
+
 /// How a load of an atomic is issued. Loom misses some interleavings of a load and a later compare-and-swap (its issues 166
 /// and 392), and sees others only for plain loads, which may be stale; so every model runs both ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

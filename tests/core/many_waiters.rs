@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::support::{breaker, probe, until};
 
-const CROWD: usize = if cfg!(miri) { 50 } else { 10_000 };
+const CROWD: usize = if cfg!(miri) { 20 } else { 10_000 };
 
 async fn crowd(succeeds: bool) -> (usize, usize) {
     let breaker = breaker();

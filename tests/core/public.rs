@@ -117,6 +117,7 @@ fn core() -> Vec<(String, String)> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reads sources, runs nothing")]
 fn the_core_knows_nothing_of_the_gateway() {
     for (name, code) in core() {
         // The declaration itself.
@@ -129,6 +130,7 @@ fn the_core_knows_nothing_of_the_gateway() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reads sources, runs nothing")]
 fn the_word_is_changed_by_one_compare_and_swap_and_a_breaker_has_no_lock() {
     for (name, code) in core() {
         for forbidden in ["unsafe", "SeqCst", "fetch_update"] {
@@ -144,6 +146,7 @@ fn the_word_is_changed_by_one_compare_and_swap_and_a_breaker_has_no_lock() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reads sources, runs nothing")]
 fn atomics_locks_and_time_come_through_one_door() {
     for (name, code) in core().into_iter().filter(|(name, _)| name != "sync.rs") {
         for source in

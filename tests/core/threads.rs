@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use fusebox::{CircuitBreaker, CircuitBreakerRegistry, PermitType};
 
 const THREADS: usize = 4;
-const ROUNDS: usize = if cfg!(miri) { 40 } else { 20_000 };
-const CALLERS: usize = if cfg!(miri) { 20 } else { 1000 };
+const ROUNDS: usize = if cfg!(miri) { 80 } else { 20_000 };
+const CALLERS: usize = if cfg!(miri) { 12 } else { 1000 };
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Open, and its open time has passed.
@@ -26,7 +26,7 @@ fn reopening() -> Arc<CircuitBreaker> {
 
 #[test]
 fn of_a_thousand_callers_at_reopening_exactly_one_is_the_probe() {
-    for _ in 0..20 {
+    for _ in 0..if cfg!(miri) { 5 } else { 20 } {
         let (breaker, start, probes) = (reopening(), Barrier::new(THREADS), AtomicUsize::new(0));
         thread::scope(|scope| {
             for _ in 0..THREADS {
@@ -124,7 +124,7 @@ fn there_is_never_more_than_one_probe_and_every_opening_has_its_error() {
 #[test]
 fn no_insert_is_lost_between_threads() {
     let breakers = CircuitBreakerRegistry::default();
-    let each = if cfg!(miri) { 5 } else { 100 };
+    let each = if cfg!(miri) { 3 } else { 100 };
     thread::scope(|scope| {
         for thread in 0..THREADS {
             let breakers = &breakers;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::Mutant;
 
 /// What the models and the histories are built from.
-const SOURCES: [&str; 4] = ["src", "loom-tests/src", "loom-tests/tests", "tests/core"];
+const SOURCES: [&str; 3] = ["src", "loom-tests/src", "loom-tests/tests"];
 
 /// The copy's root, and the build folder that it shares with the repository.
 pub(crate) struct Copy {

@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     }
 
     let copy = Copy::make(repository);
-    let suites = match Suites::build(&copy) {
+    let suites = match Suites::build(&copy, true) {
         Ok(suites) => suites,
         Err(error) => {
             eprintln!("without a mutant the copy does not build:\n{error}");
@@ -100,7 +100,7 @@ fn examine(mutant: &Mutant, copy: &Copy, before: &Suites) -> Result<String, Stri
     if mutant.killed_by.is_empty() == mutant.harmless.is_none() {
         return Err("the list must name either models or the reason why it is harmless".to_owned());
     }
-    let suites = Suites::build(copy)?;
+    let suites = Suites::build(copy, mutant.in_histories)?;
     if !suites.differ_from(before) {
         return Err("the build did not change: stale, or no mutant at all".to_owned());
     }

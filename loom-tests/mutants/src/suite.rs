@@ -15,6 +15,8 @@ use crate::copy::Copy;
 /// A model takes seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+const HISTORIES: &str = "every_history_of_real_threads_is_explained_by_one_call_after_the_other";
+
 /// The built tests.
 pub(crate) struct Suites {
     models: PathBuf,
@@ -62,10 +64,11 @@ struct Target {
 }
 
 impl Suites {
-    pub(crate) fn build(copy: &Copy) -> Result<Self, String> {
+    pub(crate) fn build(copy: &Copy, with_histories: bool) -> Result<Self, String> {
         let output = Command::new(env!("CARGO"))
             .args(["test", "--quiet", "--offline", "--release", "--no-run", "--message-format=json"])
             .args(["--package", "loom-tests", "--test", "models"])
+            .args(if with_histories { &["--test", "histories"][..] } else { &[] })
             .arg("--target-dir")
             .arg(&copy.target)
             .current_dir(&copy.root)
@@ -105,7 +108,7 @@ impl Suites {
     }
 
     pub(crate) fn histories(&self) -> Verdict {
-        self.histories.as_ref().map_or(Verdict::NoSuchTest, |histories| run(histories, &[]))
+        self.histories.as_ref().map_or(Verdict::NoSuchTest, |histories| run(histories, &["--exact", HISTORIES]))
     }
 }
 

@@ -1,4 +1,5 @@
-//! A clock that stands still until a model lets time pass, and the timers that wait for it.
+//! A clock that stands still until somebody lets time pass, and the timers that wait for it. The histories of real threads
+//! mount this file, too.
 
 use std::future::{Future, poll_fn};
 use std::ops::Add;
@@ -7,11 +8,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::Hidden;
+use super::{CLOCK, ClockU64, Hidden};
 
-struct Clock {
+/// All there is to it.
+pub(crate) struct Clock {
     // Relaxed everywhere: a clock never goes backwards for who has seen it, and orders nothing else.
-    millis: loom::sync::atomic::AtomicU64,
+    millis: ClockU64,
     timers: Hidden<Timers>,
 }
 
@@ -21,10 +23,16 @@ struct Timers {
     waiting: Vec<(usize, Instant, Waker)>,
 }
 
-loom::lazy_static! {
-    // Made anew in each execution.
-    static ref CLOCK: Clock =
-        Clock { millis: loom::sync::atomic::AtomicU64::new(0), timers: Hidden::new(Timers::default()) };
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self { millis: ClockU64::new(0), timers: Hidden::new(Timers::default()) }
+    }
+
+    /// What no other thread has gone beyond.
+    #[allow(dead_code, reason = "the models do not ask")]
+    pub(crate) fn millis(&self) -> u64 {
+        self.millis.fetch_add(0, Relaxed)
+    }
 }
 
 /// A point in time.
@@ -54,6 +62,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// Lets time pass, and wakes who waited for it.
+#[allow(unreachable_pub, reason = "where the histories mount it")]
 pub fn advance(by: Duration) {
     let now = Instant(CLOCK.millis.fetch_add(millis(by), Relaxed)) + by;
     let due: Vec<_> = CLOCK.timers.with(|timers| timers.waiting.extract_if(.., |(_, at, _)| *at <= now).collect());
@@ -84,10 +93,6 @@ struct Timer {
 impl Timer {
     fn poll(&mut self, cx: &Context<'_>) -> Poll<Elapsed> {
         let waker = cx.waker().clone();
-        // Not a load: with a stale time it would wait for an advance that has already been.
-        if Instant(CLOCK.millis.fetch_add(0, Relaxed)) >= self.deadline {
-            return Poll::Ready(Elapsed);
-        }
         let old = self.take();
         self.id = Some(CLOCK.timers.with(|timers| {
             timers.next += 1;
@@ -95,6 +100,10 @@ impl Timer {
             timers.next
         }));
         drop(old);
+        // After it is there to be woken; and not a load, whose stale time would wait for an advance that has already been.
+        if Instant(CLOCK.millis.fetch_add(0, Relaxed)) >= self.deadline {
+            return Poll::Ready(Elapsed);
+        }
         Poll::Pending
     }
 

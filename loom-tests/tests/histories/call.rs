@@ -1,0 +1,57 @@
+//! The calls of a history, and what they answered.
+
+use crate::error::RejectionReason;
+use crate::permit::PermitType;
+use crate::word::CircuitState;
+
+/// Which permit of a history: the number of the call that was given it.
+pub(crate) type Holder = usize;
+
+/// Milliseconds.
+pub(crate) type Time = u64;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    Success,
+    Failure,
+    Cancel,
+    Drop,
+}
+
+/// A call as it was made, at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) kind: Kind,
+    pub(crate) at: Time,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    TryAcquire(Holder),
+    Acquire(Holder),
+    Resolve(Holder, Outcome),
+    /// A failure's number is its message.
+    Record(PermitType, Outcome, usize),
+    Look,
+    WouldAllow,
+    /// When all is over.
+    Final,
+}
+
+/// What it answered, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) value: Value,
+    pub(crate) at: Time,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    Granted(PermitType),
+    Refused(RejectionReason),
+    Done,
+    Counted(bool),
+    Seen { state: CircuitState, failure_count: u32, probe_in_flight: bool },
+    Allowed(bool),
+    Final { trip_count: u64, failed_probe_count: u64, last_error: Option<String> },
+}

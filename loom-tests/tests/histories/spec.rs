@@ -1,0 +1,243 @@
+//! The breaker for one call at a time, without a word, a generation or a tick.
+
+use std::collections::BTreeMap;
+
+use stateright::semantics::SequentialSpec;
+
+use crate::call::{Answer, Call, Holder, Kind, Outcome, Time, Value};
+use crate::error::RejectionReason;
+use crate::permit::PermitType;
+use crate::word::CircuitState;
+
+pub(crate) const OPEN_FOR: Time = 10;
+pub(crate) const LEASE: Time = 20;
+
+/// When a time limit that some call set may end: the call read the clock once, between its beginning and its end.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    earliest: Time,
+    latest: Time,
+}
+
+impl Limit {
+    fn set(call: &Call, answer: &Answer, length: Time) -> Self {
+        Self { earliest: call.at + length, latest: answer.at + length }
+    }
+
+    /// Whether the call may have found it over.
+    fn may_be_over(self, answer: &Answer) -> bool {
+        answer.at >= self.earliest
+    }
+
+    /// Whether the call may have found it running.
+    fn may_be_running(self, call: &Call) -> bool {
+        call.at < self.latest
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Circuit {
+    Closed,
+    Open(Limit),
+    /// The lease of the probe that is in flight, or of the last one that was.
+    HalfOpen {
+        probe: Option<u64>,
+        lease: Limit,
+    },
+}
+
+/// What a caller was given.
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    Normal { openings: u64 },
+    Probe { number: u64 },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    failure_threshold: u32,
+    circuit: Circuit,
+    failure_count: u32,
+    openings: u64,
+    trips: u64,
+    failed_probes: u64,
+    probes: u64,
+    held: BTreeMap<Holder, Held>,
+    last_error: Option<String>,
+}
+
+impl Spec {
+    pub(crate) fn new(failure_threshold: u32) -> Self {
+        Self {
+            failure_threshold,
+            circuit: Circuit::Closed,
+            failure_count: 0,
+            openings: 0,
+            trips: 0,
+            failed_probes: 0,
+            probes: 0,
+            held: BTreeMap::new(),
+            last_error: None,
+        }
+    }
+
+    fn grant(&mut self, holder: Holder, kind: PermitType, call: &Call, answer: &Answer) -> bool {
+        let held = match (self.circuit, kind) {
+            (Circuit::Closed, PermitType::Normal) => Held::Normal { openings: self.openings },
+            (Circuit::Open(limit), PermitType::Probe) if limit.may_be_over(answer) => {
+                self.claim(Limit::set(call, answer, LEASE))
+            }
+            (Circuit::HalfOpen { probe, lease }, PermitType::Probe) if probe.is_none() || lease.may_be_over(answer) => {
+                // No two probes of one opening have the same lease.
+                let new = Limit::set(call, answer, LEASE);
+                self.claim(Limit { latest: new.latest.max(lease.latest + 1), ..new })
+            }
+            _ => return false,
+        };
+        self.held.insert(holder, held);
+        true
+    }
+
+    fn claim(&mut self, lease: Limit) -> Held {
+        self.probes += 1;
+        self.circuit = Circuit::HalfOpen { probe: Some(self.probes), lease };
+        Held::Probe { number: self.probes }
+    }
+
+    fn refuse(&self, waited: bool, reason: RejectionReason, call: &Call) -> bool {
+        match (self.circuit, reason) {
+            (Circuit::Open(limit), RejectionReason::Open) => limit.may_be_running(call),
+            (Circuit::Open(_), RejectionReason::Reopened) => waited,
+            (Circuit::HalfOpen { probe: Some(_), lease }, RejectionReason::ProbeInFlight) => {
+                !waited && lease.may_be_running(call)
+            }
+            _ => false,
+        }
+    }
+
+    fn resolve(&mut self, holder: Holder, outcome: Outcome, call: &Call, answer: &Answer) {
+        match self.held.remove(&holder) {
+            Some(Held::Normal { openings }) if openings == self.openings => {
+                self.record(outcome, holder, call, answer);
+            }
+            Some(Held::Probe { number }) if self.probe() == Some(number) => {
+                self.record_probe(outcome, holder, call, answer);
+            }
+            _ => {}
+        }
+    }
+
+    fn probe(&self) -> Option<u64> {
+        match self.circuit {
+            Circuit::HalfOpen { probe, .. } => probe,
+            Circuit::Closed | Circuit::Open(_) => None,
+        }
+    }
+
+    /// Whether it counts.
+    fn record(&mut self, outcome: Outcome, number: usize, call: &Call, answer: &Answer) -> bool {
+        if !matches!(self.circuit, Circuit::Closed) {
+            return false;
+        }
+        match outcome {
+            Outcome::Success => self.failure_count = 0,
+            Outcome::Failure => {
+                self.failure_count += 1;
+                if self.failure_count == self.failure_threshold {
+                    self.trips += 1;
+                    self.open(number.to_string(), call, answer);
+                }
+            }
+            Outcome::Cancel | Outcome::Drop => {}
+        }
+        true
+    }
+
+    fn record_probe(&mut self, outcome: Outcome, number: usize, call: &Call, answer: &Answer) -> bool {
+        let Circuit::HalfOpen { probe: Some(_), lease } = self.circuit else {
+            return false;
+        };
+        match outcome {
+            Outcome::Success => {
+                self.failure_count = 0;
+                self.circuit = Circuit::Closed;
+            }
+            Outcome::Failure | Outcome::Drop => {
+                self.failed_probes += 1;
+                let dropped = outcome == Outcome::Drop;
+                self.open(if dropped { "dropped".to_owned() } else { number.to_string() }, call, answer);
+            }
+            Outcome::Cancel => self.circuit = Circuit::HalfOpen { probe: None, lease },
+        }
+        true
+    }
+
+    fn open(&mut self, error: String, call: &Call, answer: &Answer) {
+        self.openings += 1;
+        self.last_error = Some(error);
+        self.circuit = Circuit::Open(Limit::set(call, answer, OPEN_FOR));
+    }
+
+    fn state(&self) -> CircuitState {
+        match self.circuit {
+            Circuit::Closed => CircuitState::Closed,
+            Circuit::Open(_) => CircuitState::Open,
+            Circuit::HalfOpen { .. } => CircuitState::HalfOpen,
+        }
+    }
+
+    fn would_allow(&self, allowed: bool, call: &Call, answer: &Answer) -> bool {
+        match self.circuit {
+            Circuit::Closed | Circuit::HalfOpen { probe: None, .. } => allowed,
+            Circuit::Open(limit) | Circuit::HalfOpen { lease: limit, .. } if allowed => limit.may_be_over(answer),
+            Circuit::Open(limit) | Circuit::HalfOpen { lease: limit, .. } => limit.may_be_running(call),
+        }
+    }
+
+    /// The one looseness that is allowed: a record by name stands for the probe that was in flight when it was made, and
+    /// is lost if that probe's lease is over and another call takes it over in the same moment. It says so.
+    fn may_be_lost(&self, kind: PermitType, answer: &Answer) -> bool {
+        match self.circuit {
+            Circuit::HalfOpen { probe: Some(_), lease } => kind == PermitType::Probe && lease.may_be_over(answer),
+            _ => false,
+        }
+    }
+}
+
+impl SequentialSpec for Spec {
+    type Op = Call;
+    type Ret = Answer;
+
+    fn invoke(&mut self, call: &Call) -> Answer {
+        unreachable!("every call of a history has returned: {call:?}")
+    }
+
+    fn is_valid_step(&mut self, call: &Call, answer: &Answer) -> bool {
+        match (&call.kind, &answer.value) {
+            (Kind::TryAcquire(holder) | Kind::Acquire(holder), Value::Granted(kind)) => {
+                self.grant(*holder, *kind, call, answer)
+            }
+            (Kind::TryAcquire(_), Value::Refused(reason)) => self.refuse(false, *reason, call),
+            (Kind::Acquire(_), Value::Refused(reason)) => self.refuse(true, *reason, call),
+            (Kind::Resolve(holder, outcome), Value::Done) => {
+                self.resolve(*holder, *outcome, call, answer);
+                true
+            }
+            (Kind::Record(kind, ..), Value::Counted(false)) if self.may_be_lost(*kind, answer) => true,
+            (Kind::Record(PermitType::Normal, outcome, number), Value::Counted(counted)) => {
+                self.record(*outcome, *number, call, answer) == *counted
+            }
+            (Kind::Record(PermitType::Probe, outcome, number), Value::Counted(counted)) => {
+                self.record_probe(*outcome, *number, call, answer) == *counted
+            }
+            (Kind::Look, Value::Seen { state, failure_count, probe_in_flight }) => {
+                (*state, *failure_count, *probe_in_flight) == (self.state(), self.failure_count, self.probe().is_some())
+            }
+            (Kind::WouldAllow, Value::Allowed(allowed)) => self.would_allow(*allowed, call, answer),
+            (Kind::Final, Value::Final { trip_count, failed_probe_count, last_error }) => {
+                (*trip_count, *failed_probe_count, last_error) == (self.trips, self.failed_probes, &self.last_error)
+            }
+            _ => false,
+        }
+    }
+}

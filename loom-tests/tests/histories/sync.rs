@@ -1,0 +1,30 @@
+//! What real threads use in place of `src/sync.rs`: the same, but for a clock that moves only when a thread moves it.
+
+#[path = "../../src/sync/time.rs"]
+pub(crate) mod time;
+
+use std::sync::{LazyLock, PoisonError};
+
+pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+pub(crate) use arc_swap::ArcSwap;
+pub(crate) use parking_lot::Mutex;
+pub(crate) use time::{Instant, timeout_at};
+pub(crate) use tokio::sync::Notify;
+
+pub(crate) type ClockU64 = AtomicU64;
+
+pub(crate) static CLOCK: LazyLock<time::Clock> = LazyLock::new(time::Clock::new);
+
+/// A lock, here.
+pub(crate) struct Hidden<T>(std::sync::Mutex<T>);
+
+impl<T> Hidden<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(std::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
