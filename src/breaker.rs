@@ -3,6 +3,8 @@
 //!
 //! # Orderings
 //!
+//! `docs/PROOF.md` names the model that fails without each of them, and how to run it.
+//!
 //! - The load that admits, a waiter's second look and the load of a failed swap are Acquire. They pair with the Release of
 //!   the swaps to Open and to Closed: who sees an opening finds the error published before it; who sees a closing sees what
 //!   the probe's caller did before it.

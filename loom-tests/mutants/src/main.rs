@@ -4,6 +4,8 @@
 //! the sources; the copy has a workspace of its own, and shares the build folder so that no dependency is built twice.
 
 mod copy;
+#[cfg(test)]
+mod proof;
 mod suite;
 
 use std::path::Path;
@@ -43,18 +45,25 @@ struct Mutant {
     harmless: Option<String>,
 }
 
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders below the root")
+}
+
+fn mutants() -> Vec<Mutant> {
+    let path = repository().join("loom-tests/mutants.toml");
+    let list = std::fs::read_to_string(&path).expect("the list is readable");
+    toml::from_str::<List>(&list).unwrap_or_else(|error| panic!("{}: {error}", path.display())).mutant
+}
+
 fn main() -> ExitCode {
     let started = Instant::now();
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders below the root");
-    let list = std::fs::read_to_string(repository.join("loom-tests/mutants.toml")).expect("the list is readable");
-    let mut mutants =
-        toml::from_str::<List>(&list).unwrap_or_else(|error| panic!("loom-tests/mutants.toml: {error}")).mutant;
+    let mut mutants = mutants();
     let all = mutants.len();
     if let Some(part) = std::env::args().nth(1) {
         mutants.retain(|mutant| mutant.name.contains(&part));
     }
 
-    let copy = Copy::make(repository);
+    let copy = Copy::make(repository());
     let suites = match Suites::build(&copy, true) {
         Ok(suites) => suites,
         Err(error) => {

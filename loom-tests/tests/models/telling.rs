@@ -90,7 +90,15 @@ fn of_racing_failures_the_one_that_opened_the_circuit_is_told() {
             (true, true) => "both counted",
             (false, false) => "neither counted",
         };
-        assert_eq!(told(&breakers.get("a").unwrap()), end);
+        let breaker = breakers.get("a").unwrap();
+        assert_eq!(told(&breaker), end);
+        // A probe that comes too late begins no opening, so this one stays the last.
+        advance(OPEN_FOR);
+        let slow = claim(&breaker);
+        advance(LEASE);
+        std::mem::forget(claim(&breaker));
+        slow.failure("test", "late");
+        assert_eq!(told(&breaker), end);
         end
     });
 }
@@ -157,6 +165,28 @@ fn the_error_of_a_probe_whose_lease_is_over_does_not_replace_its_successors() {
         } else {
             assert_eq!(told(&breaker), "late");
             "just in time"
+        }
+    });
+}
+
+#[test]
+fn who_sees_a_failed_probe_is_not_told_of_one_that_came_too_late_before_it() {
+    explore(&["half-open", "open again"], || {
+        let (breaker, slow) = probing();
+        advance(LEASE);
+        let next = claim(&breaker);
+        slow.failure("test", "late");
+        let reader = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || breaker.snapshot())
+        };
+        next.failure("test", "again");
+        let seen = reader.join().unwrap();
+        if seen.state == CircuitState::Open {
+            assert_eq!(seen.last_error.unwrap().message(), "again");
+            "open again"
+        } else {
+            "half-open"
         }
     });
 }
