@@ -74,8 +74,6 @@ impl Suites {
             .current_dir(&copy.root)
             // Only the core and the tests are built again and again.
             .env("CARGO_INCREMENTAL", "1")
-            .env_remove("RUSTFLAGS")
-            .stderr(Stdio::piped())
             .output()
             .map_err(|error| format!("cargo does not start: {error}"))?;
         if !output.status.success() {

@@ -44,7 +44,7 @@ fn every_history_of_real_threads_is_explained_by_one_call_after_the_other() {
         let script: Script = scripts.new_tree(&mut runner).expect("scripts are not filtered").current();
         let history = run::follow(&script, n);
         overlapping += usize::from(history.overlaps());
-        waited += history.waits();
+        waited += history.waits;
         let at = Instant::now();
         let mut tester = LinearizabilityTester::new(Spec::new(run::FAILURE_THRESHOLD));
         for event in &history.events {

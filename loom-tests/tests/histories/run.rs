@@ -105,22 +105,14 @@ pub(crate) enum Event {
 /// In the order in which it happened.
 pub(crate) struct History {
     pub(crate) events: Vec<Event>,
+    /// How many calls slept until they were woken.
+    pub(crate) waits: usize,
 }
 
 impl History {
     /// Whether some call began before another had returned.
     pub(crate) fn overlaps(&self) -> bool {
         self.events.windows(2).any(|pair| matches!(pair, [Event::Invoke(..), Event::Invoke(..)]))
-    }
-
-    /// The calls that were asked to wait and found something to wait for, at least while another one resolved it.
-    pub(crate) fn waits(&self) -> usize {
-        let acquire = |event: &&Event| matches!(event, Event::Invoke(_, Call { kind: Kind::Acquire(_), .. }));
-        let returned_next = |pair: &&[Event]| match pair {
-            [Event::Invoke(a, Call { kind: Kind::Acquire(_), .. }), Event::Return(b, _)] => a == b,
-            _ => false,
-        };
-        self.events.iter().filter(acquire).count() - self.events.windows(2).filter(returned_next).count()
     }
 }
 
@@ -146,6 +138,7 @@ struct Shared {
     order: AtomicUsize,
     /// Numbers calls.
     calls: AtomicUsize,
+    waits: AtomicUsize,
 }
 
 /// One thread's part.
@@ -182,7 +175,11 @@ impl Caller {
         match step {
             Step::Acquire if self.held.iter().all(|(_, permit)| permit.kind() == PermitType::Normal) => {
                 let number = self.number();
-                self.call(Kind::Acquire(number), |caller| caller.hold(number, block_on(breaker.acquire_owned())));
+                self.call(Kind::Acquire(number), |caller| {
+                    let (answer, slept) = block_on(breaker.acquire_owned());
+                    caller.shared.waits.fetch_add(usize::from(slept), Ordering::Relaxed);
+                    caller.hold(number, answer)
+                });
             }
             Step::TryAcquire | Step::Acquire => {
                 let number = self.number();
@@ -250,8 +247,8 @@ impl Caller {
     }
 }
 
-/// On a thread of its own, which nothing but a wakeup goes on with.
-fn block_on<T>(call: impl Future<Output = T>) -> T {
+/// The answer, and whether the thread had to be woken for it.
+fn block_on<T>(call: impl Future<Output = T>) -> (T, bool) {
     struct Unpark(thread::Thread);
 
     impl std::task::Wake for Unpark {
@@ -262,10 +259,12 @@ fn block_on<T>(call: impl Future<Output = T>) -> T {
 
     let waker = Arc::new(Unpark(thread::current())).into();
     let mut call = std::pin::pin!(call);
+    let mut slept = false;
     loop {
         if let std::task::Poll::Ready(output) = call.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
-            return output;
+            return (output, slept);
         }
+        slept = true;
         thread::park();
     }
 }
@@ -279,7 +278,13 @@ pub(crate) fn follow(script: &Script, n: usize) -> History {
         .expect("a sound configuration");
     let breakers = CircuitBreakerRegistry::with_config([NAME], config);
     let breaker = breakers.get(NAME).expect("just inserted");
-    let shared = Arc::new(Shared { breakers, breaker, order: AtomicUsize::new(0), calls: AtomicUsize::new(0) });
+    let shared = Arc::new(Shared {
+        breakers,
+        breaker,
+        order: AtomicUsize::new(0),
+        calls: AtomicUsize::new(0),
+        waits: AtomicUsize::new(0),
+    });
 
     let mut callers: Vec<_> = (0..THREADS).map(|thread| Caller::new(thread, &shared)).collect();
     prepare(script.before, &mut callers[0]);
@@ -320,7 +325,10 @@ pub(crate) fn follow(script: &Script, n: usize) -> History {
     });
     events.extend(last.finish());
     events.sort_by_key(|(order, _)| *order);
-    History { events: events.into_iter().map(|(_, event)| event).collect() }
+    History {
+        events: events.into_iter().map(|(_, event)| event).collect(),
+        waits: shared.waits.load(Ordering::Relaxed),
+    }
 }
 
 fn prepare(before: Before, first: &mut Caller) {

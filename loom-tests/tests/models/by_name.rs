@@ -7,7 +7,7 @@ use loom::thread;
 use loom_tests::sync::time::advance;
 use loom_tests::{CircuitBreakerRegistry, CircuitState, PermitType, ProbeGuard, RejectionReason};
 
-use crate::harness::{OPEN_FOR, claim, explore, settings};
+use crate::harness::{OPEN_FOR, beside, claim, explore, settings};
 
 /// A registry with one breaker, "a".
 pub(crate) fn registry(failure_threshold: u32) -> Arc<CircuitBreakerRegistry> {
@@ -29,20 +29,14 @@ pub(crate) fn probing() -> Arc<CircuitBreakerRegistry> {
 fn two_inserts_and_a_lookup_lose_nothing() {
     explore(&["looked up before", "looked up after"], || {
         let breakers = registry(1);
-        let reader = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || {
-                assert!(breakers.get("a").is_some());
-                let early = breakers.get("b");
-                let late = breakers.get("b");
-                assert!(early.as_ref().is_none_or(|early| Arc::ptr_eq(early, &late.unwrap())));
-                early
-            })
-        };
-        let inserter = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || breakers.insert("b"))
-        };
+        let reader = beside(&breakers, |breakers| {
+            assert!(breakers.get("a").is_some());
+            let early = breakers.get("b");
+            let late = breakers.get("b");
+            assert!(early.as_ref().is_none_or(|early| Arc::ptr_eq(early, &late.unwrap())));
+            early
+        });
+        let inserter = beside(&breakers, |breakers| breakers.insert("b"));
         let c = breakers.insert("c");
         let b = inserter.join().unwrap();
         assert!(Arc::ptr_eq(&b, &breakers.get("b").unwrap()));
@@ -59,13 +53,10 @@ fn two_inserts_and_a_lookup_lose_nothing() {
 fn two_inserts_of_one_name_get_the_same_breaker() {
     explore(&["closed", "open"], || {
         let breakers = registry(1);
-        let inserter = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || {
-                let breaker = breakers.insert("b");
-                (breaker.state(), breaker)
-            })
-        };
+        let inserter = beside(&breakers, |breakers| {
+            let breaker = breakers.insert("b");
+            (breaker.state(), breaker)
+        });
         let ours = breakers.insert("b");
         assert!(breakers.record_failure("b", "test", "first"), "it is there");
         let (seen, theirs) = inserter.join().unwrap();
@@ -78,13 +69,10 @@ fn two_inserts_of_one_name_get_the_same_breaker() {
 fn an_insert_and_a_removal_lose_nothing() {
     explore(&["there", "gone"], || {
         let breakers = registry(1);
-        let inserter = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || {
-                breakers.insert("b");
-                breakers.get("a").is_some()
-            })
-        };
+        let inserter = beside(&breakers, |breakers| {
+            breakers.insert("b");
+            breakers.get("a").is_some()
+        });
         assert!(breakers.remove("a").is_some());
         let there = inserter.join().unwrap();
         assert!(breakers.get("a").is_none());
@@ -97,13 +85,10 @@ fn an_insert_and_a_removal_lose_nothing() {
 fn who_waits_by_name_passes_when_the_breaker_is_removed() {
     explore(&["waited", "found none"], || {
         let breakers = probing();
-        let caller = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || {
-                let there = breakers.get("a").is_some();
-                (block_on(breakers.acquire_permit("a")), there)
-            })
-        };
+        let caller = beside(&breakers, |breakers| {
+            let there = breakers.get("a").is_some();
+            (block_on(breakers.acquire_permit("a")), there)
+        });
         assert!(breakers.remove("a").is_some());
         let (answer, there) = caller.join().unwrap();
         assert_eq!(answer.unwrap(), PermitType::Normal);
@@ -117,13 +102,10 @@ fn who_waits_by_name_passes_when_the_breaker_is_removed() {
 fn who_waits_by_name_passes_when_the_probe_succeeds() {
     explore(&["came before", "came after"], || {
         let breakers = probing();
-        let caller = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || {
-                let before = breakers.state("a") == Some(CircuitState::HalfOpen);
-                (block_on(breakers.acquire_permit("a")), before)
-            })
-        };
+        let caller = beside(&breakers, |breakers| {
+            let before = breakers.state("a") == Some(CircuitState::HalfOpen);
+            (block_on(breakers.acquire_permit("a")), before)
+        });
         assert!(breakers.record_probe_success("a"));
         let (answer, before) = caller.join().unwrap();
         assert_eq!(answer.unwrap(), PermitType::Normal);
@@ -135,10 +117,7 @@ fn who_waits_by_name_passes_when_the_probe_succeeds() {
 fn who_waits_by_name_is_told_the_error_when_the_probe_fails() {
     explore(&["waited", "came after"], || {
         let breakers = probing();
-        let caller = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || block_on(breakers.acquire_permit("a")))
-        };
+        let caller = beside(&breakers, |breakers| block_on(breakers.acquire_permit("a")));
         assert!(breakers.record_probe_failure("a", "test", "again"));
         let error = caller.join().unwrap().unwrap_err();
         assert_eq!(error.last_error.unwrap().message(), "again");
@@ -154,10 +133,7 @@ fn who_waits_by_name_is_told_the_error_when_the_probe_fails() {
 fn who_waits_by_name_is_refused_when_the_guard_of_the_probe_is_dropped() {
     explore(&["waited", "came after"], || {
         let breakers = probing();
-        let caller = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || block_on(breakers.acquire_permit("a")))
-        };
+        let caller = beside(&breakers, |breakers| block_on(breakers.acquire_permit("a")));
         drop(ProbeGuard::new(&breakers, "a"));
         let error = caller.join().unwrap().unwrap_err();
         assert_eq!(error.last_error.unwrap().error_type(), "dropped");
@@ -173,10 +149,7 @@ fn who_waits_by_name_is_refused_when_the_guard_of_the_probe_is_dropped() {
 fn a_probe_by_name_that_is_resolved_twice_is_resolved_once() {
     explore(&["closed", "open"], || {
         let breakers = probing();
-        let other = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || breakers.record_probe_success("a"))
-        };
+        let other = beside(&breakers, |breakers| breakers.record_probe_success("a"));
         let failed = breakers.record_probe_failure("a", "test", "again");
         let succeeded = other.join().unwrap();
         let seen = breakers.get("a").unwrap().snapshot();
@@ -222,10 +195,7 @@ fn a_guard_of_the_first_probe_cannot_resolve_the_second() {
 fn a_record_by_name_that_lost_its_race_says_so() {
     explore(&["in time", "too late"], || {
         let breakers = registry(1);
-        let other = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || breakers.record_success("a"))
-        };
+        let other = beside(&breakers, |breakers| breakers.record_success("a"));
         assert!(breakers.record_failure("a", "test", "first"), "nothing else opens it");
         if other.join().unwrap() { "in time" } else { "too late" }
     });

@@ -8,14 +8,11 @@ use loom::thread;
 use loom_tests::sync::time::advance;
 use loom_tests::{CircuitBreaker, CircuitState, PermitType, RejectionReason};
 
-use crate::harness::{Answer, LEASE, breaker, claim, due, explore, fail, permit, probing, told};
+use crate::harness::{Answer, LEASE, beside, breaker, claim, due, explore, fail, permit, probing, told};
 
 /// This thread and two others ask at once.
 fn three_ask(breaker: &Arc<CircuitBreaker>) -> [Answer; 3] {
-    let others = [(); 2].map(|()| {
-        let breaker = Arc::clone(breaker);
-        thread::spawn(move || breaker.try_acquire_owned())
-    });
+    let others = [(); 2].map(|()| beside(breaker, CircuitBreaker::try_acquire_owned));
     let ours = Arc::clone(breaker).try_acquire_owned();
     let [second, third] = others.map(|other| other.join().unwrap());
     [ours, second, third]
@@ -57,10 +54,7 @@ fn a_probe_whose_lease_is_over_is_taken_over_by_exactly_one_caller() {
 fn a_probe_that_was_handed_back_is_claimed_by_exactly_one_caller() {
     explore(&["one of the others", "none of the others"], || {
         let (breaker, probe) = probing();
-        let others = [(); 2].map(|()| {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || breaker.try_acquire_owned())
-        });
+        let others = [(); 2].map(|()| beside(&breaker, CircuitBreaker::try_acquire_owned));
         probe.cancel();
         let others = others.map(|other| other.join().unwrap());
         let last = Arc::clone(&breaker).try_acquire_owned();
@@ -82,10 +76,7 @@ fn a_probe_that_was_handed_back_is_claimed_by_exactly_one_caller() {
 fn a_look_claims_nothing() {
     explore(&["free", "taken"], || {
         let breaker = due();
-        let look = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || breaker.would_allow())
-        };
+        let look = beside(&breaker, |breaker| breaker.would_allow());
         claim(&breaker).cancel_on_drop().success();
         let free = look.join().unwrap();
         assert_eq!((breaker.state(), breaker.snapshot().failed_probe_count), (CircuitState::Closed, 0));
@@ -97,10 +88,7 @@ fn a_look_claims_nothing() {
 fn no_failure_is_lost_and_the_one_that_reaches_the_threshold_opens_the_circuit() {
     explore(&["ours", "theirs", "others"], || {
         let breaker = breaker(3);
-        let others = ["theirs", "others"].map(|message| {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || fail(&breaker, message))
-        });
+        let others = ["theirs", "others"].map(|message| beside(&breaker, move |breaker| fail(&breaker, message)));
         fail(&breaker, "ours");
         for other in others {
             other.join().unwrap();
@@ -177,10 +165,7 @@ fn no_two_probes_have_the_same_word() {
     explore(&["two probes", "three probes"], || {
         let breaker = due();
         let clock = thread::spawn(|| advance(Duration::from_millis(1)));
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || word_of_a_probe(&breaker))
-        };
+        let other = beside(&breaker, |breaker| word_of_a_probe(&breaker));
         let ours = word_of_a_probe(&breaker);
         let words: Vec<_> = [ours, other.join().unwrap(), word_of_a_probe(&breaker)].into_iter().flatten().collect();
         clock.join().unwrap();

@@ -6,7 +6,7 @@ use loom::thread;
 use loom_tests::sync::time::advance;
 use loom_tests::{CircuitBreaker, CircuitState, OwnedPermit};
 
-use crate::harness::{LEASE, OPEN_FOR, breaker, claim, explore, fail, permit, probing, told};
+use crate::harness::{LEASE, OPEN_FOR, beside, breaker, claim, explore, fail, permit, probing, told};
 
 /// A breaker with threshold 2 that is closed again in generation 1, and a permit of generation 0.
 fn closed_again() -> (Arc<CircuitBreaker>, OwnedPermit) {
@@ -23,13 +23,10 @@ fn closed_again() -> (Arc<CircuitBreaker>, OwnedPermit) {
 fn a_late_success_does_not_interrupt_a_row_of_failures() {
     explore(&["before the row", "in the row", "after the row"], || {
         let (breaker, late) = closed_again();
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
-                late.success();
-                breaker.failure_count()
-            })
-        };
+        let other = beside(&breaker, |breaker| {
+            late.success();
+            breaker.failure_count()
+        });
         fail(&breaker, "third");
         fail(&breaker, "fourth");
         let seen = other.join().unwrap();
@@ -42,13 +39,10 @@ fn a_late_success_does_not_interrupt_a_row_of_failures() {
 fn a_late_failure_is_not_counted() {
     explore(&["before the first of the new row", "after it"], || {
         let (breaker, late) = closed_again();
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
-                late.failure("test", "late");
-                breaker.failure_count()
-            })
-        };
+        let other = beside(&breaker, |breaker| {
+            late.failure("test", "late");
+            breaker.failure_count()
+        });
         fail(&breaker, "third");
         let seen = other.join().unwrap();
         assert_eq!((breaker.state(), breaker.failure_count(), breaker.trip_count()), (CircuitState::Closed, 1, 1));
@@ -64,13 +58,10 @@ fn a_late_failure_does_not_spoil_a_recovery() {
         fail(&breaker, "first");
         advance(OPEN_FOR);
         let probe = claim(&breaker);
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
-                late.failure("test", "late");
-                breaker.state()
-            })
-        };
+        let other = beside(&breaker, |breaker| {
+            late.failure("test", "late");
+            breaker.state()
+        });
         probe.success();
         let seen = other.join().unwrap();
         assert_eq!((breaker.state(), breaker.failure_count(), breaker.trip_count()), (CircuitState::Closed, 0, 1));
@@ -85,13 +76,10 @@ fn a_late_failure_does_not_extend_the_open_time() {
         let late = permit(&breaker);
         fail(&breaker, "first");
         advance(OPEN_FOR);
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
-                late.failure("test", "late");
-                breaker.state()
-            })
-        };
+        let other = beside(&breaker, |breaker| {
+            late.failure("test", "late");
+            breaker.state()
+        });
         let probe = claim(&breaker);
         let seen = other.join().unwrap();
         assert_eq!((breaker.state(), breaker.trip_count()), (CircuitState::HalfOpen, 1));
@@ -124,14 +112,11 @@ fn a_late_cancel_of_a_probe_that_was_taken_over_does_not_hand_its_successors_bac
     explore(&["handed back, then claimed", "taken over"], || {
         let (breaker, slow) = probing();
         advance(LEASE);
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
-                let before = format!("{breaker:?}");
-                slow.cancel();
-                before.contains("deadline: 3000")
-            })
-        };
+        let other = beside(&breaker, |breaker| {
+            let before = format!("{breaker:?}");
+            slow.cancel();
+            before.contains("deadline: 3000")
+        });
         let next = claim(&breaker);
         let first = other.join().unwrap();
         assert!(breaker.snapshot().probe_in_flight);

@@ -100,7 +100,9 @@ where
     F: Fn() -> &'static str + Send + Sync + 'static,
 {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(BOUND) - less);
+    let bound = builder.preemption_bound.unwrap_or(BOUND);
+    // With fewer than 2, two waiters are never both woken.
+    builder.preemption_bound = Some(if bound > 2 { bound - less } else { bound });
     let seen = Arc::new(Mutex::new((0, ends.iter().copied().collect::<BTreeSet<_>>())));
     let recorder = Arc::clone(&seen);
     let started = Instant::now();
@@ -178,13 +180,18 @@ pub(crate) fn told(breaker: &CircuitBreaker) -> String {
     breaker.snapshot().last_error.map_or_else(String::new, |error| error.message().to_owned())
 }
 
+/// Runs `f` on a thread of its own.
+pub(crate) fn beside<S: 'static, T: 'static>(shared: &Arc<S>, f: impl FnOnce(Arc<S>) -> T + 'static) -> JoinHandle<T> {
+    let shared = Arc::clone(shared);
+    thread::spawn(move || f(shared))
+}
+
 pub(crate) type Answer = Result<OwnedPermit, Rejection>;
 pub(crate) type Waiting = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// A caller that may find the probe in flight or already resolved; and whether it had to be woken.
 pub(crate) fn caller(breaker: &Arc<CircuitBreaker>) -> JoinHandle<(Answer, bool)> {
-    let breaker = Arc::clone(breaker);
-    thread::spawn(move || counting_polls(Box::pin(breaker.acquire_owned())))
+    beside(breaker, |breaker| counting_polls(Box::pin(breaker.acquire_owned())))
 }
 
 /// The rest of a call, and whether it had to be woken.

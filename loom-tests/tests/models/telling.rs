@@ -11,7 +11,7 @@ use loom_tests::{CircuitBreaker, CircuitState, OwnedPermit, PermitType};
 
 use crate::by_name;
 use crate::harness::{
-    LEASE, OPEN_FOR, begin, breaker, claim, counting_polls, due, explore, fail, passed, permit, probing, told,
+    LEASE, OPEN_FOR, begin, beside, breaker, claim, counting_polls, due, explore, fail, passed, permit, probing, told,
 };
 
 // ---- the error that opened the circuit ----
@@ -20,10 +20,7 @@ use crate::harness::{
 fn who_sees_an_opening_finds_its_error() {
     explore(&["closed", "open"], || {
         let breaker = breaker(1);
-        let reader = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || breaker.snapshot())
-        };
+        let reader = beside(&breaker, |breaker| breaker.snapshot());
         fail(&breaker, "first");
         let seen = reader.join().unwrap();
         if seen.state == CircuitState::Open {
@@ -39,10 +36,8 @@ fn who_sees_an_opening_finds_its_error() {
 fn who_is_refused_is_told_the_error() {
     explore(&["let in", "refused"], || {
         let breaker = breaker(1);
-        let caller = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || breaker.try_acquire().err().map(|rejection| breaker.explain(rejection)))
-        };
+        let caller =
+            beside(&breaker, |breaker| breaker.try_acquire().err().map(|rejection| breaker.explain(rejection)));
         fail(&breaker, "first");
         match caller.join().unwrap() {
             None => "let in",
@@ -58,10 +53,7 @@ fn who_is_refused_is_told_the_error() {
 fn who_sees_a_failed_probe_finds_its_error() {
     explore(&["half-open", "open again"], || {
         let (breaker, probe) = probing();
-        let reader = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || breaker.snapshot())
-        };
+        let reader = beside(&breaker, |breaker| breaker.snapshot());
         probe.failure("test", "again");
         let seen = reader.join().unwrap();
         let error = seen.last_error.expect("the first opening's at least");
@@ -78,10 +70,7 @@ fn who_sees_a_failed_probe_finds_its_error() {
 fn of_racing_failures_the_one_that_opened_the_circuit_is_told() {
     explore(&["ours", "theirs"], || {
         let breakers = by_name::registry(1);
-        let other = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || breakers.record_failure("a", "test", "theirs"))
-        };
+        let other = beside(&breakers, |breakers| breakers.record_failure("a", "test", "theirs"));
         let ours = breakers.record_failure("a", "test", "ours");
         let theirs = other.join().unwrap();
         let end = match (ours, theirs) {
@@ -103,22 +92,26 @@ fn of_racing_failures_the_one_that_opened_the_circuit_is_told() {
     });
 }
 
+/// A success and a failure that would open the circuit, at once; `told_before` is the error of the opening before.
+fn a_success_beside_the_last_failure(breaker: &Arc<CircuitBreaker>, told_before: &str) -> &'static str {
+    fail(breaker, "first of the row");
+    let (good, bad) = (permit(breaker), permit(breaker));
+    let other = thread::spawn(move || bad.failure("test", "last of the row"));
+    good.success();
+    other.join().unwrap();
+    if breaker.state() == CircuitState::Closed {
+        assert_eq!(told(breaker), told_before);
+        "the failure lost"
+    } else {
+        assert_eq!(told(breaker), "last of the row");
+        "the failure opened the circuit"
+    }
+}
+
 #[test]
 fn a_failure_that_lost_to_a_success_is_not_told() {
     explore(&["the failure lost", "the failure opened the circuit"], || {
-        let breaker = breaker(2);
-        fail(&breaker, "first");
-        let (good, bad) = (permit(&breaker), permit(&breaker));
-        let other = thread::spawn(move || bad.failure("test", "second"));
-        good.success();
-        other.join().unwrap();
-        if breaker.state() == CircuitState::Closed {
-            assert_eq!(told(&breaker), "");
-            "the failure lost"
-        } else {
-            assert_eq!(told(&breaker), "second");
-            "the failure opened the circuit"
-        }
+        a_success_beside_the_last_failure(&breaker(2), "")
     });
 }
 
@@ -126,22 +119,11 @@ fn a_failure_that_lost_to_a_success_is_not_told() {
 fn a_failure_that_lost_to_a_success_does_not_hide_the_error_of_the_opening_before() {
     explore(&["the failure lost", "the failure opened the circuit"], || {
         let breaker = breaker(2);
-        fail(&breaker, "of the first row");
+        fail(&breaker, "of another row");
         fail(&breaker, "opened it");
         advance(OPEN_FOR);
         claim(&breaker).success();
-        fail(&breaker, "of the second row");
-        let (good, bad) = (permit(&breaker), permit(&breaker));
-        let other = thread::spawn(move || bad.failure("test", "second"));
-        good.success();
-        other.join().unwrap();
-        if breaker.state() == CircuitState::Closed {
-            assert_eq!(told(&breaker), "opened it");
-            "the failure lost"
-        } else {
-            assert_eq!(told(&breaker), "second");
-            "the failure opened the circuit"
-        }
+        a_success_beside_the_last_failure(&breaker, "opened it")
     });
 }
 
@@ -176,10 +158,7 @@ fn who_sees_a_failed_probe_is_not_told_of_one_that_came_too_late_before_it() {
         advance(LEASE);
         let next = claim(&breaker);
         slow.failure("test", "late");
-        let reader = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || breaker.snapshot())
-        };
+        let reader = beside(&breaker, |breaker| breaker.snapshot());
         next.failure("test", "again");
         let seen = reader.join().unwrap();
         if seen.state == CircuitState::Open {
@@ -219,14 +198,8 @@ fn a_late_failure_of_a_probe_does_not_rewrite_the_error_of_a_newer_opening() {
 fn the_next_opening_keeps_the_error_of_one_that_is_not_confirmed_yet() {
     explore(&["the first", "the second", "closed"], || {
         let breaker = breaker(1);
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || fail(&breaker, "first"))
-        };
-        let reader = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || breaker.snapshot())
-        };
+        let other = beside(&breaker, |breaker| fail(&breaker, "first"));
+        let reader = beside(&breaker, |breaker| breaker.snapshot());
         advance(OPEN_FOR);
         if let Ok(probe) = breaker.try_acquire()
             && probe.kind() == PermitType::Probe
@@ -252,13 +225,10 @@ fn the_error_of_a_probe_whose_lease_is_long_over_does_not_replace_that_of_a_newe
         claim(&breaker).failure("test", "again");
         advance(OPEN_FOR);
         let newest = claim(&breaker);
-        let reader = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
-                let word = format!("{breaker:?}");
-                (word.contains("generation: 3"), told(&breaker))
-            })
-        };
+        let reader = beside(&breaker, |breaker| {
+            let word = format!("{breaker:?}");
+            (word.contains("generation: 3"), told(&breaker))
+        });
         let other = thread::spawn(move || slow.failure("test", "late"));
         newest.failure("test", "newest");
         other.join().unwrap();
@@ -277,10 +247,7 @@ fn the_error_of_a_probe_whose_lease_is_long_over_does_not_replace_that_of_a_newe
 fn a_late_confirmation_does_not_expose_the_error_of_a_newer_opening() {
     explore(&["closed by then", "opened twice"], || {
         let breaker = breaker(1);
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || fail(&breaker, "first"))
-        };
+        let other = beside(&breaker, |breaker| fail(&breaker, "first"));
         advance(OPEN_FOR);
         let end = match Arc::clone(&breaker).try_acquire_owned() {
             Ok(slow) if slow.kind() == PermitType::Probe => {
@@ -302,10 +269,7 @@ fn a_success_in_between_does_not_cut_a_waiter_off_from_the_error_of_the_next_ope
     explore(&["passed", "told"], || {
         let (breaker, probe) = probing();
         let waiting = begin(&breaker);
-        let waiter = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || block_on(waiting).err().map(|rejection| breaker.explain(rejection)))
-        };
+        let waiter = beside(&breaker, |breaker| block_on(waiting).err().map(|rejection| breaker.explain(rejection)));
         probe.success();
         fail(&breaker, "third");
         match waiter.join().unwrap() {
@@ -322,10 +286,7 @@ fn a_success_in_between_does_not_cut_a_waiter_off_from_the_error_of_the_next_ope
 fn racing_openings_are_counted_once_each() {
     explore(&["one trip", "two trips"], || {
         let breaker = breaker(1);
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || fail(&breaker, "first"))
-        };
+        let other = beside(&breaker, |breaker| fail(&breaker, "first"));
         advance(OPEN_FOR);
         let mut ends = (0, 0);
         if let Ok(probe) = breaker.try_acquire()
@@ -350,10 +311,7 @@ fn racing_openings_are_counted_once_each() {
 fn a_probe_that_lost_its_race_is_not_counted() {
     explore(&["closed", "open"], || {
         let breakers = by_name::probing();
-        let other = {
-            let breakers = Arc::clone(&breakers);
-            thread::spawn(move || breakers.record_probe_failure("a", "test", "again"))
-        };
+        let other = beside(&breakers, |breakers| breakers.record_probe_failure("a", "test", "again"));
         breakers.record_probe_success("a");
         let failed = other.join().unwrap();
         let seen = breakers.get("a").unwrap().snapshot();
@@ -462,17 +420,11 @@ fn who_loses_the_race_for_a_probe_sees_what_its_winner_did() {
 fn a_claim_in_between_does_not_cut_the_next_caller_off_from_the_error_of_the_opening() {
     explore(&["closed", "open", "half_open"], || {
         let breaker = breaker(1);
-        let other = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
-                advance(OPEN_FOR);
-                breaker.try_acquire_owned().map(std::mem::forget).is_ok()
-            })
-        };
-        let reader = {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || breaker.snapshot())
-        };
+        let other = beside(&breaker, |breaker| {
+            advance(OPEN_FOR);
+            breaker.try_acquire_owned().map(std::mem::forget).is_ok()
+        });
+        let reader = beside(&breaker, |breaker| breaker.snapshot());
         fail(&breaker, "first");
         other.join().unwrap();
         let seen = reader.join().unwrap();

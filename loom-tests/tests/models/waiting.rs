@@ -1,7 +1,6 @@
 //! Whoever waits for a probe gets its result, whatever that is and however it comes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use loom_tests::sync::time::advance;
 use loom_tests::{CircuitState, PermitType, RejectionReason};
 
 use crate::harness::{
-    Answer, LEASE, OPEN_FOR, Waiting, begin, caller, claim, due_with, explore, explore_crowd, go_on, passed, probes,
-    probing, reason, settings, told,
+    Answer, LEASE, OPEN_FOR, Waiting, begin, beside, caller, claim, due_with, explore, explore_crowd, go_on, passed,
+    probes, probing, reason, settings, told,
 };
 
 fn woken(waited: bool) -> &'static str {
@@ -361,8 +360,7 @@ fn no_more_wait_than_may_and_the_one_that_may_is_not_turned_away() {
         let breaker = due_with(settings(1).max_waiters(1));
         let probe = claim(&breaker);
         let callers = [(); 2].map(|()| {
-            let breaker = Arc::clone(&breaker);
-            thread::spawn(move || {
+            beside(&breaker, |breaker| {
                 let mut waiting: Waiting = Box::pin(breaker.acquire_owned());
                 match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                     std::task::Poll::Pending => Some(waiting),
