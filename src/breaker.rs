@@ -5,7 +5,7 @@
 //!
 //! `docs/PROOF.md` names the model that fails without each of them, and how to run it.
 //!
-//! - The load that admits, a waiter's second look and the load of a failed swap are Acquire. They pair with the Release of
+//! - The load that admits, a waiter's second look and the look after a failed swap are Acquire. They pair with the Release of
 //!   the swaps to Open and to Closed: who sees an opening finds the error published before it; who sees a closing sees what
 //!   the probe's caller did before it.
 //! - There is one swap with one pair of orderings. A claim, a count and a reset publish nothing and would do with Relaxed.
@@ -33,7 +33,7 @@ use crate::permit::{OwnedPermit, Permit};
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{self, Admit, CircuitState, Failure, Limits, ProbeEnd, Snapshot, Success};
 use history::{History, LastError};
-use wait::Waiting;
+use wait::{AcquireWord, Waiting};
 
 /// A circuit breaker for one upstream.
 ///
@@ -233,8 +233,12 @@ impl CircuitBreaker {
     /// candidate never uses up its probe.
     pub fn would_allow(&self) -> bool {
         let word = self.load();
-        word::is_closed(word)
-            || matches!(Snapshot::unpack(word).admit(self.clock.now(), &self.limits), Admit::Pass | Admit::Claim(_))
+        if word::is_closed(word) {
+            return true;
+        }
+        let word = Snapshot::unpack(word);
+        word.open_left_for_sure(self.clock.about_now(), &self.limits).is_none()
+            && matches!(word.admit(self.clock.now(), &self.limits), Admit::Pass | Admit::Claim(_))
     }
 
     // ---- seeing ----
@@ -313,22 +317,32 @@ impl CircuitBreaker {
         Snapshot::unpack(self.load())
     }
 
-    /// The new word, or the one that was there instead.
-    fn swap(&self, from: u64, to: Snapshot) -> Result<u64, u64> {
-        let to = to.pack();
-        self.word.compare_exchange(from, to, Ordering::Release, Ordering::Acquire).map(|_| to)
+    #[inline]
+    fn swap(&self, from: u64, to: u64) -> bool {
+        self.word.compare_exchange(from, to, Ordering::Release, Ordering::Relaxed).is_ok()
+    }
+
+    /// After a swap that failed. It first leaves the word to whoever had it: cores that fight over a cache line get less done
+    /// than one that has it to itself for a moment (Dice, Hendler, Mirsky: Lightweight Contention Management for Efficient
+    /// Compare-and-Swap Operations, 2013).
+    #[cold]
+    fn look_again(&self) -> u64 {
+        for _ in 0..32 {
+            std::hint::spin_loop();
+        }
+        self.load()
     }
 
     /// The word that a permit is made of.
     #[inline]
-    fn try_acquire_word(&self) -> Result<u64, Rejection> {
+    pub(crate) fn try_acquire_word(&self) -> Result<u64, Rejection> {
         let word = self.load();
         if word::is_closed(word) { Ok(word) } else { self.try_acquire_blocked(word) }
     }
 
     #[cold]
     fn try_acquire_blocked(&self, word: u64) -> Result<u64, Rejection> {
-        self.admit(word, self.clock.now(), None).map_err(|blocked| match blocked {
+        self.admit_at_once(word).map_err(|blocked| match blocked {
             Blocked::Refused(rejection) => rejection,
             Blocked::ByProbe { lease_left, .. } => Rejection::new(RejectionReason::ProbeInFlight, lease_left),
         })
@@ -336,15 +350,15 @@ impl CircuitBreaker {
 
     /// The same, after waiting for a probe if need be.
     #[inline]
-    pub(crate) async fn acquire_word(&self) -> Result<u64, Rejection> {
-        let word = self.load();
-        if word::is_closed(word) {
-            return Ok(word);
-        }
-        match self.admit(word, self.clock.now(), None) {
-            Ok(word) => Ok(word),
-            Err(Blocked::Refused(rejection)) => Err(rejection),
-            Err(Blocked::ByProbe { generation, lease_left }) => self.wait_for_probe(generation, lease_left).await,
+    pub(crate) fn acquire_word(&self) -> AcquireWord<'_> {
+        AcquireWord::new(self)
+    }
+
+    /// [`admit`](Self::admit), for a call that has not waited and finds `word` not closed.
+    fn admit_at_once(&self, word: u64) -> Result<u64, Blocked> {
+        match Snapshot::unpack(word).open_left_for_sure(self.clock.about_now(), &self.limits) {
+            Some(open_left) => Err(Blocked::Refused(Rejection::new(RejectionReason::Open, open_left))),
+            None => self.admit(word, self.clock.now(), None),
         }
     }
 
@@ -368,17 +382,16 @@ impl CircuitBreaker {
                     return Err(Blocked::Refused(Rejection::new(RejectionReason::Open, open_left)));
                 }
             };
-            match self.swap(word, claim) {
-                Ok(claimed) => {
-                    if before.state == CircuitState::Open {
-                        event::half_opened(self, claim);
-                    } else if before.probe_in_flight {
-                        event::probe_taken_over(self, claim);
-                    }
-                    return Ok(claimed);
+            let claimed = claim.pack();
+            if self.swap(word, claimed) {
+                if before.state == CircuitState::Open {
+                    event::half_opened(self, claim);
+                } else if before.probe_in_flight {
+                    event::probe_taken_over(self, claim);
                 }
-                Err(current) => word = current,
+                return Ok(claimed);
             }
+            word = self.look_again();
         }
     }
 
@@ -396,42 +409,41 @@ impl CircuitBreaker {
     fn reset_failures(&self, mut word: u64, granted: u64) -> bool {
         let generation = Snapshot::unpack(granted).generation;
         loop {
-            let reset = match Snapshot::unpack(word).success(generation) {
+            match Snapshot::unpack(word).success(generation) {
                 Success::Late => return false,
                 Success::Clean => return true,
-                Success::Reset(reset) => reset,
-            };
-            match self.swap(word, reset) {
-                Ok(_) => return true,
-                Err(current) => word = current,
+                Success::Reset(reset) if self.swap(word, reset.pack()) => return true,
+                Success::Reset(_) => word = self.look_again(),
             }
         }
     }
 
     /// A call that was admitted by the closed word `granted` failed.
-    #[cold]
+    #[inline]
     pub(crate) fn record_failure(&self, granted: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
-        let generation = Snapshot::unpack(granted).generation;
-        let now = self.clock.now();
-        let mut error = None;
         let mut word = self.load();
         loop {
-            let swapped = match Snapshot::unpack(word).failure(generation, now, &self.limits) {
+            let done = match word::failure(word, granted, &self.limits) {
                 Failure::Late => return false,
                 Failure::Count(counted) => self.swap(word, counted),
-                Failure::Trip(open) => {
-                    let error = error.get_or_insert_with(|| Arc::new(LastError::new(error_type, message)));
-                    self.swap_to_open(word, open, error).inspect(|_| {
-                        self.history.count_trip();
-                        event::opened(self, open);
-                    })
-                }
+                Failure::Trip => self.trip(word, error_type, message),
             };
-            match swapped {
-                Ok(_) => return true,
-                Err(current) => word = current,
+            if done {
+                return true;
             }
+            word = self.look_again();
         }
+    }
+
+    #[cold]
+    fn trip(&self, word: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
+        let open = Snapshot::unpack(word).tripped(self.clock.now(), &self.limits);
+        let done = self.swap_to_open(word, open, &Arc::new(LastError::new(error_type, message)));
+        if done {
+            self.history.count_trip();
+            event::opened(self, open);
+        }
+        done
     }
 
     /// The probe that holds `claimed` succeeded.
@@ -439,7 +451,7 @@ impl CircuitBreaker {
     pub(crate) fn probe_succeeded(&self, claimed: u64) -> bool {
         let before = Snapshot::unpack(claimed);
         let ProbeEnd::Resolve(closed) = before.probe_success() else { return false };
-        if self.swap(claimed, closed).is_err() {
+        if !self.swap(claimed, closed.pack()) {
             return false;
         }
         self.waiting.notify();
@@ -452,7 +464,7 @@ impl CircuitBreaker {
     pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) -> bool {
         let failed = Snapshot::unpack(claimed).probe_failure(self.clock.now(), &self.limits);
         let ProbeEnd::Resolve(open) = failed else { return false };
-        if self.swap_to_open(claimed, open, error).is_err() {
+        if !self.swap_to_open(claimed, open, error) {
             return false;
         }
         self.history.count_failed_probe();
@@ -465,16 +477,20 @@ impl CircuitBreaker {
     #[cold]
     pub(crate) fn probe_cancelled(&self, claimed: u64) -> bool {
         let ProbeEnd::Resolve(free) = Snapshot::unpack(claimed).probe_cancel() else { return false };
-        if self.swap(claimed, free).is_err() {
+        if !self.swap(claimed, free.pack()) {
             return false;
         }
         self.waiting.notify();
         true
     }
 
-    fn swap_to_open(&self, from: u64, open: Snapshot, error: &Arc<LastError>) -> Result<u64, u64> {
+    fn swap_to_open(&self, from: u64, open: Snapshot, error: &Arc<LastError>) -> bool {
         self.history.publish(open.generation, error);
-        self.swap(from, open).inspect(|_| self.history.confirm(open.generation, error))
+        let done = self.swap(from, open.pack());
+        if done {
+            self.history.confirm(open.generation, error);
+        }
+        done
     }
 }
 

@@ -2,19 +2,26 @@
 
 use std::time::Duration;
 
-use crate::sync::Instant;
+use crate::sync::{CoarseClock, Instant};
 
 pub(crate) struct Clock {
     epoch: Instant,
+    coarse: CoarseClock,
 }
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self { epoch: Instant::now() }
+        Self { epoch: Instant::now(), coarse: CoarseClock::new() }
     }
 
     pub(crate) fn now(&self) -> u32 {
         self.tick_at(Instant::now())
+    }
+
+    /// As [`now`](Self::now), cheaper, and up to [`COARSE_ERROR`](crate::word::COARSE_ERROR) before or after it; further
+    /// behind where the system is too busy to keep its clock.
+    pub(crate) fn about_now(&self) -> u32 {
+        self.coarse.now().unwrap_or_else(|| self.now())
     }
 
     pub(crate) fn tick_at(&self, instant: Instant) -> u32 {

@@ -55,7 +55,8 @@ impl Rejection {
     }
 
     /// How long until a call has a chance, at the latest: until the open time has passed or, with a probe in flight,
-    /// until its lease ends. In whole milliseconds.
+    /// until its lease ends. In whole milliseconds; while the circuit is open for longer than 20 ms, exact to the tick of
+    /// the system's coarse clock, which is 10 ms at most.
     pub fn retry_after(&self) -> Duration {
         duration(self.retry_after_ms)
     }

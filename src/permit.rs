@@ -107,6 +107,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     /// # Panics
     ///
     /// If formatting `message` does; a probe then counts as dropped.
+    #[inline]
     pub fn failure(self, error_type: &str, message: impl fmt::Display) {
         self.fail(error_type, &message);
     }
@@ -140,6 +141,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     }
 
     /// As [`failure`](Self::failure); whether it counted.
+    #[inline]
     pub(crate) fn fail(mut self, error_type: &str, message: &dyn fmt::Display) -> bool {
         if word::is_closed(self.word) {
             self.breaker.record_failure(self.word, error_type, message)

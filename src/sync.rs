@@ -1,9 +1,12 @@
 //! The one door to everything that a model checker has to see: atomics, the snapshot cell, the lock of the registry's
 //! writers, `Notify` and time. Plain re-exports; the models mount a file of the same shape in this one's place.
 
+mod coarse;
+
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub(crate) use arc_swap::ArcSwap;
+pub(crate) use coarse::CoarseClock;
 pub(crate) use parking_lot::Mutex;
 pub(crate) use tokio::sync::Notify;
 pub(crate) use tokio::time::{Instant, timeout_at};

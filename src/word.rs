@@ -41,6 +41,8 @@ pub(crate) const PROBE_BIT: u64 = 1 << PROBE_SHIFT;
 
 const STATE_MASK: u64 = low_bits(STATE_BITS) << STATE_SHIFT;
 const FAILURE_COUNT_MASK: u64 = low_bits(FAILURE_COUNT_BITS) << FAILURE_COUNT_SHIFT;
+const ONE_FAILURE: u64 = 1 << FAILURE_COUNT_SHIFT;
+const GENERATION_MASK: u64 = low_bits(GENERATION_BITS) << GENERATION_SHIFT;
 const GENERATION_LIMIT: u32 = 1 << GENERATION_BITS;
 
 /// The highest failure threshold that the word can count to.
@@ -53,6 +55,9 @@ pub(crate) const MAX_DEADLINE_TICKS: u32 = 24 * 60 * 60 * 1000;
 /// How much older than a deadline's own clock reading another reading may be. A caller reads the clock and may be
 /// descheduled while somebody else trips the breaker; without slack its older tick would make the new deadline look passed.
 const CLOCK_SLACK: u32 = 65_536;
+
+/// How far a coarse clock may be off: two ticks of a kernel timer that ticks 100 times a second.
+pub(crate) const COARSE_ERROR: u32 = 20;
 
 /// State of a circuit. *Closed* means that traffic flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +98,20 @@ pub(crate) const fn is_closed(word: u64) -> bool {
 #[inline]
 pub(crate) const fn is_clean(word: u64) -> bool {
     word & (STATE_MASK | FAILURE_COUNT_MASK) == 0
+}
+
+/// An ordinary call that was admitted by the closed word `granted` failed. Asked of the raw word, for calls of all threads
+/// may fail at once: what decoding writes to the stack, the swap that follows would wait for.
+#[inline]
+pub(crate) const fn failure(word: u64, granted: u64, limits: &Limits) -> Failure {
+    if (word ^ granted) & (GENERATION_MASK | STATE_MASK) != 0 {
+        return Failure::Late;
+    }
+    if (word & FAILURE_COUNT_MASK) + ONE_FAILURE < limits.failure_threshold as u64 * ONE_FAILURE {
+        Failure::Count(word + ONE_FAILURE)
+    } else {
+        Failure::Trip
+    }
 }
 
 /// What a transition needs of the configuration, in the word's own units.
@@ -148,10 +167,10 @@ pub(crate) enum Success {
 pub(crate) enum Failure {
     /// The circuit is no longer closed in the generation that the call belongs to.
     Late,
-    /// One more, below the threshold.
-    Count(Snapshot),
-    /// The threshold is reached.
-    Trip(Snapshot),
+    /// One more, below the threshold: the word that follows.
+    Count(u64),
+    /// The threshold is reached: see [`Snapshot::tripped`].
+    Trip,
 }
 
 /// What the end of a probe does.
@@ -228,6 +247,14 @@ impl Snapshot {
         }
     }
 
+    /// The same by a clock that may be off by [`COARSE_ERROR`]: `None` where a better one could see no tick left.
+    pub(crate) const fn open_left_for_sure(self, about_now: u32, limits: &Limits) -> Option<u32> {
+        match self.open_left(about_now, limits) {
+            0..=COARSE_ERROR => None,
+            open_left => Some(open_left),
+        }
+    }
+
     /// Ticks until the lease of the probe in flight ends; 0 without one.
     pub(crate) const fn lease_left(self, now: u32, limits: &Limits) -> u32 {
         if self.probe_in_flight { self.ticks_left(now, limits.lease_ticks) } else { 0 }
@@ -261,17 +288,9 @@ impl Snapshot {
         }
     }
 
-    /// An ordinary call that was admitted in `generation` failed.
-    pub(crate) const fn failure(self, generation: u32, now: u32, limits: &Limits) -> Failure {
-        if !self.is_closed_in(generation) {
-            return Failure::Late;
-        }
-        let counted = Self { failure_count: self.failure_count + 1, ..self };
-        if counted.failure_count < limits.failure_threshold {
-            Failure::Count(counted)
-        } else {
-            Failure::Trip(counted.opened(now, limits))
-        }
+    /// A failure reached the threshold.
+    pub(crate) const fn tripped(self, now: u32, limits: &Limits) -> Self {
+        Self { failure_count: self.failure_count + 1, ..self }.opened(now, limits)
     }
 
     /// The probe in flight succeeded.
@@ -444,15 +463,28 @@ mod tests {
 
     #[test]
     fn a_reading_from_just_before_the_trip_sees_the_circuit_open() {
-        let Failure::Trip(open) = closed(0, 2).failure(0, 100_000, &LIMITS) else { panic!("the third failure trips") };
+        let open = closed(0, 2).tripped(100_000, &LIMITS);
         assert_eq!(open.open_left(99_999, &LIMITS), 30_001);
         assert_eq!(open.open_left(100_000 - CLOCK_SLACK, &LIMITS), 30_000 + CLOCK_SLACK);
         assert_eq!(open.open_left(100_000 - CLOCK_SLACK - 1, &LIMITS), 0);
     }
 
     #[test]
+    fn a_coarse_clock_refuses_only_what_a_better_one_would() {
+        let open = open(1, 30_000);
+        assert_eq!(open.open_left_for_sure(0, &LIMITS), Some(30_000));
+        assert_eq!(open.open_left_for_sure(30_000 - COARSE_ERROR - 1, &LIMITS), Some(COARSE_ERROR + 1));
+        for about_now in [30_000 - COARSE_ERROR, 29_999, 30_000, 30_001, 90_000_000] {
+            assert_eq!(open.open_left_for_sure(about_now, &LIMITS), None);
+        }
+        for other in [closed(1, 2), probing(1, 30_000), handed_back(1, 30_000)] {
+            assert_eq!(other.open_left_for_sure(0, &LIMITS), None);
+        }
+    }
+
+    #[test]
     fn a_deadline_beyond_the_wrap_counts_down_across_it() {
-        let Failure::Trip(open) = closed(0, 2).failure(0, u32::MAX - 10, &LIMITS) else { panic!("it trips") };
+        let open = closed(0, 2).tripped(u32::MAX - 10, &LIMITS);
         assert_eq!(open.deadline, 29_989);
         for (now, left) in [(u32::MAX - 10, 30_000), (u32::MAX, 29_990), (0, 29_989), (29_988, 1), (29_989, 0)] {
             assert_eq!(open.open_left(now, &LIMITS), left, "at {now}");
@@ -488,19 +520,30 @@ mod tests {
 
     #[test]
     fn a_failure_counts_in_its_own_generation_and_trips_at_the_threshold() {
-        assert_eq!(closed(1, 0).failure(1, 500, &LIMITS), Failure::Count(closed(1, 1)));
-        assert_eq!(closed(1, 1).failure(1, 500, &LIMITS), Failure::Count(closed(1, 2)));
-        assert_eq!(closed(1, 2).failure(1, 500, &LIMITS), Failure::Trip(open(2, 30_500)));
-        assert_eq!(closed(1, 2).failure(0, 500, &LIMITS), Failure::Late);
-        for other in [open(1, 9), probing(1, 9), handed_back(1, 9)] {
-            assert_eq!(other.failure(1, 500, &LIMITS), Failure::Late);
+        let failure = |word: Snapshot, granted: Snapshot| failure(word.pack(), granted.pack(), &LIMITS);
+        assert_eq!(failure(closed(1, 0), closed(1, 0)), Failure::Count(closed(1, 1).pack()));
+        assert_eq!(failure(closed(1, 1), closed(1, 0)), Failure::Count(closed(1, 2).pack()));
+        assert_eq!(failure(closed(1, 1), closed(1, 2)), Failure::Count(closed(1, 2).pack()));
+        assert_eq!(failure(closed(1, 2), closed(1, 0)), Failure::Trip);
+        for granted in [closed(0, 0), closed(2, 0), closed(0, 2)] {
+            assert_eq!(failure(closed(1, 2), granted), Failure::Late);
         }
+        for other in [open(1, 9), probing(1, 9), handed_back(1, 9)] {
+            assert_eq!(failure(other, closed(1, 0)), Failure::Late);
+        }
+        assert_eq!(closed(1, 2).tripped(500, &LIMITS), open(2, 30_500));
     }
 
     #[test]
     fn the_highest_threshold_is_reached_without_leaving_its_field() {
         let limits = Limits { failure_threshold: MAX_FAILURE_COUNT, ..LIMITS };
-        let Failure::Trip(open) = closed(0, MAX_FAILURE_COUNT - 1).failure(0, 0, &limits) else { panic!("it trips") };
+        let mut word = closed(3, 0);
+        for count in 1..MAX_FAILURE_COUNT {
+            assert_eq!(failure(word.pack(), closed(3, 0).pack(), &limits), Failure::Count(closed(3, count).pack()));
+            word = closed(3, count);
+        }
+        assert_eq!(failure(word.pack(), closed(3, 0).pack(), &limits), Failure::Trip);
+        let open = word.tripped(0, &limits);
         assert_eq!(Snapshot::unpack(open.pack()).failure_count, MAX_FAILURE_COUNT);
     }
 

@@ -15,7 +15,7 @@ use std::sync::PoisonError;
 pub use cell::ArcSwap;
 pub use notify::{Notified, Notify};
 pub(crate) use std::sync::atomic::Ordering;
-pub(crate) use time::{Instant, timeout_at};
+pub(crate) use time::{CoarseClock, Instant, timeout_at};
 
 type ClockU64 = loom::sync::atomic::AtomicU64;
 
@@ -44,6 +44,21 @@ pub fn set_loads(loads: Loads) {
     LOADS.set(loads);
 }
 
+thread_local! {
+    // As above.
+    static WRITES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How often the core has written to an atomic until now: stores and read-modify-writes, whether or not they changed it.
+pub fn writes() -> usize {
+    WRITES.get()
+}
+
+fn written<T>(result: T) -> T {
+    WRITES.set(WRITES.get() + 1);
+    result
+}
+
 macro_rules! atomic {
     ($name:ident, $value:ty) => {
         pub(crate) struct $name(loom::sync::atomic::$name);
@@ -63,19 +78,19 @@ macro_rules! atomic {
             }
 
             pub(crate) fn store(&self, value: $value, order: Ordering) {
-                self.0.store(value, order);
+                written(self.0.store(value, order));
             }
 
             pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
-                self.0.swap(value, order)
+                written(self.0.swap(value, order))
             }
 
             pub(crate) fn fetch_add(&self, value: $value, order: Ordering) -> $value {
-                self.0.fetch_add(value, order)
+                written(self.0.fetch_add(value, order))
             }
 
             pub(crate) fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
-                self.0.fetch_sub(value, order)
+                written(self.0.fetch_sub(value, order))
             }
 
             pub(crate) fn compare_exchange(
@@ -85,7 +100,7 @@ macro_rules! atomic {
                 success: Ordering,
                 failure: Ordering,
             ) -> Result<$value, $value> {
-                self.0.compare_exchange(current, new, success, failure)
+                written(self.0.compare_exchange(current, new, success, failure))
             }
         }
     };

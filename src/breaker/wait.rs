@@ -1,8 +1,13 @@
 //! Waiting for a probe in flight.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use crate::clock::duration;
 use crate::error::{Rejection, RejectionReason};
 use crate::sync::{AtomicUsize, Instant, Notify, Ordering, timeout_at};
+use crate::word;
 
 use super::{Blocked, CircuitBreaker};
 
@@ -43,8 +48,54 @@ impl Drop for Place<'_> {
     }
 }
 
+type Wait<'a> = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send + 'a>>;
+
+/// The way to the word that a permit is made of, through a wait if need be. Written by hand, and the wait in a box: an
+/// `async fn` would have every call carry the room for a wait about, at several times the cost of the call.
+pub(crate) struct AcquireWord<'a> {
+    breaker: &'a CircuitBreaker,
+    wait: Option<Wait<'a>>,
+}
+
+impl<'a> AcquireWord<'a> {
+    #[inline]
+    pub(super) fn new(breaker: &'a CircuitBreaker) -> Self {
+        Self { breaker, wait: None }
+    }
+
+    #[cold]
+    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<Result<u64, Rejection>> {
+        if let Some(wait) = &mut self.wait {
+            return wait.as_mut().poll(cx);
+        }
+        match self.breaker.admit_at_once(self.breaker.load()) {
+            Ok(word) => Poll::Ready(Ok(word)),
+            Err(Blocked::Refused(rejection)) => Poll::Ready(Err(rejection)),
+            Err(Blocked::ByProbe { generation, lease_left }) => {
+                let wait = self.breaker.wait_for_probe(generation, lease_left);
+                self.wait.insert(Box::pin(wait)).as_mut().poll(cx)
+            }
+        }
+    }
+}
+
+impl Future for AcquireWord<'_> {
+    type Output = Result<u64, Rejection>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.wait.is_none() {
+            let word = self.breaker.load();
+            if word::is_closed(word) {
+                return Poll::Ready(Ok(word));
+            }
+        }
+        self.poll_blocked(cx)
+    }
+}
+
 impl CircuitBreaker {
-    pub(super) async fn wait_for_probe(&self, mut generation: u32, lease_left: u32) -> Result<u64, Rejection> {
+    async fn wait_for_probe(&self, mut generation: u32, lease_left: u32) -> Result<u64, Rejection> {
         let Some(_place) = self.waiting.take_place(self.config.max_waiters()) else {
             return Err(Rejection::new(RejectionReason::TooManyWaiters, lease_left));
         };

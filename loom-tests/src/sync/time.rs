@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::{CLOCK, ClockU64, Hidden};
+use crate::production::word::COARSE_ERROR;
 
 /// All there is to it.
 pub(crate) struct Clock {
@@ -32,6 +33,20 @@ impl Clock {
     #[allow(dead_code, reason = "the models do not ask")]
     pub(crate) fn millis(&self) -> u64 {
         self.millis.fetch_add(0, Relaxed)
+    }
+}
+
+/// As far ahead of the clock as a coarse one may be.
+pub(crate) struct CoarseClock;
+
+#[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "as the real one")]
+impl CoarseClock {
+    pub(crate) fn new() -> Self {
+        Self
+    }
+
+    pub(crate) fn now(&self) -> Option<u32> {
+        Some(u32::try_from(CLOCK.millis.load(Relaxed)).expect("a model is over soon") + COARSE_ERROR)
     }
 }
 

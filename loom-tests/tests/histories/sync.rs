@@ -9,7 +9,7 @@ pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub(crate) use arc_swap::ArcSwap;
 pub(crate) use parking_lot::Mutex;
-pub(crate) use time::{Instant, timeout_at};
+pub(crate) use time::{CoarseClock, Instant, timeout_at};
 pub(crate) use tokio::sync::Notify;
 
 pub(crate) type ClockU64 = AtomicU64;

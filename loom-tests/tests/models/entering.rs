@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use loom::future::block_on;
 use loom::thread;
 use loom_tests::sync::time::advance;
+use loom_tests::sync::writes;
 use loom_tests::{CircuitBreaker, CircuitState, PermitType, RejectionReason};
 
-use crate::harness::{Answer, LEASE, beside, breaker, claim, due, explore, fail, permit, probing, told};
+use crate::harness::{
+    Answer, LEASE, beside, breaker, claim, due, explore, explore_still, fail, permit, probes, probing, reason, told,
+};
 
 /// This thread and two others ask at once.
 fn three_ask(breaker: &Arc<CircuitBreaker>) -> [Answer; 3] {
@@ -31,6 +35,59 @@ fn the_one_probe(answers: [Answer; 3]) -> &'static str {
         }
     }
     probe.expect("one of them is the probe")
+}
+
+#[test]
+fn calls_on_a_closed_circuit_write_nothing() {
+    explore_still(|| {
+        let breaker = breaker(2);
+        let before = writes();
+        let other = beside(&breaker, |breaker| breaker.try_acquire().unwrap().success());
+        block_on(breaker.acquire()).unwrap().success();
+        breaker.try_acquire().unwrap().cancel();
+        drop(breaker.try_acquire().unwrap());
+        other.join().unwrap();
+        assert_eq!(writes(), before);
+        fail(&breaker, "counted");
+        assert_eq!(writes(), before + 1, "what is written is seen");
+    });
+}
+
+#[test]
+fn calls_on_an_open_circuit_write_nothing() {
+    explore_still(|| {
+        let breaker = breaker(1);
+        let late = permit(&breaker);
+        fail(&breaker, "opens");
+        let before = writes();
+        let other = beside(&breaker, |breaker| breaker.try_acquire().unwrap_err());
+        block_on(breaker.acquire()).unwrap_err();
+        late.failure("test", "too late");
+        other.join().unwrap();
+        assert_eq!(writes(), before);
+    });
+}
+
+#[test]
+fn no_call_is_the_probe_before_the_open_time_has_passed() {
+    const ALMOST: Duration = Duration::from_millis(999);
+    explore(&["refused", "the probe"], || {
+        let breaker = breaker(1);
+        fail(&breaker, "opens");
+        advance(ALMOST);
+        assert!(!breaker.would_allow());
+        assert_eq!(reason(&Arc::clone(&breaker).try_acquire_owned()), Some(RejectionReason::Open));
+        let call = beside(&breaker, CircuitBreaker::try_acquire_owned);
+        advance(Duration::from_millis(1));
+        let answer = call.join().unwrap();
+        if probes(&answer) {
+            answer.unwrap().success();
+            "the probe"
+        } else {
+            assert_eq!(reason(&answer), Some(RejectionReason::Open));
+            "refused"
+        }
+    });
 }
 
 #[test]

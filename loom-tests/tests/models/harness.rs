@@ -50,6 +50,16 @@ pub(crate) fn explore_crowd<F: Fn() -> &'static str + Copy + Send + Sync + 'stat
     explore_with(ends, 1, model);
 }
 
+/// The same for models in which no thread writes: there is nothing to interleave, and one execution is all.
+pub(crate) fn explore_still<F: Fn() + Copy + Send + Sync + 'static>(model: F) {
+    for loads in MODES {
+        run(loads, &[""], 0, move || {
+            model();
+            ""
+        });
+    }
+}
+
 fn explore_with<F>(ends: &'static [&'static str], less: usize, model: F)
 where
     F: Fn() -> &'static str + Copy + Send + Sync + 'static,

@@ -1,0 +1,245 @@
+//! Instructions for one operation, counted by callgrind: what a busy machine does to a time, it does not do to a count.
+//!
+//! `cargo bench -p fusebox-benches --bench instructions` compares with the counts in `benches/instructions.json` and fails
+//! where one has grown by more than 3%; with `-- --save` it moves them there. Another compiler counts otherwise, so the file
+//! says whose counts they are. It needs valgrind.
+//!
+//! Each operation runs twice, once with twice the rounds: the difference is free of what comes before and after.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::future::Future;
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use clap::Parser;
+use fusebox::{CircuitBreaker, CircuitBreakerRegistry, Config};
+use serde::{Deserialize, Serialize};
+
+const ROUNDS: u32 = 50_000;
+/// By how much a count may grow.
+const TOLERANCE: f64 = 0.03;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Makes the counts of this run the ones to compare with.
+    #[arg(long)]
+    save: bool,
+    /// What callgrind runs: an operation, so many times.
+    #[arg(long, num_args = 2, hide = true)]
+    run: Option<Vec<String>>,
+    /// cargo says so.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Baseline {
+    compiler: String,
+    instructions: BTreeMap<String, f64>,
+}
+
+type Operation = (&'static str, fn(u32));
+
+/// The first is the empty loop, which is not counted with the others.
+const OPERATIONS: [Operation; 12] = [
+    ("loop", |rounds| repeat(rounds, |_| {})),
+    ("permit + success", |rounds| {
+        let breaker = closed();
+        repeat(rounds, |_| black_box(&breaker).try_acquire().expect("closed").success());
+    }),
+    ("permit + success, owned", |rounds| {
+        let breaker = Arc::new(closed());
+        repeat(rounds, |_| Arc::clone(black_box(&breaker)).try_acquire_owned().expect("closed").success());
+    }),
+    ("acquire().await + success", |rounds| {
+        let breaker = closed();
+        repeat(rounds, |_| now(black_box(&breaker).acquire()).expect("closed").success());
+    }),
+    ("call(future).await", |rounds| {
+        let breaker = closed();
+        repeat(rounds, |_| {
+            let answer = now(black_box(&breaker).call(std::future::ready(Ok::<_, std::fmt::Error>(1))));
+            assert_eq!(answer, Ok(1));
+        });
+    }),
+    ("permit + failure", |rounds| {
+        let breaker = closed();
+        repeat(rounds, |round| {
+            let permit = black_box(&breaker).try_acquire().expect("closed");
+            if round % 128 == 0 { permit.success() } else { permit.failure("timeout", "no answer within 2 s") }
+        });
+    }),
+    ("rejected", |rounds| {
+        let breaker = open();
+        repeat(rounds, |_| assert!(black_box(&breaker).try_acquire().is_err()));
+    }),
+    ("acquire().await, rejected", |rounds| {
+        let breaker = open();
+        repeat(rounds, |_| assert!(now(black_box(&breaker).acquire()).is_err()));
+    }),
+    ("get", |rounds| {
+        let (registry, names) = registry();
+        repeat(rounds, |round| drop(black_box(registry.get(black_box(name(&names, round))).expect("it is there"))));
+    }),
+    ("get, an unknown name", |rounds| {
+        let (registry, _) = registry();
+        let names: Vec<_> = (1000..5096).map(|n| format!("provider-{n:03}")).collect();
+        repeat(rounds, |round| assert!(registry.get(black_box(name(&names, round))).is_none()));
+    }),
+    ("acquire_permit + record_success", |rounds| {
+        let (registry, names) = registry();
+        repeat(rounds, |round| {
+            let name = black_box(name(&names, round));
+            now(registry.acquire_permit(name)).expect("closed");
+            assert!(registry.record_success(name));
+        });
+    }),
+    ("acquire_permit + record_failure", |rounds| {
+        let (registry, names) = registry();
+        repeat(rounds, |round| {
+            let name = black_box(name(&names, round));
+            now(registry.acquire_permit(name)).expect("closed");
+            assert!(registry.record_failure(name, "timeout", "no answer within 2 s"));
+        });
+    }),
+];
+
+#[inline]
+fn repeat(rounds: u32, mut operation: impl FnMut(u32)) {
+    for round in 0..rounds {
+        operation(black_box(round));
+    }
+}
+
+fn config() -> Config {
+    // The highest threshold: neither 128 failures in a row nor 100,000 on 256 names may open a circuit.
+    Config::builder().failure_threshold(1023).open_for(Duration::from_hours(1)).build().expect("a valid configuration")
+}
+
+fn closed() -> CircuitBreaker {
+    CircuitBreaker::new("openai", config())
+}
+
+fn open() -> CircuitBreaker {
+    let breaker = closed();
+    while let Ok(permit) = breaker.try_acquire() {
+        permit.failure("timeout", "no answer within 2 s");
+    }
+    breaker
+}
+
+/// So many names that the accidents of one hash table come out even.
+fn registry() -> (CircuitBreakerRegistry, Vec<String>) {
+    let names: Vec<_> = (0..256).map(|n| format!("provider-{n:03}")).collect();
+    (CircuitBreakerRegistry::with_config(&names, config()), names)
+}
+
+fn name(names: &[String], round: u32) -> &str {
+    &names[round as usize % names.len()]
+}
+
+/// What a future is ready with at once.
+fn now<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("nothing waits here"),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.run.as_deref() {
+        Some([operation, rounds]) => run(operation, rounds),
+        _ => compare(arguments.save),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(operation: &str, rounds: &str) -> Result<(), String> {
+    let (_, operation) = OPERATIONS.iter().find(|(name, _)| *name == operation).ok_or("no such operation")?;
+    operation(rounds.parse().map_err(|error| format!("{rounds}: {error}"))?);
+    Ok(())
+}
+
+fn compare(save: bool) -> Result<(), String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("instructions.json");
+    let compiler = compiler()?;
+    let mut counts = BTreeMap::new();
+    let mut empty = None;
+    for (operation, _) in OPERATIONS {
+        let count = count(operation)?;
+        match empty {
+            None => empty = Some(count),
+            Some(empty) => drop(counts.insert(operation.to_owned(), ((count - empty) * 100.0).round() / 100.0)),
+        }
+    }
+    let measured = Baseline { compiler, instructions: counts };
+    if save {
+        let json = serde_json::to_string_pretty(&measured).map_err(|error| error.to_string())?;
+        fs::write(&path, json + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let baseline = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let baseline: Baseline = serde_json::from_str(&baseline).map_err(|error| format!("{}: {error}", path.display()))?;
+
+    println!("\n| instructions for one operation | now | before |\n|---|---|---|");
+    let mut grown = Vec::new();
+    for (operation, now) in &measured.instructions {
+        let before = baseline.instructions.get(operation);
+        println!("| {operation} | {now} | {} |", before.map_or("-".to_owned(), f64::to_string));
+        if before.is_none_or(|before| *now > before * (1.0 + TOLERANCE)) {
+            grown.push(operation.as_str());
+        }
+    }
+    println!();
+    if measured.compiler != baseline.compiler {
+        println!("counted with {}, before with {}", measured.compiler, baseline.compiler);
+    }
+    if grown.is_empty() {
+        return Ok(());
+    }
+    let moving = "cargo bench -p fusebox-benches --bench instructions -- --save";
+    Err(format!(
+        "grown by more than {}%: {}. If that is as it should be: {moving}",
+        TOLERANCE * 100.0,
+        grown.join("; ")
+    ))
+}
+
+fn compiler() -> Result<String, String> {
+    let version = Command::new("rustc").arg("--version").output().map_err(|error| format!("rustc: {error}"))?;
+    Ok(String::from_utf8_lossy(&version.stdout).trim().to_owned())
+}
+
+/// Instructions for one round.
+fn count(operation: &str) -> Result<f64, String> {
+    let once = total(operation, ROUNDS)?;
+    let twice = total(operation, 2 * ROUNDS)?;
+    Ok((twice - once) / f64::from(ROUNDS))
+}
+
+/// Instructions of a whole process.
+fn total(operation: &str, rounds: u32) -> Result<f64, String> {
+    let this = env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(this)
+        .args(["--run", operation, &rounds.to_string()])
+        .output()
+        .map_err(|error| format!("valgrind, which this needs: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let collected = said.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
+    collected.filter(|_| output.status.success()).ok_or_else(|| format!("callgrind on `{operation}` said:\n{said}"))
+}

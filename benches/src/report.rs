@@ -1,0 +1,179 @@
+//! Medians, as tables for people and as JSON for tools.
+
+use std::fmt::{self, Write as _};
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::{Options, chart};
+
+/// All samples of one contender with one number of threads.
+#[derive(Debug, Serialize)]
+pub struct Cell {
+    /// The operation.
+    pub table: &'static str,
+    /// Who did it.
+    pub contender: &'static str,
+    /// How many threads did it at once.
+    pub threads: u16,
+    /// Operations of all threads together, in millions per second: one value for each round.
+    pub mops: Vec<f64>,
+}
+
+impl Cell {
+    pub(crate) fn new(table: &'static str, contender: &'static str, threads: u16) -> Self {
+        Self { table, contender, threads, mops: Vec::new() }
+    }
+
+    /// Time for one operation as one thread sees it, in nanoseconds.
+    pub fn nanoseconds(&self) -> Spread {
+        Spread::of(self.mops.iter().map(|mops| f64::from(self.threads) * 1e3 / mops))
+    }
+}
+
+/// A median with what was around it.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
+    /// The value in the middle, of an even number of values the upper one.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// # Panics
+    ///
+    /// Without a value.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        Self { median: values[values.len() / 2], min: values[0], max: values[values.len() - 1] }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}-{})", Short(self.median), Short(self.min), Short(self.max))
+    }
+}
+
+/// Three digits are more than the machine can repeat.
+struct Short(f64);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = if self.0 < 10.0 { 2 } else { usize::from(self.0 < 100.0) };
+        write!(f, "{:.digits$}", self.0)
+    }
+}
+
+/// What a bench measured.
+#[derive(Debug, Serialize)]
+pub struct Results {
+    bench: &'static str,
+    machine: String,
+    rounds: u32,
+    slice_ms: u64,
+    cells: Vec<Cell>,
+    #[serde(skip)]
+    threads: Vec<u16>,
+}
+
+impl Results {
+    pub(crate) fn new(bench: &'static str, options: &Options, cells: Vec<Cell>) -> Self {
+        Self {
+            bench,
+            machine: machine(),
+            rounds: options.rounds,
+            slice_ms: options.slice,
+            cells,
+            threads: options.threads.clone(),
+        }
+    }
+
+    /// Prints the tables, and writes what the arguments ask for.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written.
+    pub fn report(&self, options: &Options) -> Result<(), String> {
+        println!("{self}");
+        if let Some(path) = &options.json {
+            let json = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
+            write(path, &(json + "\n"))?;
+        }
+        Ok(())
+    }
+
+    /// Draws the throughput of the contenders of one table over the threads.
+    ///
+    /// # Errors
+    ///
+    /// If the table was not measured, or a file cannot be written.
+    pub fn draw(&self, table: &str, title: &str, path: &Path) -> Result<(), String> {
+        let cells: Vec<_> = self.of(table).collect();
+        if cells.is_empty() {
+            return Err(format!("nothing to draw: `{table}` was not measured"));
+        }
+        write(path, &chart::throughput(title, &cells)?)
+    }
+
+    /// The contenders of a table, in their order, and for each of them its cells by threads.
+    fn of<'a>(&'a self, table: &'a str) -> impl Iterator<Item = &'a [Cell]> {
+        self.cells.chunks(self.threads.len()).filter(move |cells| cells[0].table == table)
+    }
+
+    /// In the order in which their first contenders came.
+    fn tables(&self) -> Vec<&'static str> {
+        let mut tables = Vec::new();
+        for cell in &self.cells {
+            if !tables.contains(&cell.table) {
+                tables.push(cell.table);
+            }
+        }
+        tables
+    }
+}
+
+impl fmt::Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "\n{} on {}: medians (smallest-largest) of {} rounds of {} ms, contenders interleaved",
+            self.bench, self.machine, self.rounds, self.slice_ms
+        )?;
+        for table in self.tables() {
+            let mut head = format!("\n| {table} |");
+            let mut rule = "|---|".to_owned();
+            for threads in &self.threads {
+                let _ = write!(head, " ns, {threads} thread{} | M/s in all |", if *threads == 1 { "" } else { "s" });
+                rule += "---|---|";
+            }
+            writeln!(f, "{head}\n{rule}")?;
+            for cells in self.of(table) {
+                write!(f, "| {} |", cells[0].contender)?;
+                for cell in cells {
+                    let total = Spread::of(cell.mops.iter().copied()).median;
+                    write!(f, " {} | {} |", cell.nanoseconds(), Short(total))?;
+                }
+                writeln!(f)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// As far as it can be told.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    format!("{cores} cores of {}", model.map_or("an unknown processor", |(_, name)| name))
+}

@@ -1,0 +1,34 @@
+//! The clock of production. The other tests may pause tokio's time, and so never read the system's coarse clock; in a build
+//! of this package alone, nothing can be paused.
+
+use std::time::{Duration, Instant};
+
+use fusebox::{CircuitBreaker, PermitType, RejectionReason};
+
+#[test]
+fn an_open_circuit_takes_its_probe_when_the_open_time_has_passed_and_not_before() {
+    const OPEN_FOR: Duration = Duration::from_millis(150);
+    let breaker = CircuitBreaker::builder("upstream").failure_threshold(1).open_for(OPEN_FOR).build().unwrap();
+    let before = Instant::now();
+    breaker.try_acquire().unwrap().failure("test", "");
+    let opened = Instant::now();
+    let mut refused = 0;
+    let probe = loop {
+        assert!(opened.elapsed() < Duration::from_secs(30), "still refused after {refused} calls");
+        match breaker.try_acquire() {
+            Ok(probe) => break probe,
+            Err(rejection) => {
+                refused += 1;
+                assert_eq!(rejection.reason(), RejectionReason::Open);
+                // The two clocks start with the breaker, and go in ticks of up to 10 ms.
+                let left = OPEN_FOR.saturating_sub(before.elapsed());
+                assert!(rejection.retry_after() + Duration::from_millis(21) > left, "{rejection}, {left:?} are left");
+            }
+        }
+    };
+    // Ticks of a millisecond are rounded down.
+    assert!(before.elapsed() + Duration::from_millis(1) >= OPEN_FOR, "after {:?}", before.elapsed());
+    assert_eq!(probe.kind(), PermitType::Probe);
+    assert!(refused > 0);
+    probe.success();
+}

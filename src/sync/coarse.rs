@@ -1,0 +1,78 @@
+//! A clock for calls that are refused. Reading it costs a quarter of reading an `Instant`, and it goes in steps: on Linux of 1
+//! to 10 ms, by the kernel's timer. So it may say no, never yes: see [`open_left_for_sure`](crate::word::Snapshot::open_left_for_sure).
+
+/// Milliseconds since it was made, modulo 2^32.
+pub(crate) struct CoarseClock {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    epoch: coarsetime::Instant,
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+impl CoarseClock {
+    pub(crate) fn new() -> Self {
+        Self { epoch: coarsetime::Instant::now_without_cache_update() }
+    }
+
+    /// `None` where there is no such clock, and in a build in which tests may pause tokio's time: that does not stop the
+    /// system's.
+    #[inline]
+    pub(crate) fn now(&self) -> Option<u32> {
+        if TIME_CAN_BE_PAUSED {
+            return None;
+        }
+        // Not `now()`: that writes to a place that all threads share.
+        let now = coarsetime::Instant::now_without_cache_update();
+        #[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
+        let ticks = now.duration_since(self.epoch).as_millis() as u32;
+        Some(ticks)
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+impl CoarseClock {
+    pub(crate) fn new() -> Self {
+        Self {}
+    }
+
+    pub(crate) fn now(&self) -> Option<u32> {
+        None
+    }
+}
+
+/// Whether tokio is built with its feature `test-util`, by whoever asked for it. There is `tokio::time::pause` then, and the
+/// glob import below shadows the constant of that name.
+const TIME_CAN_BE_PAUSED: bool = {
+    #[allow(unused_imports, clippy::wildcard_imports, reason = "that is the question")]
+    use tokio::time::*;
+    is_function(&pause)
+};
+
+#[allow(dead_code, non_upper_case_globals, reason = "stands in for a function that may not be there")]
+const pause: NoFunction = NoFunction;
+
+struct NoFunction;
+
+trait MaybeFunction {
+    const IS_FUNCTION: bool;
+}
+
+impl MaybeFunction for NoFunction {
+    const IS_FUNCTION: bool = false;
+}
+
+impl<F: Fn()> MaybeFunction for F {
+    const IS_FUNCTION: bool = true;
+}
+
+const fn is_function<T: MaybeFunction>(_: &T) -> bool {
+    T::IS_FUNCTION
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn these_tests_can_pause_tokio_s_time_and_so_nothing_here_reads_the_system_s() {
+        const { assert!(super::TIME_CAN_BE_PAUSED) };
+        assert_eq!(super::CoarseClock::new().now(), None);
+    }
+}
