@@ -33,7 +33,7 @@ use crate::permit::{OwnedPermit, Permit};
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{self, Admit, CircuitState, Failure, Limits, ProbeEnd, Snapshot, Success};
 use history::{History, LastError};
-use wait::{AcquireWord, Waiting};
+use wait::{Acquire, Waiting};
 
 /// A circuit breaker for one upstream.
 ///
@@ -135,8 +135,8 @@ impl CircuitBreaker {
     ///
     /// If it has to wait outside a tokio runtime with its timer enabled.
     #[inline]
-    pub async fn acquire(&self) -> Result<Permit<&Self>, Rejection> {
-        self.acquire_word().await.map(|word| Permit::new(self, word))
+    pub fn acquire(&self) -> impl Future<Output = Result<Permit<&Self>, Rejection>> + Send {
+        Acquire::new(self)
     }
 
     /// As [`acquire`](Self::acquire), for a permit that outlives the borrow. It costs a reference count.
@@ -168,7 +168,8 @@ impl CircuitBreaker {
     /// # }
     /// ```
     pub async fn acquire_owned(self: Arc<Self>) -> Result<OwnedPermit, Rejection> {
-        self.acquire_word().await.map(|word| Permit::new(self, word))
+        let word = self.acquire().await?.into_word();
+        Ok(Permit::new(self, word))
     }
 
     /// As [`try_acquire`](Self::try_acquire), for a permit that outlives the borrow. It costs a reference count.
@@ -346,12 +347,6 @@ impl CircuitBreaker {
             Blocked::Refused(rejection) => rejection,
             Blocked::ByProbe { lease_left, .. } => Rejection::new(RejectionReason::ProbeInFlight, lease_left),
         })
-    }
-
-    /// The same, after waiting for a probe if need be.
-    #[inline]
-    pub(crate) fn acquire_word(&self) -> AcquireWord<'_> {
-        AcquireWord::new(self)
     }
 
     /// [`admit`](Self::admit), for a call that has not waited and finds `word` not closed.

@@ -74,6 +74,11 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         Self { breaker, word }
     }
 
+    /// The word that granted it, which then is the caller's to resolve.
+    pub(crate) fn into_word(mut self) -> u64 {
+        std::mem::replace(&mut self.word, RESOLVED)
+    }
+
     /// A permit for a caller that has none: of the word as it is now, if that grants this kind.
     pub(crate) fn standing_in(breaker: B, kind: PermitType) -> Option<Self> {
         let word = breaker.load();

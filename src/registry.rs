@@ -182,11 +182,6 @@ impl CircuitBreakerRegistry {
         AcquirePermit { registry: self, name, wait: None }
     }
 
-    /// The breaker of that name, unless it lets a call pass. That is found out without touching its reference count.
-    fn blocking(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
-        self.with(name, |breaker| (!word::is_closed(breaker.load())).then(|| Arc::clone(breaker))).flatten()
-    }
-
     /// An ordinary call went well. Whether that counted: not for an unknown name, nor unless the circuit is closed.
     pub fn record_success(&self, name: &str) -> bool {
         self.record(name, |breaker| resolve(breaker, PermitType::Normal, Permit::succeed))
@@ -226,7 +221,7 @@ impl CircuitBreakerRegistry {
 type Answer = Result<PermitType, CircuitOpenError>;
 type Wait = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
-/// Written by hand as [`AcquireWord`](crate::breaker) is: an `async fn` took three times as long.
+/// Written by hand as `Acquire` is: an `async fn` took three times as long.
 struct AcquirePermit<'a> {
     registry: &'a CircuitBreakerRegistry,
     name: &'a str,
@@ -238,30 +233,43 @@ impl Future for AcquirePermit<'_> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
-        let Some(wait) = &mut self.wait else {
-            return match self.registry.blocking(self.name) {
-                None => Poll::Ready(Ok(PermitType::Normal)),
-                Some(breaker) => self.poll_blocked(breaker, cx),
-            };
-        };
-        wait.as_mut().poll(cx)
+        if self.wait.is_none()
+            && self.registry.with(self.name, |breaker| word::is_closed(breaker.load())) != Some(false)
+        {
+            return Poll::Ready(Ok(PermitType::Normal));
+        }
+        self.poll_blocked(cx)
     }
 }
 
 impl AcquirePermit<'_> {
     #[cold]
-    fn poll_blocked(&mut self, breaker: Arc<CircuitBreaker>, cx: &mut Context<'_>) -> Poll<Answer> {
-        match breaker.try_acquire_word() {
-            Ok(word) => Poll::Ready(Ok(PermitType::of(word))),
-            Err(rejection) if rejection.reason() == RejectionReason::ProbeInFlight => {
-                let wait = async move {
-                    let word = breaker.acquire_word().await;
-                    word.map(PermitType::of).map_err(|rejection| breaker.explain(rejection))
-                };
-                self.wait.insert(Box::pin(wait)).as_mut().poll(cx)
-            }
-            Err(rejection) => Poll::Ready(Err(breaker.explain(rejection))),
+    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
+        if let Some(wait) = &mut self.wait {
+            return wait.as_mut().poll(cx);
         }
+        // A refusal does not touch the breaker's reference count, which its callers would fight over.
+        match self.registry.with(self.name, ask) {
+            None => Poll::Ready(Ok(PermitType::Normal)),
+            Some(Ok(answer)) => Poll::Ready(answer),
+            Some(Err(wait)) => self.wait.insert(wait).as_mut().poll(cx),
+        }
+    }
+}
+
+/// The answer, or the wait for it.
+#[cold]
+fn ask(breaker: &Arc<CircuitBreaker>) -> Result<Answer, Wait> {
+    match breaker.try_acquire_word() {
+        Ok(word) => Ok(Ok(PermitType::of(word))),
+        Err(rejection) if rejection.reason() == RejectionReason::ProbeInFlight => {
+            let breaker = Arc::clone(breaker);
+            Err(Box::pin(async move {
+                let permit = breaker.acquire().await;
+                permit.map(|permit| PermitType::of(permit.into_word())).map_err(|rejection| breaker.explain(rejection))
+            }))
+        }
+        Err(rejection) => Ok(Err(breaker.explain(rejection))),
     }
 }
 

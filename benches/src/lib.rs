@@ -2,6 +2,7 @@
 //! the tables, the JSON and the chart of what came out.
 
 mod chart;
+pub mod contenders;
 mod measure;
 mod report;
 
@@ -25,10 +26,10 @@ pub struct Options {
     /// Only the tables whose title contains this.
     #[arg(long, default_value = "")]
     pub only: String,
-    /// Writes every sample to this file, for tools.
+    /// Writes every sample to this file, for tools; from `benches/`, where cargo runs it.
     #[arg(long)]
     pub json: Option<PathBuf>,
-    /// Draws the throughput over the threads into this file, where the bench has that.
+    /// Draws the throughput over the threads into this file, where the bench has that; from `benches/`.
     #[arg(long)]
     pub svg: Option<PathBuf>,
     /// cargo says so.
@@ -44,6 +45,13 @@ impl Options {
             let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
             options.threads =
                 (0..u16::BITS - 1).map(|power| 1 << power).take_while(|n| usize::from(*n) <= cores).collect();
+        }
+        // Before minutes are spent on what could not be written.
+        for path in [&options.json, &options.svg].into_iter().flatten() {
+            if let Err(error) = std::fs::OpenOptions::new().create(true).append(true).open(path) {
+                let message = format!("{}: {error}\n", path.display());
+                <Self as clap::CommandFactory>::command().error(clap::error::ErrorKind::Io, message).exit();
+            }
         }
         options
     }

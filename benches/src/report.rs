@@ -142,22 +142,31 @@ impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "\n{} on {}: medians (smallest-largest) of {} rounds of {} ms, contenders interleaved",
+            "\n{} on {}: medians (smallest-largest) of {} rounds of {} ms, contenders \
+             interleaved. \"Ours\" is the throughput of the one in bold, divided by this one's in the same round.",
             self.bench, self.machine, self.rounds, self.slice_ms
         )?;
         for table in self.tables() {
             let mut head = format!("\n| {table} |");
             let mut rule = "|---|".to_owned();
             for threads in &self.threads {
-                let _ = write!(head, " ns, {threads} thread{} | M/s in all |", if *threads == 1 { "" } else { "s" });
-                rule += "---|---|";
+                let _ =
+                    write!(head, " ns, {threads} thread{} | M/s in all | ours |", if *threads == 1 { "" } else { "s" });
+                rule += "---|---|---|";
             }
             writeln!(f, "{head}\n{rule}")?;
+            let ours = self.of(table).find(|cells| cells[0].contender.starts_with("**"));
             for cells in self.of(table) {
                 write!(f, "| {} |", cells[0].contender)?;
-                for cell in cells {
+                for (n, cell) in cells.iter().enumerate() {
                     let total = Spread::of(cell.mops.iter().copied()).median;
+                    let ratio =
+                        ours.map(|ours| Spread::of(ours[n].mops.iter().zip(&cell.mops).map(|(ours, m)| ours / m)));
                     write!(f, " {} | {} |", cell.nanoseconds(), Short(total))?;
+                    match ratio {
+                        Some(ratio) => write!(f, " {}x |", Short(ratio.median))?,
+                        None => write!(f, " - |")?,
+                    }
                 }
                 writeln!(f)?;
             }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use crate::clock::duration;
 use crate::error::{Rejection, RejectionReason};
+use crate::permit::Permit;
 use crate::sync::{AtomicUsize, Instant, Notify, Ordering, timeout_at};
 use crate::word;
 
@@ -50,44 +51,46 @@ impl Drop for Place<'_> {
 
 type Wait<'a> = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send + 'a>>;
 
-/// The way to the word that a permit is made of, through a wait if need be. Written by hand, and the wait in a box: an
-/// `async fn` would have every call carry the room for a wait about, at several times the cost of the call.
-pub(crate) struct AcquireWord<'a> {
+/// The way to a permit, through a wait if need be. Written by hand, and the wait in a box: an `async fn` would have every call
+/// carry the room for a wait about, at several times the cost of the call.
+pub(crate) struct Acquire<'a> {
     breaker: &'a CircuitBreaker,
     wait: Option<Wait<'a>>,
 }
 
-impl<'a> AcquireWord<'a> {
+impl<'a> Acquire<'a> {
     #[inline]
     pub(super) fn new(breaker: &'a CircuitBreaker) -> Self {
         Self { breaker, wait: None }
     }
 
     #[cold]
-    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<Result<u64, Rejection>> {
-        if let Some(wait) = &mut self.wait {
-            return wait.as_mut().poll(cx);
-        }
-        match self.breaker.admit_at_once(self.breaker.load()) {
-            Ok(word) => Poll::Ready(Ok(word)),
-            Err(Blocked::Refused(rejection)) => Poll::Ready(Err(rejection)),
-            Err(Blocked::ByProbe { generation, lease_left }) => {
-                let wait = self.breaker.wait_for_probe(generation, lease_left);
-                self.wait.insert(Box::pin(wait)).as_mut().poll(cx)
-            }
-        }
+    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit<&'a CircuitBreaker>, Rejection>> {
+        let breaker = self.breaker;
+        let answer = match &mut self.wait {
+            Some(wait) => wait.as_mut().poll(cx),
+            None => match breaker.admit_at_once(breaker.load()) {
+                Ok(word) => Poll::Ready(Ok(word)),
+                Err(Blocked::Refused(rejection)) => Poll::Ready(Err(rejection)),
+                Err(Blocked::ByProbe { generation, lease_left }) => {
+                    let wait = breaker.wait_for_probe(generation, lease_left);
+                    self.wait.insert(Box::pin(wait)).as_mut().poll(cx)
+                }
+            },
+        };
+        answer.map_ok(|word| Permit::new(breaker, word))
     }
 }
 
-impl Future for AcquireWord<'_> {
-    type Output = Result<u64, Rejection>;
+impl<'a> Future for Acquire<'a> {
+    type Output = Result<Permit<&'a CircuitBreaker>, Rejection>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if self.wait.is_none() {
             let word = self.breaker.load();
             if word::is_closed(word) {
-                return Poll::Ready(Ok(word));
+                return Poll::Ready(Ok(Permit::new(self.breaker, word)));
             }
         }
         self.poll_blocked(cx)

@@ -1,26 +1,15 @@
 //! Throughput of ONE breaker that all threads share: permit and outcome, rejection, joining the wait for a probe.
 //!
-//! Every contender makes the same call: it asks its breaker, calls [`upstream`], which does nothing, and tells the breaker how
+//! Every contender makes the same call: it asks its breaker, calls an upstream that does nothing, and tells the breaker how
 //! that went. A contender that cannot do an operation is not in its table.
 //!
 //! `cargo bench -p fusebox-benches --bench contention`, and with `-- --help` to see what can be set.
 
-mod floors;
-mod peers;
-mod replaced;
-mod us;
-
-use std::hint::black_box;
-use std::sync::LazyLock;
-
+use fusebox_benches::contenders::{Async, CALLS, Contender, floors, peers, replaced, runtime, us};
 use fusebox_benches::{Options, Suite};
-use tokio::runtime::Runtime;
-
-/// Calls between two looks at whether the time is over.
-const CALLS: u32 = 512;
 
 /// In the table of failures every call fails but one in so many: a breaker that counts failures in a row must never open, and
-/// the highest threshold of ours is 1,023. The threads together add at most that many between two successes of one of them.
+/// the highest threshold of ours is 1,023. Up to 8 threads add no more than that between two successes.
 const ONE_SUCCESS_IN: u32 = 128;
 
 const SUCCESS: &str = "permit + success";
@@ -28,42 +17,6 @@ const FAILURE: &str = "permit + failure";
 const TENTH: &str = "one failure in ten";
 const REJECTED: &str = "rejected while open";
 const WAITING: &str = "join the wait, and leave it";
-
-/// The upstream failed.
-#[derive(Debug)]
-pub(crate) struct Failed;
-
-/// The call that a breaker guards. What it returns cannot be known beforehand.
-#[inline]
-fn upstream(fails: bool) -> Result<(), Failed> {
-    if black_box(fails) { Err(Failed) } else { Ok(()) }
-}
-
-/// Something that guards calls.
-trait Contender: Sync + 'static {
-    /// What each thread has for itself.
-    type Handle;
-    /// Makes one.
-    fn handle(&self) -> Self::Handle;
-    /// Makes [`CALLS`] calls, of which the n-th fails if `fails(n)`. How many were let through.
-    fn calls(&self, handle: &mut Self::Handle, fails: impl Fn(u32) -> bool) -> u32;
-}
-
-/// For contenders whose calls are plain function calls.
-fn each(fails: impl Fn(u32) -> bool, call: impl Fn(bool) -> bool) -> u32 {
-    (0..CALLS).map(|n| u32::from(call(fails(n)))).sum()
-}
-
-/// For contenders whose calls are futures. One `block_on` for all of them: what is measured is the breaker.
-fn each_async(fails: impl Fn(u32) -> bool, mut call: impl AsyncFnMut(bool) -> bool) -> u32 {
-    futures_executor::block_on(async {
-        let mut passed = 0;
-        for n in 0..CALLS {
-            passed += u32::from(call(fails(n)).await);
-        }
-        passed
-    })
-}
 
 /// Every call is let through, or none is: that is what a table is about.
 #[derive(Clone, Copy)]
@@ -78,9 +31,11 @@ fn add<C: Contender>(
     name: &'static str,
     contender: C,
     expect: Expect,
-    fails: impl Fn(u32) -> bool + Copy + Sync + 'static,
+    fails: impl Fn(u32) -> bool + Copy + Send + Sync + 'static,
 ) {
-    suite.add(table, name, contender, C::handle, move |contender, handle| {
+    // Some need a runtime's timer.
+    let handle = |contender: &C| (contender.handle(), runtime().enter());
+    suite.add(table, name, contender, handle, move |contender, (handle, _)| {
         let passed = contender.calls(handle, fails);
         let expected = match expect {
             Expect::AllPass => CALLS,
@@ -104,23 +59,37 @@ fn breaker<C: Contender, O: Contender>(
     add(suite, REJECTED, name, open(), Expect::NonePasses, |_| false);
 }
 
-/// For its timer; it has nothing to do.
-fn runtime() -> &'static Runtime {
-    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().expect("a runtime")
-    });
-    &RUNTIME
-}
-
 fn main() -> Result<(), String> {
     let options = Options::parse();
     // For what is made here: each thread enters it where it has to.
     let _entered = runtime().enter();
     let mut suite = Suite::new("contention");
     let s = &mut suite;
-    floors::add_all(s);
+    add(s, SUCCESS, "floor: no breaker", floors::NoBreaker, Expect::AllPass, |_| false);
+    add(s, SUCCESS, "floor: one acquire load", floors::Loads::<1>::default(), Expect::AllPass, |_| false);
+    add(s, SUCCESS, "floor: two acquire loads", floors::Loads::<2>::default(), Expect::AllPass, |_| false);
+    add(
+        s,
+        SUCCESS,
+        "floor: a ready future and two loads",
+        Async(floors::ReadyFuture::default()),
+        Expect::AllPass,
+        |_| false,
+    );
+    add(
+        s,
+        SUCCESS,
+        "floor: a ready future polled once and two loads",
+        floors::ReadyFuturePolled::default(),
+        Expect::AllPass,
+        |_| false,
+    );
+    add(s, SUCCESS, "floor: one shared `fetch_add`", floors::Adds::default(), Expect::AllPass, |_| false);
+    add(s, FAILURE, "floor: one shared `fetch_add`", floors::Adds::default(), Expect::AllPass, |_| true);
+    add(s, REJECTED, "floor: one reading of `Instant`", floors::Clock::default(), Expect::NonePasses, |_| false);
     breaker(s, "**fusebox**", us::Borrowed::closed, us::Borrowed::open);
     breaker(s, "fusebox, `acquire().await`", us::Awaited::closed, us::Awaited::open);
+    breaker(s, "fusebox, `acquire()` polled once", us::Polled::closed, us::Polled::open);
     breaker(s, "fusebox, owned permit", us::Owned::closed, us::Owned::open);
     breaker(s, "fusebox, by name", us::ByName::closed, us::ByName::open);
     breaker(s, "recloser", peers::Recloser::closed, peers::Recloser::open);

@@ -4,9 +4,7 @@
 use std::future::{Ready, ready};
 use std::time::Duration;
 
-use tokio::runtime::EnterGuard;
-
-use crate::{Contender, Failed, each, each_async, runtime, upstream};
+use super::{Async, AsyncContender, Contender, Failed, each, upstream};
 
 const HOUR: Duration = Duration::from_hours(1);
 const OFTEN: u32 = 100_000;
@@ -23,14 +21,14 @@ fn opened<C: Contender>(contender: C) -> C {
 }
 
 /// A ring of the last 100 outcomes, the default. `call` with a closure is all there is to use.
-pub(crate) struct Recloser(recloser::Recloser);
+pub struct Recloser(recloser::Recloser);
 
 impl Recloser {
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Self {
         Self(recloser::Recloser::custom().error_rate(2.0).open_wait(HOUR).build())
     }
 
-    pub(crate) fn open() -> Self {
+    pub fn open() -> Self {
         opened(Self(recloser::Recloser::custom().error_rate(0.5).open_wait(HOUR).build()))
     }
 }
@@ -40,7 +38,7 @@ impl Contender for Recloser {
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
+    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
         each(fails, |fails| !matches!(self.0.call(|| upstream(fails)), Err(recloser::Error::Rejected)))
     }
 }
@@ -48,7 +46,7 @@ impl Contender for Recloser {
 type Consecutive = failsafe::failure_policy::ConsecutiveFailures<std::iter::Repeat<Duration>>;
 
 /// Failures in a row: its success-rate policy reads a clock for each call.
-pub(crate) struct Failsafe(failsafe::StateMachine<Consecutive, ()>);
+pub struct Failsafe(failsafe::StateMachine<Consecutive, ()>);
 
 impl Failsafe {
     fn new(failures: u32) -> Self {
@@ -56,11 +54,11 @@ impl Failsafe {
         Self(failsafe::Config::new().failure_policy(policy).build())
     }
 
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Self {
         Self::new(u32::MAX)
     }
 
-    pub(crate) fn open() -> Self {
+    pub fn open() -> Self {
         opened(Self::new(1))
     }
 }
@@ -70,54 +68,52 @@ impl Contender for Failsafe {
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
+    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
         use failsafe::CircuitBreaker as _;
         each(fails, |fails| !matches!(self.0.call(|| upstream(fails)), Err(failsafe::Error::Rejected)))
     }
 }
 
 /// `call` takes the lock to look, and again to record; it has no way with less.
-pub(crate) struct Breaker(breaker::CircuitBreaker);
+pub struct Breaker(breaker::CircuitBreaker);
 
 impl Breaker {
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Async<Self> {
         let config =
             breaker::CircuitBreakerConfig::builder().consecutive_failures(u32::MAX).failure_rate_threshold(0.0);
-        Self(breaker::CircuitBreaker::new(config.build()))
+        Async(Self(breaker::CircuitBreaker::new(config.build())))
     }
 
-    pub(crate) fn open() -> Self {
+    pub fn open() -> Async<Self> {
         let config = breaker::CircuitBreakerConfig::builder().consecutive_failures(1).wait_duration(HOUR);
-        opened(Self(breaker::CircuitBreaker::new(config.build())))
+        opened(Async(Self(breaker::CircuitBreaker::new(config.build()))))
     }
 }
 
-impl Contender for Breaker {
+impl AsyncContender for Breaker {
     type Handle = ();
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
+    async fn call(&self, (): &mut (), fails: bool) -> bool {
         use breaker::CircuitBreakerError::{CircuitOpen, Rejected};
-        each_async(fails, async |fails| {
-            !matches!(self.0.call(|| ready(upstream(fails))).await, Err(CircuitOpen | Rejected))
-        })
+        !matches!(self.0.call(|| ready(upstream(fails))).await, Err(CircuitOpen | Rejected))
     }
 }
 
 /// Its synchronous `call`, without the `tokio` feature.
-pub(crate) struct Nobreak(nobreak::CircuitBreaker);
+pub struct Nobreak(nobreak::CircuitBreaker);
 
 impl Nobreak {
     fn new(failures: usize) -> Self {
         Self(nobreak::builder().with_failure_threshold(failures).with_open_duration(HOUR).build())
     }
 
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Self {
         Self::new(usize::MAX)
     }
 
-    pub(crate) fn open() -> Self {
+    pub fn open() -> Self {
         opened(Self::new(1))
     }
 }
@@ -127,7 +123,7 @@ impl Contender for Nobreak {
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
+    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
         each(fails, |fails| !matches!(self.0.call(|| upstream(fails)), Err(nobreak::CircuitError::Open)))
     }
 }
@@ -141,15 +137,15 @@ impl std::fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// Without metrics and hooks, as its builder starts out.
-pub(crate) struct CircuitbreakerRs(circuitbreaker_rs::CircuitBreaker<circuitbreaker_rs::DefaultPolicy, Failed>);
+pub struct CircuitbreakerRs(circuitbreaker_rs::CircuitBreaker<circuitbreaker_rs::DefaultPolicy, Failed>);
 
 impl CircuitbreakerRs {
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Self {
         let builder = circuitbreaker_rs::CircuitBreaker::<circuitbreaker_rs::DefaultPolicy, Failed>::builder();
         Self(builder.failure_threshold(2.0).consecutive_failures(u64::MAX).build())
     }
 
-    pub(crate) fn open() -> Self {
+    pub fn open() -> Self {
         let builder = circuitbreaker_rs::CircuitBreaker::<circuitbreaker_rs::DefaultPolicy, Failed>::builder();
         opened(Self(builder.consecutive_failures(1).cooldown(HOUR).build()))
     }
@@ -160,26 +156,26 @@ impl Contender for CircuitbreakerRs {
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
+    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
         each(fails, |fails| !matches!(self.0.call(|| upstream(fails)), Err(circuitbreaker_rs::BreakerError::Open)))
     }
 }
 
 /// Why a call that seatbelt guards has no answer.
-pub(crate) enum Failure {
+pub enum Failure {
     Failed,
     Rejected,
 }
 
 /// The stack of its quick start, on a clock whose readings it calls fast.
-pub(crate) struct Seatbelt<S>(S);
+pub struct Seatbelt<S>(S);
 
-pub(crate) fn seatbelt_closed() -> impl Contender {
-    seatbelt(0.5, u32::MAX)
+pub fn seatbelt_closed() -> impl Contender {
+    Async(seatbelt(0.5, u32::MAX))
 }
 
-pub(crate) fn seatbelt_open() -> impl Contender {
-    opened(seatbelt(0.1, 10))
+pub fn seatbelt_open() -> impl Contender {
+    opened(Async(seatbelt(0.1, 10)))
 }
 
 fn seatbelt(threshold: f32, calls: u32) -> Seatbelt<impl layered::Service<bool, Out = Result<(), Failure>> + 'static> {
@@ -200,13 +196,13 @@ fn seatbelt(threshold: f32, calls: u32) -> Seatbelt<impl layered::Service<bool, 
     Seatbelt((layer, upstream).into_service())
 }
 
-impl<S: layered::Service<bool, Out = Result<(), Failure>> + 'static> Contender for Seatbelt<S> {
+impl<S: layered::Service<bool, Out = Result<(), Failure>> + 'static> AsyncContender for Seatbelt<S> {
     type Handle = ();
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
-        each_async(fails, async |fails| !matches!(self.0.execute(fails).await, Err(Failure::Rejected)))
+    async fn call(&self, (): &mut (), fails: bool) -> bool {
+        !matches!(self.0.execute(fails).await, Err(Failure::Rejected))
     }
 }
 
@@ -216,7 +212,7 @@ type TowerService =
 
 /// A tower service: each thread has its clone, and waits until it is ready, for which it needs a runtime's timer: it sleeps
 /// for a millisecond where another thread is asking. Failures in a row, which it counts without a window.
-pub(crate) struct TowerResilience(TowerService);
+pub struct TowerResilience(TowerService);
 
 impl TowerResilience {
     fn new(failures: usize) -> Self {
@@ -226,27 +222,25 @@ impl TowerResilience {
         Self(layer.layer_fn(tower::service_fn(upstream)))
     }
 
-    pub(crate) fn closed() -> Self {
-        Self::new(usize::MAX)
+    pub fn closed() -> Async<Self> {
+        Async(Self::new(usize::MAX))
     }
 
-    pub(crate) fn open() -> Self {
-        opened(Self::new(1))
+    pub fn open() -> Async<Self> {
+        opened(Async(Self::new(1)))
     }
 }
 
-impl Contender for TowerResilience {
-    type Handle = (TowerService, EnterGuard<'static>);
+impl AsyncContender for TowerResilience {
+    type Handle = TowerService;
 
     fn handle(&self) -> Self::Handle {
-        (self.0.clone(), runtime().enter())
+        self.0.clone()
     }
 
-    fn calls(&self, (service, _): &mut Self::Handle, fails: impl Fn(u32) -> bool) -> u32 {
+    async fn call(&self, service: &mut Self::Handle, fails: bool) -> bool {
         use tower::{Service as _, ServiceExt as _};
-        each_async(fails, async |fails| {
-            let Ok(service) = service.ready().await else { return false };
-            !matches!(service.call(fails).await, Err(error) if error.is_circuit_open())
-        })
+        let Ok(service) = service.ready().await else { return false };
+        !matches!(service.call(fails).await, Err(error) if error.is_circuit_open())
     }
 }

@@ -7,12 +7,12 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::us::is_ready;
-use crate::{CALLS, Contender, each_async, upstream};
+use super::us::poll_once;
+use super::{Async, AsyncContender, CALLS, Contender, upstream};
 
 const NAME: &str = "anthropic";
 
-pub(crate) struct Replaced {
+pub struct Replaced {
     breakers: DashMap<String, Breaker>,
     failure_threshold: u32,
     open_for: Duration,
@@ -29,28 +29,35 @@ enum State {
     HalfOpen,
 }
 
-struct Rejected;
+/// The circuit is open.
+pub struct Rejected;
 
 impl Replaced {
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Async<Self> {
         let names = (0..15).map(|n| format!("provider-{n}")).chain([NAME.to_owned()]);
+        Async(Self::of(names))
+    }
+
+    /// A closed breaker for each name.
+    pub fn of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         let breaker = || Breaker { state: Mutex::new(State::Closed { failures: 0 }), probes: watch::Sender::new(0) };
         Self {
-            breakers: names.map(|name| (name, breaker())).collect(),
+            breakers: names.into_iter().map(|name| (name.as_ref().to_owned(), breaker())).collect(),
             failure_threshold: 1023,
             open_for: Duration::from_hours(1),
         }
     }
 
-    pub(crate) fn open() -> Self {
-        let this = Self::closed();
+    pub fn open() -> Async<Self> {
+        let this = Self::closed().0;
         for _ in 0..this.failure_threshold {
             this.record_failure(NAME);
         }
-        this
+        Async(this)
     }
 
-    async fn acquire(&self, name: &str) -> Result<(), Rejected> {
+    /// Waits for a probe in flight.
+    pub async fn acquire(&self, name: &str) -> Result<(), Rejected> {
         loop {
             let mut probes = {
                 let Some(breaker) = self.breakers.get(name) else { return Ok(()) };
@@ -69,7 +76,8 @@ impl Replaced {
         }
     }
 
-    fn record_success(&self, name: &str) {
+    /// A call, or the probe, went well.
+    pub fn record_success(&self, name: &str) {
         let Some(breaker) = self.breakers.get(name) else { return };
         let mut state = breaker.state.lock();
         let was = std::mem::replace(&mut *state, State::Closed { failures: 0 });
@@ -95,33 +103,47 @@ impl Replaced {
     }
 }
 
-impl Contender for Replaced {
+impl AsyncContender for Replaced {
     type Handle = ();
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
-        each_async(fails, async |fails| {
-            if self.acquire(NAME).await.is_err() {
-                return false;
-            }
-            match upstream(fails) {
-                Ok(()) => self.record_success(NAME),
-                Err(_) => self.record_failure(NAME),
-            }
-            true
-        })
+    async fn call(&self, (): &mut (), fails: bool) -> bool {
+        if self.acquire(NAME).await.is_err() {
+            return false;
+        }
+        match upstream(fails) {
+            Ok(()) => self.record_success(NAME),
+            Err(_) => self.record_failure(NAME),
+        }
+        true
     }
 }
 
 /// A probe is in flight.
-pub(crate) struct Waiting(Replaced);
+pub struct Waiting(Replaced);
 
 impl Waiting {
-    pub(crate) fn new() -> Self {
-        let replaced = Replaced::closed();
+    pub fn new() -> Self {
+        let Async(replaced) = Replaced::closed();
         *replaced.breakers.get(NAME).expect("it is there").state.lock() = State::HalfOpen;
         Self(replaced)
+    }
+
+    /// Reports the probe's success.
+    pub fn succeed(&self) {
+        self.0.record_success(NAME);
+    }
+
+    /// Waits for it, and makes a call.
+    pub async fn wait_and_succeed(&self) {
+        assert!(self.0.acquire(NAME).await.is_ok());
+        self.0.record_success(NAME);
+    }
+
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.0.breakers.get(NAME).map_or(0, |breaker| breaker.probes.receiver_count())
     }
 }
 
@@ -130,7 +152,7 @@ impl Contender for Waiting {
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), _: impl Fn(u32) -> bool) -> u32 {
-        (0..CALLS).map(|_| u32::from(is_ready(self.0.acquire(NAME)))).sum()
+    fn calls(&self, (): &mut (), _: impl Fn(u32) -> bool + Send) -> u32 {
+        (0..CALLS).map(|_| u32::from(poll_once(self.0.acquire(NAME)).is_ready())).sum()
     }
 }

@@ -7,9 +7,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use fusebox::{CircuitBreaker, CircuitBreakerRegistry, Config, PermitType};
-use tokio::runtime::EnterGuard;
 
-use crate::{CALLS, Contender, each, each_async, runtime, upstream};
+use super::{Async, AsyncContender, CALLS, Contender, each, upstream};
 
 const NAME: &str = "anthropic";
 
@@ -29,14 +28,14 @@ fn open() -> CircuitBreaker {
     breaker
 }
 
-pub(crate) struct Borrowed(CircuitBreaker);
+pub struct Borrowed(CircuitBreaker);
 
 impl Borrowed {
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Self {
         Self(closed())
     }
 
-    pub(crate) fn open() -> Self {
+    pub fn open() -> Self {
         Self(open())
     }
 }
@@ -46,7 +45,7 @@ impl Contender for Borrowed {
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
+    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
         each(fails, |fails| {
             let Ok(permit) = self.0.try_acquire() else { return false };
             match upstream(fails) {
@@ -58,26 +57,55 @@ impl Contender for Borrowed {
     }
 }
 
-pub(crate) struct Awaited(CircuitBreaker);
+pub struct Awaited(CircuitBreaker);
 
 impl Awaited {
-    pub(crate) fn closed() -> Self {
-        Self(closed())
+    pub fn closed() -> Async<Self> {
+        Async(Self(closed()))
     }
 
-    pub(crate) fn open() -> Self {
-        Self(open())
+    pub fn open() -> Async<Self> {
+        Async(Self(open()))
     }
 }
 
-impl Contender for Awaited {
+impl AsyncContender for Awaited {
     type Handle = ();
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
-        each_async(fails, async |fails| {
-            let Ok(permit) = self.0.acquire().await else { return false };
+    async fn call(&self, (): &mut (), fails: bool) -> bool {
+        let Ok(permit) = self.0.acquire().await else { return false };
+        match upstream(fails) {
+            Ok(()) => permit.success(),
+            Err(_) => permit.failure("broken", ""),
+        }
+        true
+    }
+}
+
+/// Without a task or a loop of awaits around it.
+pub struct Polled(CircuitBreaker);
+
+impl Polled {
+    pub fn closed() -> Self {
+        Self(closed())
+    }
+
+    pub fn open() -> Self {
+        Self(open())
+    }
+}
+
+impl Contender for Polled {
+    type Handle = ();
+
+    fn handle(&self) {}
+
+    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
+        each(fails, |fails| {
+            let polled = pin!(self.0.acquire()).poll(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(Ok(permit)) = polled else { return false };
             match upstream(fails) {
                 Ok(()) => permit.success(),
                 Err(_) => permit.failure("broken", ""),
@@ -88,14 +116,14 @@ impl Contender for Awaited {
 }
 
 /// A permit that could go to another task.
-pub(crate) struct Owned(Arc<CircuitBreaker>);
+pub struct Owned(Arc<CircuitBreaker>);
 
 impl Owned {
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Self {
         Self(Arc::new(closed()))
     }
 
-    pub(crate) fn open() -> Self {
+    pub fn open() -> Self {
         Self(Arc::new(open()))
     }
 }
@@ -105,7 +133,7 @@ impl Contender for Owned {
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
+    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
         each(fails, |fails| {
             let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else { return false };
             match upstream(fails) {
@@ -118,45 +146,45 @@ impl Contender for Owned {
 }
 
 /// Two lookups for each call. The registry has 16 names.
-pub(crate) struct ByName(CircuitBreakerRegistry);
+pub struct ByName(CircuitBreakerRegistry);
 
 impl ByName {
-    pub(crate) fn closed() -> Self {
+    pub fn closed() -> Async<Self> {
         let names = (0..15).map(|n| format!("provider-{n}")).chain([NAME.to_owned()]);
-        Self(CircuitBreakerRegistry::with_config(names, config()))
+        Async(Self(CircuitBreakerRegistry::with_config(names, config())))
     }
 
-    pub(crate) fn open() -> Self {
-        let registry = Self::closed().0;
+    pub fn open() -> Async<Self> {
+        let registry = Self::closed().0.0;
         for _ in 0..1023 {
             registry.record_failure(NAME, "broken", "");
         }
-        Self(registry)
+        Async(Self(registry))
     }
 }
 
-impl Contender for ByName {
+impl AsyncContender for ByName {
     type Handle = ();
 
     fn handle(&self) {}
 
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool) -> u32 {
-        each_async(fails, async |fails| match self.0.acquire_permit(NAME).await {
+    async fn call(&self, (): &mut (), fails: bool) -> bool {
+        match self.0.acquire_permit(NAME).await {
             Ok(PermitType::Normal) => match upstream(fails) {
                 Ok(()) => self.0.record_success(NAME),
                 Err(_) => self.0.record_failure(NAME, "broken", ""),
             },
             Ok(PermitType::Probe) => unreachable!("the circuit is closed, or open for an hour"),
             Err(_) => false,
-        })
+        }
     }
 }
 
 /// A probe is in flight.
-pub(crate) struct Waiting(CircuitBreaker);
+pub struct Waiting(CircuitBreaker);
 
 impl Waiting {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let config = Config::builder()
             .failure_threshold(1)
             .open_for(Duration::from_millis(1))
@@ -170,19 +198,16 @@ impl Waiting {
 }
 
 impl Contender for Waiting {
-    // Waiting needs a runtime's timer.
-    type Handle = EnterGuard<'static>;
+    type Handle = ();
 
-    fn handle(&self) -> Self::Handle {
-        runtime().enter()
-    }
+    fn handle(&self) {}
 
-    fn calls(&self, _: &mut Self::Handle, _: impl Fn(u32) -> bool) -> u32 {
-        (0..CALLS).map(|_| u32::from(is_ready(self.0.acquire()))).sum()
+    fn calls(&self, (): &mut (), _: impl Fn(u32) -> bool + Send) -> u32 {
+        (0..CALLS).map(|_| u32::from(poll_once(self.0.acquire()).is_ready())).sum()
     }
 }
 
 /// Polls a future once, and drops it.
-pub(crate) fn is_ready(future: impl Future) -> bool {
-    matches!(pin!(future).poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(_))
+pub(super) fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }
