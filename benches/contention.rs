@@ -5,12 +5,25 @@
 //!
 //! `cargo bench -p fusebox-benches --bench contention`, and with `-- --help` to see what can be set.
 
-use fusebox_benches::contenders::{Async, CALLS, Contender, floors, peers, replaced, runtime, us};
-use fusebox_benches::{Options, Suite};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use fusebox_benches::contenders::{CALLS, Contender, Start, floors, peers, replaced, runtime, us};
+use fusebox_benches::{Options, Suite, exit, writable};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    /// Draws the throughput of permits and successes over the threads into this file; from `benches/`.
+    #[arg(long, value_parser = writable)]
+    svg: Option<PathBuf>,
+}
 
 /// In the table of failures every call fails but one in so many: a breaker that counts failures in a row must never open, and
-/// the highest threshold of ours is 1,023. Up to 8 threads add no more than that between two successes.
-const ONE_SUCCESS_IN: u32 = 128;
+/// the highest threshold of ours is 1,023. 64 threads add no more than that between two successes.
+const ONE_SUCCESS_IN: u32 = 16;
 
 const SUCCESS: &str = "permit + success";
 const FAILURE: &str = "permit + failure";
@@ -47,66 +60,49 @@ fn add<C: Contender>(
 }
 
 /// Adds a contender to the tables of every breaker.
-fn breaker<C: Contender, O: Contender>(
-    suite: &mut Suite,
-    name: &'static str,
-    closed: impl Fn() -> C,
-    open: impl FnOnce() -> O,
-) {
-    add(suite, SUCCESS, name, closed(), Expect::AllPass, |_| false);
-    add(suite, FAILURE, name, closed(), Expect::AllPass, |n| n % ONE_SUCCESS_IN != 0);
-    add(suite, TENTH, name, closed(), Expect::AllPass, |n| n % 10 == 0);
-    add(suite, REJECTED, name, open(), Expect::NonePasses, |_| false);
+fn breaker<C: Contender>(suite: &mut Suite, name: &'static str, started: impl Fn(Start) -> C) {
+    add(suite, SUCCESS, name, started(Start::Closed), Expect::AllPass, |_| false);
+    add(suite, FAILURE, name, started(Start::Closed), Expect::AllPass, |n| n % ONE_SUCCESS_IN != 0);
+    add(suite, TENTH, name, started(Start::Closed), Expect::AllPass, |n| n % 10 == 0);
+    add(suite, REJECTED, name, started(Start::Open), Expect::NonePasses, |_| false);
 }
 
-fn main() -> Result<(), String> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    exit(measure(&Arguments::parse()))
+}
+
+fn measure(arguments: &Arguments) -> Result<(), String> {
+    let Arguments { options, svg } = arguments;
     // For what is made here: each thread enters it where it has to.
     let _entered = runtime().enter();
     let mut suite = Suite::new("contention");
     let s = &mut suite;
-    add(s, SUCCESS, "floor: no breaker", floors::NoBreaker, Expect::AllPass, |_| false);
-    add(s, SUCCESS, "floor: one acquire load", floors::Loads::<1>::default(), Expect::AllPass, |_| false);
-    add(s, SUCCESS, "floor: two acquire loads", floors::Loads::<2>::default(), Expect::AllPass, |_| false);
-    add(
-        s,
-        SUCCESS,
-        "floor: a ready future and two loads",
-        Async(floors::ReadyFuture::default()),
-        Expect::AllPass,
-        |_| false,
-    );
-    add(
-        s,
-        SUCCESS,
-        "floor: a ready future polled once and two loads",
-        floors::ReadyFuturePolled::default(),
-        Expect::AllPass,
-        |_| false,
-    );
-    add(s, SUCCESS, "floor: one shared `fetch_add`", floors::Adds::default(), Expect::AllPass, |_| false);
-    add(s, FAILURE, "floor: one shared `fetch_add`", floors::Adds::default(), Expect::AllPass, |_| true);
-    add(s, REJECTED, "floor: one reading of `Instant`", floors::Clock::default(), Expect::NonePasses, |_| false);
-    breaker(s, "**fusebox**", us::Borrowed::closed, us::Borrowed::open);
-    breaker(s, "fusebox, `acquire().await`", us::Awaited::closed, us::Awaited::open);
-    breaker(s, "fusebox, `acquire()` polled once", us::Polled::closed, us::Polled::open);
-    breaker(s, "fusebox, owned permit", us::Owned::closed, us::Owned::open);
-    breaker(s, "fusebox, by name", us::ByName::closed, us::ByName::open);
-    breaker(s, "recloser", peers::Recloser::closed, peers::Recloser::open);
-    breaker(s, "failsafe", peers::Failsafe::closed, peers::Failsafe::open);
-    breaker(s, "breaker", peers::Breaker::closed, peers::Breaker::open);
-    breaker(s, "nobreak", peers::Nobreak::closed, peers::Nobreak::open);
-    breaker(s, "circuitbreaker-rs", peers::CircuitbreakerRs::closed, peers::CircuitbreakerRs::open);
-    breaker(s, "seatbelt", peers::seatbelt_closed, peers::seatbelt_open);
-    breaker(s, "tower-resilience", peers::TowerResilience::closed, peers::TowerResilience::open);
-    breaker(s, "`DashMap` + `Mutex` + `watch`", replaced::Replaced::closed, replaced::Replaced::open);
-    add(s, WAITING, "**fusebox**", us::Waiting::new(), Expect::NonePasses, |_| false);
-    add(s, WAITING, "`DashMap` + `Mutex` + `watch`", replaced::Waiting::new(), Expect::NonePasses, |_| false);
+    add(s, SUCCESS, "floor: no breaker", floors::no_breaker(), Expect::AllPass, |_| false);
+    add(s, SUCCESS, "floor: one acquire load", floors::one_load(), Expect::AllPass, |_| false);
+    add(s, SUCCESS, "floor: two acquire loads", floors::two_loads(), Expect::AllPass, |_| false);
+    add(s, SUCCESS, "floor: a ready future, two loads", floors::ready_future(), Expect::AllPass, |_| false);
+    add(s, SUCCESS, "floor: the same, polled once", floors::ready_future_polled(), Expect::AllPass, |_| false);
+    add(s, SUCCESS, "floor: one shared `fetch_add`", floors::one_add(), Expect::AllPass, |_| false);
+    add(s, FAILURE, "floor: one shared `fetch_add`", floors::one_add(), Expect::AllPass, |_| true);
+    add(s, REJECTED, "floor: one reading of `Instant`", floors::one_reading(), Expect::NonePasses, |_| false);
+    breaker(s, "**fusebox**", us::borrowed);
+    breaker(s, "fusebox, `acquire().await`", us::awaited);
+    breaker(s, "fusebox, `acquire()` polled once", us::polled);
+    breaker(s, "fusebox, owned permit", us::owned);
+    breaker(s, "fusebox, by name", us::by_name);
+    breaker(s, "recloser", peers::recloser);
+    breaker(s, "failsafe", peers::failsafe);
+    breaker(s, "breaker", peers::breaker);
+    breaker(s, "nobreak", peers::nobreak);
+    breaker(s, "circuitbreaker-rs", peers::circuitbreaker_rs);
+    breaker(s, "seatbelt", peers::seatbelt);
+    breaker(s, "tower-resilience", peers::tower_resilience);
+    breaker(s, "`DashMap` + `Mutex` + `watch`", replaced::replaced);
+    add(s, WAITING, "**fusebox**", us::waiting(), Expect::NonePasses, |_| false);
+    add(s, WAITING, "`DashMap` + `Mutex` + `watch`", replaced::waiting(), Expect::NonePasses, |_| false);
 
-    let results = suite.run(&options);
-    results.report(&options)?;
-    match &options.svg {
-        Some(path) => results.draw(SUCCESS, "A permit and its success, all threads on one breaker", path),
-        None => Ok(()),
-    }
+    let results = suite.run(options)?;
+    results.report(options)?;
+    let Some(svg) = svg else { return Ok(()) };
+    results.draw(SUCCESS, "A permit and its success, all threads on one breaker", svg)
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use fusebox::{CircuitBreaker, CircuitBreakerRegistry, Config};
+use fusebox_benches::exit;
 use serde::{Deserialize, Serialize};
 
 const ROUNDS: u32 = 50_000;
@@ -155,17 +156,10 @@ fn now<F: Future>(future: F) -> F::Output {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = match arguments.run.as_deref() {
+    exit(match arguments.run.as_deref() {
         Some([operation, rounds]) => run(operation, rounds),
         _ => compare(arguments.save),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 fn run(operation: &str, rounds: &str) -> Result<(), String> {

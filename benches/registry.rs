@@ -8,6 +8,7 @@ use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 use std::pin::pin;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -15,11 +16,18 @@ use std::thread;
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Cache};
+use clap::Parser;
 use dashmap::DashMap;
 use foldhash::fast::RandomState as Fold;
 use fusebox::{CircuitBreaker, CircuitBreakerRegistry, PermitType};
 use fusebox_benches::contenders::replaced::Replaced;
-use fusebox_benches::{Options, Spread, Suite};
+use fusebox_benches::{Options, Spread, Suite, exit};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+}
 
 /// Lookups between two looks at whether the time is over.
 const LOOKUPS: u32 = 512;
@@ -44,8 +52,11 @@ fn names(count: usize) -> Vec<Arc<str>> {
 type Cached = Cache<Arc<ArcSwap<Breakers<Fold>>>, Arc<Breakers<Fold>>>;
 type Breakers<S> = HashMap<Arc<str>, Arc<CircuitBreaker>, S>;
 
+fn breaker(name: &Arc<str>) -> Arc<CircuitBreaker> {
+    Arc::new(CircuitBreaker::new(Arc::clone(name), fusebox::Config::default()))
+}
+
 fn breakers<M: FromIterator<(Arc<str>, Arc<CircuitBreaker>)>>(names: &[Arc<str>]) -> M {
-    let breaker = |name: &Arc<str>| Arc::new(CircuitBreaker::new(Arc::clone(name), fusebox::Config::default()));
     names.iter().map(|name| (Arc::clone(name), breaker(name))).collect()
 }
 
@@ -145,7 +156,7 @@ fn calls(suite: &mut Suite, table: (&'static str, &[Arc<str>], Keys)) {
         suite,
         table,
         "`DashMap` + `Mutex` + `watch`",
-        Replaced::of(names),
+        Replaced::new(names, 3),
         |_| (),
         |map, (), name| {
             let polled = pin!(map.acquire(name)).poll(&mut Context::from_waker(Waker::noop()));
@@ -159,7 +170,6 @@ fn calls(suite: &mut Suite, table: (&'static str, &[Arc<str>], Keys)) {
 fn inserts(rounds: u32) -> [(&'static str, Spread); 4] {
     let names = names(MANY);
     let new: Vec<Arc<str>> = (0..INSERTS).map(|n| format!("new-{n}").into()).collect();
-    let breaker = |name: &Arc<str>| Arc::new(CircuitBreaker::new(Arc::clone(name), fusebox::Config::default()));
     let mut samples = [const { Vec::new() }; 4];
     for _ in 0..rounds {
         let ours = CircuitBreakerRegistry::new(&names);
@@ -213,8 +223,12 @@ fn timed(read: &(dyn Fn() -> bool + Sync), insert: impl FnOnce()) -> f64 {
     })
 }
 
-fn main() -> Result<(), String> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    exit(measure(&Arguments::parse()))
+}
+
+fn measure(arguments: &Arguments) -> Result<(), String> {
+    let Arguments { options } = arguments;
     let (few, many) = (names(FEW), names(MANY));
     let mut suite = Suite::new("registry");
     lookups(&mut suite, ("lookup, 16 names, hot", &few, Keys::Hot));
@@ -224,7 +238,7 @@ fn main() -> Result<(), String> {
     calls(&mut suite, ("permit + success by name, 16 names, hot", &few, Keys::Hot));
     calls(&mut suite, ("permit + success by name, 10,000 names, hot", &many, Keys::Hot));
     calls(&mut suite, ("permit + success by name, 10,000 names, uniform", &many, Keys::Uniform));
-    suite.run(&options).report(&options)?;
+    suite.run(options)?.report(options)?;
 
     if options.only.is_empty() {
         println!("| a new name among 10,000, while a thread reads | µs |\n|---|---|");

@@ -1,36 +1,50 @@
-//! 64 tasks on 2 workers of a tokio runtime, all on ONE breaker. Every task makes a batch of calls and lets the others run.
+//! 64 tasks of a tokio runtime with so many worker threads, all on ONE breaker. Every task makes a batch of calls and lets the
+//! others run.
 //!
 //! `cargo bench -p fusebox-benches --bench tokio_tasks`.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fusebox_benches::contenders::{Async, CALLS, Contender, floors, peers, replaced, us};
-use fusebox_benches::{Options, Spread};
-use tokio::runtime::{Builder, Runtime};
+use clap::Parser;
+use fusebox_benches::contenders::{CALLS, Contender, Start, floors, peers, replaced, runtime, us};
+use fusebox_benches::{Options, Suite, exit};
+use tokio::runtime::Builder;
 
 const TASKS: usize = 64;
-const WORKERS: usize = 2;
 
-/// Million calls per second.
-type Run = Box<dyn Fn(&Runtime, Duration) -> f64>;
+const SUCCESS: &str = "64 tasks: permit + success";
+const TENTH: &str = "64 tasks: one failure in ten";
 
-struct Row {
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn breaker<C: Contender>(suite: &mut Suite, name: &'static str, started: impl Fn(Start) -> C) {
+    add(suite, SUCCESS, name, started(Start::Closed), |_| false);
+    add(suite, TENTH, name, started(Start::Closed), |n| n % 10 == 0);
+}
+
+fn add<C: Contender>(
+    suite: &mut Suite,
+    table: &'static str,
     name: &'static str,
-    run: [Run; 2],
-    mops: [Vec<f64>; 2],
-}
-
-fn row<C: Contender>(name: &'static str, closed: impl Fn() -> C) -> Row {
-    Row { name, run: [run(closed(), |_| false), run(closed(), |n| n % 10 == 0)], mops: Default::default() }
-}
-
-fn run<C: Contender>(contender: C, fails: impl Fn(u32) -> bool + Copy + Send + Sync + 'static) -> Run {
+    contender: C,
+    fails: impl Fn(u32) -> bool + Copy + Send + Sync + 'static,
+) {
     let contender = Arc::new(contender);
-    Box::new(move |runtime, slice| runtime.block_on(work(&contender, slice, fails)))
+    suite.add_run(table, name, move |workers, slice| {
+        let builder = &mut Builder::new_multi_thread();
+        let runtime = builder.worker_threads(workers.into()).enable_time().build().expect("a runtime");
+        runtime.block_on(work(&contender, slice, fails))
+    });
 }
 
+/// Calls per second.
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 async fn work<C: Contender>(
     contender: &Arc<C>,
@@ -59,44 +73,30 @@ async fn work<C: Contender>(
     for task in tasks {
         task.await.expect("no call panics");
     }
-    calls.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64() / 1e6
+    calls.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
 }
 
-fn main() {
-    let options = Options::parse();
-    let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_time().build().expect("a runtime");
-    let _entered = runtime.enter();
-    let mut rows = [
-        row("floor: a ready future and two loads", || Async(floors::ReadyFuture::default())),
-        row("**fusebox**, `acquire().await`", us::Awaited::closed),
-        row("fusebox, `try_acquire()`", us::Borrowed::closed),
-        row("fusebox, by name", us::ByName::closed),
-        row("recloser", peers::Recloser::closed),
-        row("failsafe", peers::Failsafe::closed),
-        row("breaker", peers::Breaker::closed),
-        row("nobreak", peers::Nobreak::closed),
-        row("circuitbreaker-rs", peers::CircuitbreakerRs::closed),
-        row("seatbelt", peers::seatbelt_closed),
-        row("tower-resilience", peers::TowerResilience::closed),
-        row("`DashMap` + `Mutex` + `watch`", replaced::Replaced::closed),
-    ];
-    let slice = Duration::from_millis(options.slice);
-    for round in 1..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        for Row { run, mops, .. } in &mut rows {
-            for (run, mops) in run.iter().zip(mops) {
-                mops.push(run(&runtime, slice));
-            }
-        }
-    }
-    println!(
-        "\nmedians (smallest-largest) of {} rounds of {} ms, contenders interleaved",
-        options.rounds, options.slice
-    );
-    println!(
-        "\n| {TASKS} tasks on {WORKERS} workers, M/s in all | permit + success | one failure in ten |\n|---|---|---|"
-    );
-    for Row { name, mops: [success, tenth], .. } in rows {
-        println!("| {name} | {} | {} |", Spread::of(success), Spread::of(tenth));
-    }
+fn main() -> ExitCode {
+    exit(measure(&Arguments::parse()))
+}
+
+fn measure(arguments: &Arguments) -> Result<(), String> {
+    let Arguments { options } = arguments;
+    // For what is made here.
+    let _entered = runtime().enter();
+    let mut suite = Suite::new("tokio_tasks");
+    let s = &mut suite;
+    add(s, SUCCESS, "floor: a ready future, two loads", floors::ready_future(), |_| false);
+    breaker(s, "**fusebox**, `acquire().await`", us::awaited);
+    breaker(s, "fusebox, `try_acquire()`", us::borrowed);
+    breaker(s, "fusebox, by name", us::by_name);
+    breaker(s, "recloser", peers::recloser);
+    breaker(s, "failsafe", peers::failsafe);
+    breaker(s, "breaker", peers::breaker);
+    breaker(s, "nobreak", peers::nobreak);
+    breaker(s, "circuitbreaker-rs", peers::circuitbreaker_rs);
+    breaker(s, "seatbelt", peers::seatbelt);
+    breaker(s, "tower-resilience", peers::tower_resilience);
+    breaker(s, "`DashMap` + `Mutex` + `watch`", replaced::replaced);
+    suite.run(options)?.report(options)
 }

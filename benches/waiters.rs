@@ -11,12 +11,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use fusebox::{CircuitBreaker, PermitType};
+use fusebox_benches::Spread;
 use fusebox_benches::contenders::replaced;
-use fusebox_benches::{Options, Spread};
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
 use tokio::task::{JoinSet, yield_now};
+
+#[derive(Parser)]
+struct Arguments {
+    /// How often each contender is measured, taking turns.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// cargo says so.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 const COUNTS: [usize; 4] = [1, 100, 1_000, 10_000];
 
@@ -154,16 +165,16 @@ fn row<C: Contender>(name: &str, rounds: &[Vec<Sample>]) {
 }
 
 fn main() {
-    let options = Options::parse();
+    let Arguments { rounds, .. } = Arguments::parse();
     let mut samples: [[Vec<Sample>; COUNTS.len()]; 3] = Default::default();
-    for _ in 0..options.rounds {
+    for _ in 0..rounds {
         for (n, count) in COUNTS.into_iter().enumerate() {
             samples[0][n].push(release::<CircuitBreaker>(count));
             samples[1][n].push(release::<replaced::Waiting>(count));
             samples[2][n].push(release::<BareNotify>(count));
         }
     }
-    println!("\nmedians (smallest-largest) of {} rounds, in microseconds, two workers", options.rounds);
+    println!("\nmedians (smallest-largest) of {rounds} rounds, in microseconds, two workers");
     print!("\n| waiters | bytes: future + heap |");
     for count in COUNTS {
         print!(" {count}: held up | all have run |");

@@ -5,22 +5,22 @@ use plotters::prelude::{
     PathElement, SVGBackend, SeriesLabelPosition, WHITE,
 };
 
-use crate::report::{Cell, Spread};
+use crate::report::{Row, Spread};
 
-/// One line for each contender; each of `contenders` has one cell for each number of threads.
-pub(crate) fn throughput(title: &str, contenders: &[&[Cell]]) -> Result<String, String> {
+/// One line for each contender.
+pub(crate) fn throughput(title: &str, contenders: &[&Row]) -> Result<String, String> {
     let mut svg = String::new();
     draw(&mut svg, title, contenders).map_err(|error| format!("cannot draw the chart: {error}"))?;
     Ok(svg)
 }
 
-fn draw(svg: &mut String, title: &str, contenders: &[&[Cell]]) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(svg: &mut String, title: &str, contenders: &[&Row]) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::with_string(svg, (900, 560)).into_drawing_area();
     root.fill(&WHITE)?;
-    let medians = |cells: &[Cell]| -> Vec<(f64, f64)> {
-        cells.iter().map(|cell| (f64::from(cell.threads), Spread::of(cell.mops.iter().copied()).median)).collect()
+    let medians = |row: &Row| -> Vec<(f64, f64)> {
+        row.cells.iter().map(|cell| (f64::from(cell.threads), cell.median())).collect()
     };
-    let all: Vec<(f64, f64)> = contenders.iter().flat_map(|cells| medians(cells)).collect();
+    let all: Vec<(f64, f64)> = contenders.iter().flat_map(|row| medians(row)).collect();
     let x = Spread::of(all.iter().map(|point| point.0));
     let y = Spread::of(all.iter().map(|point| point.1));
     let mut chart = ChartBuilder::on(&root)
@@ -36,12 +36,12 @@ fn draw(svg: &mut String, title: &str, contenders: &[&[Cell]]) -> Result<(), Box
         .x_label_formatter(&|threads| format!("{threads:.0}"))
         .light_line_style(WHITE)
         .draw()?;
-    for (n, cells) in contenders.iter().enumerate() {
+    for (n, row) in contenders.iter().enumerate() {
         let colour = Palette99::pick(n).to_rgba();
-        let points = medians(cells);
+        let points = medians(row);
         chart
             .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
-            .label(cells[0].contender)
+            .label(row.contender)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         chart.draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
     }

@@ -6,13 +6,15 @@ pub mod contenders;
 mod measure;
 mod report;
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-pub use measure::{Sample, Suite};
-pub use report::{Cell, Results, Spread};
+pub use measure::Suite;
+pub use report::{Results, Spread};
 
-/// The arguments of every bench.
-#[derive(clap::Parser, Clone, Debug)]
+/// The arguments of a [`Suite`].
+#[derive(clap::Args, Clone, Debug)]
 pub struct Options {
     /// How often each contender is measured. The contenders take turns, so that what else the machine does falls on all.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
@@ -21,38 +23,41 @@ pub struct Options {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub slice: u64,
     /// Numbers of threads, such as `1,2,4`. By default 1, 2, 4 and so on, up to the cores of the machine.
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_THREADS)),
+        default_values_t = up_to_the_cores(), hide_default_value = true)]
     pub threads: Vec<u16>,
     /// Only the tables whose title contains this.
     #[arg(long, default_value = "")]
     pub only: String,
     /// Writes every sample to this file, for tools; from `benches/`, where cargo runs it.
-    #[arg(long)]
+    #[arg(long, value_parser = writable)]
     pub json: Option<PathBuf>,
-    /// Draws the throughput over the threads into this file, where the bench has that; from `benches/`.
-    #[arg(long)]
-    pub svg: Option<PathBuf>,
     /// cargo says so.
     #[arg(long, hide = true)]
     pub bench: bool,
 }
 
-impl Options {
-    /// From the command line; ends the process where that is wrong.
-    pub fn parse() -> Self {
-        let mut options = <Self as clap::Parser>::parse();
-        if options.threads.is_empty() {
-            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            options.threads =
-                (0..u16::BITS - 1).map(|power| 1 << power).take_while(|n| usize::from(*n) <= cores).collect();
-        }
-        // Before minutes are spent on what could not be written.
-        for path in [&options.json, &options.svg].into_iter().flatten() {
-            if let Err(error) = std::fs::OpenOptions::new().create(true).append(true).open(path) {
-                let message = format!("{}: {error}\n", path.display());
-                <Self as clap::CommandFactory>::command().error(clap::error::ErrorKind::Io, message).exit();
-            }
-        }
-        options
-    }
+/// With more of them a breaker that counts failures in a row would open, where the bench of failures lets some calls succeed.
+const MOST_THREADS: u16 = 64;
+
+fn up_to_the_cores() -> Vec<u16> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (0..=MOST_THREADS.ilog2()).map(|power| 1 << power).take_while(|n| usize::from(*n) <= cores).collect()
+}
+
+/// A file that can be written: found out before minutes are spent on what goes there.
+///
+/// # Errors
+///
+/// Why it cannot.
+pub fn writable(path: &str) -> Result<PathBuf, std::io::Error> {
+    OpenOptions::new().create(true).append(true).open(path)?;
+    Ok(Path::new(path).to_owned())
+}
+
+/// What `main` returns: an error is told as it is written.
+pub fn exit(result: Result<(), String>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("{error}");
+    ExitCode::FAILURE
 }

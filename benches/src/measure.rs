@@ -1,5 +1,6 @@
 //! Threads that work for a while, side by side.
 
+use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,17 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Options;
-use crate::report::{Cell, Results};
+use crate::report::{Results, Row};
 
-/// What one measurement of one contender came to.
-#[derive(Clone, Copy, Debug)]
-pub struct Sample {
-    /// Operations of all threads together, in millions per second.
-    pub mops: f64,
-}
-
-/// A measurement: with so many threads, for so long.
-type Run = Box<dyn Fn(u16, Duration) -> Sample>;
+/// A measurement with so many threads, for so long: operations of all of them together, per second.
+type Run = Box<dyn Fn(u16, Duration) -> f64>;
 
 /// The contenders of one bench.
 pub struct Suite {
@@ -41,28 +35,45 @@ impl Suite {
         handle: impl Fn(&S) -> H + Sync + 'static,
         batch: impl Fn(&S, &mut H) -> u32 + Sync + 'static,
     ) {
-        let run = move |threads, slice| throughput(threads, slice, || handle(&shared), |handle| batch(&shared, handle));
+        self.add_run(table, contender, move |threads, slice| {
+            throughput(threads, slice, || handle(&shared), |handle| batch(&shared, handle))
+        });
+    }
+
+    /// Adds one that brings its own threads, as many as it is told, and returns its operations per second.
+    pub fn add_run(
+        &mut self,
+        table: &'static str,
+        contender: &'static str,
+        run: impl Fn(u16, Duration) -> f64 + 'static,
+    ) {
         self.contenders.push((table, contender, Box::new(run)));
     }
 
     /// Measures all of them, taking turns.
-    pub fn run(mut self, options: &Options) -> Results {
-        self.contenders.retain(|(table, ..)| table.contains(&options.only));
-        let mut cells: Vec<Cell> = Vec::new();
-        for (table, contender, _) in &self.contenders {
-            cells.extend(options.threads.iter().map(|threads| Cell::new(table, contender, *threads)));
+    ///
+    /// # Errors
+    ///
+    /// If the arguments leave nothing to measure.
+    pub fn run(self, options: &Options) -> Result<Results, String> {
+        let (wanted, others): (Vec<_>, Vec<_>) =
+            self.contenders.into_iter().partition(|(table, ..)| table.contains(&options.only));
+        if wanted.is_empty() {
+            let tables: BTreeSet<_> = others.iter().map(|(table, ..)| *table).collect();
+            return Err(format!("--only: no table's title contains `{}`; there are {tables:?}", options.only));
         }
+        let mut rows: Vec<_> =
+            wanted.iter().map(|(table, contender, _)| Row::new(table, contender, &options.threads)).collect();
         let slice = Duration::from_millis(options.slice);
-        let each = options.threads.len();
         for round in 1..=options.rounds {
             eprintln!("round {round} of {}", options.rounds);
-            for (cells, (.., run)) in cells.chunks_mut(each).zip(&self.contenders) {
-                for cell in cells {
-                    cell.mops.push(run(cell.threads, slice).mops);
+            for (row, (.., run)) in rows.iter_mut().zip(&wanted) {
+                for cell in &mut row.cells {
+                    cell.mops.push(run(cell.threads, slice) / 1e6);
                 }
             }
         }
-        Results::new(self.name, options, cells)
+        Ok(Results::new(self.name, options, rows))
     }
 }
 
@@ -72,7 +83,7 @@ fn throughput<H>(
     slice: Duration,
     handle: impl Fn() -> H + Sync,
     batch: impl Fn(&mut H) -> u32 + Sync,
-) -> Sample {
+) -> f64 {
     let start = Barrier::new(usize::from(threads) + 1);
     let stop = AtomicBool::new(false);
     let work = || {
@@ -85,13 +96,12 @@ fn throughput<H>(
         }
         operations as f64 / began.elapsed().as_secs_f64()
     };
-    let per_second: f64 = thread::scope(|scope| {
+    thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         start.wait();
         #[expect(clippy::disallowed_methods, reason = "no runtime is here, and the threads that count are the others")]
         thread::sleep(slice);
         stop.store(true, Ordering::Relaxed);
         workers.into_iter().map(|worker| worker.join().expect("no operation panics")).sum()
-    });
-    Sample { mops: per_second / 1e6 }
+    })
 }

@@ -1,6 +1,6 @@
 //! Medians, as tables for people and as JSON for tools.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -8,26 +8,40 @@ use serde::Serialize;
 
 use crate::{Options, chart};
 
-/// All samples of one contender with one number of threads.
+/// One contender of one table.
 #[derive(Debug, Serialize)]
-pub struct Cell {
+pub(crate) struct Row {
     /// The operation.
-    pub table: &'static str,
+    table: &'static str,
     /// Who did it.
-    pub contender: &'static str,
+    pub(crate) contender: &'static str,
+    /// By threads, the same ones in every row.
+    pub(crate) cells: Vec<Cell>,
+}
+
+/// All samples of it with one number of threads.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cell {
     /// How many threads did it at once.
-    pub threads: u16,
+    pub(crate) threads: u16,
     /// Operations of all threads together, in millions per second: one value for each round.
-    pub mops: Vec<f64>,
+    pub(crate) mops: Vec<f64>,
+}
+
+impl Row {
+    pub(crate) fn new(table: &'static str, contender: &'static str, threads: &[u16]) -> Self {
+        let cells = threads.iter().map(|threads| Cell { threads: *threads, mops: Vec::new() }).collect();
+        Self { table, contender, cells }
+    }
 }
 
 impl Cell {
-    pub(crate) fn new(table: &'static str, contender: &'static str, threads: u16) -> Self {
-        Self { table, contender, threads, mops: Vec::new() }
+    pub(crate) fn median(&self) -> f64 {
+        Spread::of(self.mops.iter().copied()).median
     }
 
-    /// Time for one operation as one thread sees it, in nanoseconds.
-    pub fn nanoseconds(&self) -> Spread {
+    /// Time for one operation as one thread sees it.
+    fn nanoseconds(&self) -> Spread {
         Spread::of(self.mops.iter().map(|mops| f64::from(self.threads) * 1e3 / mops))
     }
 }
@@ -77,21 +91,12 @@ pub struct Results {
     machine: String,
     rounds: u32,
     slice_ms: u64,
-    cells: Vec<Cell>,
-    #[serde(skip)]
-    threads: Vec<u16>,
+    rows: Vec<Row>,
 }
 
 impl Results {
-    pub(crate) fn new(bench: &'static str, options: &Options, cells: Vec<Cell>) -> Self {
-        Self {
-            bench,
-            machine: machine(),
-            rounds: options.rounds,
-            slice_ms: options.slice,
-            cells,
-            threads: options.threads.clone(),
-        }
+    pub(crate) fn new(bench: &'static str, options: &Options, rows: Vec<Row>) -> Self {
+        Self { bench, machine: machine(), rounds: options.rounds, slice_ms: options.slice, rows }
     }
 
     /// Prints the tables, and writes what the arguments ask for.
@@ -101,11 +106,9 @@ impl Results {
     /// If a file cannot be written.
     pub fn report(&self, options: &Options) -> Result<(), String> {
         println!("{self}");
-        if let Some(path) = &options.json {
-            let json = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
-            write(path, &(json + "\n"))?;
-        }
-        Ok(())
+        let Some(path) = &options.json else { return Ok(()) };
+        let json = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
+        write(path, &(json + "\n"))
     }
 
     /// Draws the throughput of the contenders of one table over the threads.
@@ -114,24 +117,23 @@ impl Results {
     ///
     /// If the table was not measured, or a file cannot be written.
     pub fn draw(&self, table: &str, title: &str, path: &Path) -> Result<(), String> {
-        let cells: Vec<_> = self.of(table).collect();
-        if cells.is_empty() {
+        let rows: Vec<_> = self.of(table).collect();
+        if rows.is_empty() {
             return Err(format!("nothing to draw: `{table}` was not measured"));
         }
-        write(path, &chart::throughput(title, &cells)?)
+        write(path, &chart::throughput(title, &rows)?)
     }
 
-    /// The contenders of a table, in their order, and for each of them its cells by threads.
-    fn of<'a>(&'a self, table: &'a str) -> impl Iterator<Item = &'a [Cell]> {
-        self.cells.chunks(self.threads.len()).filter(move |cells| cells[0].table == table)
+    fn of<'a>(&'a self, table: &'a str) -> impl Iterator<Item = &'a Row> {
+        self.rows.iter().filter(move |row| row.table == table)
     }
 
     /// In the order in which their first contenders came.
     fn tables(&self) -> Vec<&'static str> {
         let mut tables = Vec::new();
-        for cell in &self.cells {
-            if !tables.contains(&cell.table) {
-                tables.push(cell.table);
+        for row in &self.rows {
+            if !tables.contains(&row.table) {
+                tables.push(row.table);
             }
         }
         tables
@@ -147,24 +149,22 @@ impl fmt::Display for Results {
             self.bench, self.machine, self.rounds, self.slice_ms
         )?;
         for table in self.tables() {
-            let mut head = format!("\n| {table} |");
-            let mut rule = "|---|".to_owned();
-            for threads in &self.threads {
-                let _ =
-                    write!(head, " ns, {threads} thread{} | M/s in all | ours |", if *threads == 1 { "" } else { "s" });
-                rule += "---|---|---|";
+            let rows: Vec<_> = self.of(table).collect();
+            write!(f, "\n| {table} |")?;
+            for Cell { threads, .. } in &rows[0].cells {
+                write!(f, " ns, {threads} thread{} | M/s in all | ours |", if *threads == 1 { "" } else { "s" })?;
             }
-            writeln!(f, "{head}\n{rule}")?;
-            let ours = self.of(table).find(|cells| cells[0].contender.starts_with("**"));
-            for cells in self.of(table) {
-                write!(f, "| {} |", cells[0].contender)?;
-                for (n, cell) in cells.iter().enumerate() {
-                    let total = Spread::of(cell.mops.iter().copied()).median;
-                    let ratio =
-                        ours.map(|ours| Spread::of(ours[n].mops.iter().zip(&cell.mops).map(|(ours, m)| ours / m)));
-                    write!(f, " {} | {} |", cell.nanoseconds(), Short(total))?;
-                    match ratio {
-                        Some(ratio) => write!(f, " {}x |", Short(ratio.median))?,
+            writeln!(f, "\n|---|{}", "---|---|---|".repeat(rows[0].cells.len()))?;
+            let ours = rows.iter().find(|row| row.contender.starts_with("**"));
+            for row in &rows {
+                write!(f, "| {} |", row.contender)?;
+                for (n, cell) in row.cells.iter().enumerate() {
+                    write!(f, " {} | {} |", cell.nanoseconds(), Short(cell.median()))?;
+                    match ours.map(|ours| &ours.cells[n]) {
+                        Some(ours) => {
+                            let ratios = ours.mops.iter().zip(&cell.mops).map(|(ours, this)| ours / this);
+                            write!(f, " {}x |", Short(Spread::of(ratios).median))?;
+                        }
                         None => write!(f, " - |")?,
                     }
                 }

@@ -1,115 +1,71 @@
 //! What no breaker can be cheaper than: each does the least that an operation needs, and decides by it.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::hint::black_box;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use super::{AsyncContender, Contender, each, upstream};
+use crossbeam_utils::CachePadded;
 
-pub struct NoBreaker;
+use super::{Async, AsyncCall, Contender, Plain, upstream};
 
-impl Contender for NoBreaker {
-    type Handle = ();
+type Word = CachePadded<AtomicU64>;
 
-    fn handle(&self) {}
-
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
-        each(fails, |fails| upstream(fails).is_ok())
-    }
+pub fn no_breaker() -> impl Contender {
+    Plain(|fails| upstream(fails).is_ok())
 }
 
-/// A breaker that looks at one word before the call, and once more after it if there are two loads.
-#[derive(Default)]
-pub struct Loads<const N: u32>(crossbeam_utils::CachePadded<AtomicU64>);
-
-impl<const N: u32> Contender for Loads<N> {
-    type Handle = ();
-
-    fn handle(&self) {}
-
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
-        each(fails, |fails| {
-            self.0.load(Ordering::Acquire) == 0
-                && upstream(fails).is_ok()
-                && (N == 1 || self.0.load(Ordering::Acquire) == 0)
-        })
-    }
+/// A look before the call.
+pub fn one_load() -> impl Contender {
+    let word = Word::default();
+    Plain(move |fails| word.load(Ordering::Acquire) == 0 && upstream(fails).is_ok())
 }
 
-/// The second of them, asked through a future that is ready at once.
-#[derive(Default)]
-pub struct ReadyFuture(Loads<2>);
+/// And one after it.
+pub fn two_loads() -> impl Contender {
+    let word = Word::default();
+    Plain(move |fails| {
+        word.load(Ordering::Acquire) == 0 && upstream(fails).is_ok() && word.load(Ordering::Acquire) == 0
+    })
+}
 
-impl AsyncContender for ReadyFuture {
-    type Handle = ();
+/// The first of the two through a future that is ready at once.
+pub fn ready_future() -> impl Contender {
+    Async(ReadyFuture(Word::default()))
+}
 
-    fn handle(&self) {}
+struct ReadyFuture(Word);
 
-    async fn call(&self, (): &mut (), fails: bool) -> bool {
-        let word = &self.0.0;
-        let passes = std::future::ready(word.load(Ordering::Acquire)).await == 0;
-        if passes {
-            let _ = upstream(fails);
-        }
-        passes && word.load(Ordering::Acquire) == 0
+impl AsyncCall for ReadyFuture {
+    async fn call(&self, fails: bool) -> bool {
+        ready(self.0.load(Ordering::Acquire)).await == 0
+            && upstream(fails).is_ok()
+            && self.0.load(Ordering::Acquire) == 0
     }
 }
 
 /// The same, polled once.
-#[derive(Default)]
-pub struct ReadyFuturePolled(Loads<2>);
-
-impl Contender for ReadyFuturePolled {
-    type Handle = ();
-
-    fn handle(&self) {}
-
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
-        let word = &self.0.0;
-        each(fails, |fails| {
-            pin!(std::future::ready(word.load(Ordering::Acquire))).poll(&mut Context::from_waker(Waker::noop()))
-                == Poll::Ready(0)
-                && upstream(fails).is_ok()
-                && word.load(Ordering::Acquire) == 0
-        })
-    }
+pub fn ready_future_polled() -> impl Contender {
+    let word = Word::default();
+    Plain(move |fails| {
+        let polled = pin!(ready(word.load(Ordering::Acquire))).poll(&mut Context::from_waker(Waker::noop()));
+        polled == Poll::Ready(0) && upstream(fails).is_ok() && word.load(Ordering::Acquire) == 0
+    })
 }
 
-/// A breaker that counts its calls.
-#[derive(Default)]
-pub struct Adds(crossbeam_utils::CachePadded<AtomicU64>);
-
-impl Contender for Adds {
-    type Handle = ();
-
-    fn handle(&self) {}
-
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
-        each(fails, |fails| {
-            let _ = upstream(fails);
-            self.0.fetch_add(1, Ordering::Relaxed) < u64::MAX
-        })
-    }
+/// A count of all calls.
+pub fn one_add() -> impl Contender {
+    let word = Word::default();
+    Plain(move |fails| {
+        let _ = upstream(fails);
+        word.fetch_add(1, Ordering::Relaxed) < u64::MAX
+    })
 }
 
-/// A breaker that is open until a time.
-pub struct Clock(Instant);
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self(Instant::now())
-    }
-}
-
-impl Contender for Clock {
-    type Handle = ();
-
-    fn handle(&self) {}
-
-    fn calls(&self, (): &mut (), fails: impl Fn(u32) -> bool + Send) -> u32 {
-        each(fails, |fails| Instant::now() < black_box(self.0) && upstream(fails).is_ok())
-    }
+/// Open until a time.
+pub fn one_reading() -> impl Contender {
+    let until = Instant::now();
+    Plain(move |fails| Instant::now() < black_box(until) && upstream(fails).is_ok())
 }

@@ -7,10 +7,17 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::us::poll_once;
-use super::{Async, AsyncContender, CALLS, Contender, upstream};
+use super::{Async, AsyncCall, Contender, HOUR, NAME, Plain, Start, names, poll_once, upstream};
 
-const NAME: &str = "anthropic";
+pub fn replaced(start: Start) -> impl Contender {
+    start.of(Async(Replaced::new(names(), start.threshold(1023, 1))))
+}
+
+/// A probe is in flight: a call begins to wait for it, and gives up.
+pub fn waiting() -> impl Contender {
+    let Waiting(replaced) = Waiting::new();
+    Plain(move |_| poll_once(replaced.acquire(NAME)).is_ready())
+}
 
 pub struct Replaced {
     breakers: DashMap<String, Breaker>,
@@ -33,27 +40,11 @@ enum State {
 pub struct Rejected;
 
 impl Replaced {
-    pub fn closed() -> Async<Self> {
-        let names = (0..15).map(|n| format!("provider-{n}")).chain([NAME.to_owned()]);
-        Async(Self::of(names))
-    }
-
     /// A closed breaker for each name.
-    pub fn of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+    pub fn new(names: impl IntoIterator<Item = impl AsRef<str>>, failure_threshold: u32) -> Self {
         let breaker = || Breaker { state: Mutex::new(State::Closed { failures: 0 }), probes: watch::Sender::new(0) };
-        Self {
-            breakers: names.into_iter().map(|name| (name.as_ref().to_owned(), breaker())).collect(),
-            failure_threshold: 1023,
-            open_for: Duration::from_hours(1),
-        }
-    }
-
-    pub fn open() -> Async<Self> {
-        let this = Self::closed().0;
-        for _ in 0..this.failure_threshold {
-            this.record_failure(NAME);
-        }
-        Async(this)
+        let breakers = names.into_iter().map(|name| (name.as_ref().to_owned(), breaker())).collect();
+        Self { breakers, failure_threshold, open_for: HOUR }
     }
 
     /// Waits for a probe in flight.
@@ -103,12 +94,8 @@ impl Replaced {
     }
 }
 
-impl AsyncContender for Replaced {
-    type Handle = ();
-
-    fn handle(&self) {}
-
-    async fn call(&self, (): &mut (), fails: bool) -> bool {
+impl AsyncCall for Replaced {
+    async fn call(&self, fails: bool) -> bool {
         if self.acquire(NAME).await.is_err() {
             return false;
         }
@@ -125,7 +112,7 @@ pub struct Waiting(Replaced);
 
 impl Waiting {
     pub fn new() -> Self {
-        let Async(replaced) = Replaced::closed();
+        let replaced = Replaced::new([NAME], 1);
         *replaced.breakers.get(NAME).expect("it is there").state.lock() = State::HalfOpen;
         Self(replaced)
     }
@@ -144,15 +131,5 @@ impl Waiting {
     /// How many wait.
     pub fn count(&self) -> usize {
         self.0.breakers.get(NAME).map_or(0, |breaker| breaker.probes.receiver_count())
-    }
-}
-
-impl Contender for Waiting {
-    type Handle = ();
-
-    fn handle(&self) {}
-
-    fn calls(&self, (): &mut (), _: impl Fn(u32) -> bool + Send) -> u32 {
-        (0..CALLS).map(|_| u32::from(poll_once(self.0.acquire(NAME)).is_ready())).sum()
     }
 }
