@@ -1,13 +1,18 @@
 //! Throughput over threads, drawn.
 
 use plotters::prelude::{
-    BLACK, ChartBuilder, Circle, Color, IntoDrawingArea, IntoFont, IntoLogRange, LineSeries, Palette, Palette99,
-    PathElement, SVGBackend, SeriesLabelPosition, WHITE,
+    BLACK, ChartBuilder, Circle, Color, IntoDrawingArea, IntoFont, IntoLogRange, LineSeries, RGBColor, SVGBackend,
+    Text, WHITE,
 };
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::report::{Row, Spread};
+use crate::report::{Cell, Row, Spread};
 
-/// One line for each contender.
+const SIZE: (u32, u32) = (960, 600);
+const ROOM_FOR_NAMES: u32 = 230;
+const LINE_HEIGHT: i32 = 17;
+
+/// One line for each contender, with its name at the end of it.
 pub(crate) fn throughput(title: &str, contenders: &[&Row]) -> Result<String, String> {
     let mut svg = String::new();
     draw(&mut svg, title, contenders).map_err(|error| format!("cannot draw the chart: {error}"))?;
@@ -15,42 +20,74 @@ pub(crate) fn throughput(title: &str, contenders: &[&Row]) -> Result<String, Str
 }
 
 fn draw(svg: &mut String, title: &str, contenders: &[&Row]) -> Result<(), Box<dyn std::error::Error>> {
-    let root = SVGBackend::with_string(svg, (900, 560)).into_drawing_area();
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let medians = |row: &Row| -> Vec<(f64, f64)> {
-        row.cells.iter().map(|cell| (f64::from(cell.threads), cell.median())).collect()
-    };
-    let all: Vec<(f64, f64)> = contenders.iter().flat_map(|row| medians(row)).collect();
-    let x = Spread::of(all.iter().map(|point| point.0));
-    let y = Spread::of(all.iter().map(|point| point.1));
+    let cells = &contenders[0].cells;
+    let names = ("sans-serif", 14).into_font().color(&BLACK);
+    let y = Spread::of(contenders.iter().flat_map(|row| row.cells.iter().map(Cell::median)));
+    #[expect(clippy::cast_precision_loss, reason = "a few")]
+    let last = (cells.len() - 1) as f64;
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 22).into_font())
-        .margin(16)
+        .caption(title, ("sans-serif", 22))
+        .margin(12)
+        .margin_right(ROOM_FOR_NAMES)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d((x.min * 0.9..x.max * 1.1).log_scale(), (y.min / 2.0..y.max * 2.0).log_scale())?;
+        .build_cartesian_2d(-0.1..last + 0.1, (y.min / 2.0..y.max * 2.0).log_scale())?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the place of a cell")]
+    let threads =
+        |place: &f64| cells.get(place.round() as usize).map_or_else(String::new, |cell| cell.threads.to_string());
     chart
         .configure_mesh()
-        .x_desc("threads on one breaker")
-        .y_desc("million calls per second, all threads (logarithmic)")
-        .x_label_formatter(&|threads| format!("{threads:.0}"))
+        .disable_x_mesh()
+        .x_labels(cells.len())
+        .x_label_formatter(&threads)
+        .x_desc("threads")
+        .y_desc("million calls per second, of all threads together (logarithmic)")
+        .y_label_formatter(&f64::to_string)
+        .label_style(("sans-serif", 14))
         .light_line_style(WHITE)
         .draw()?;
-    for (n, row) in contenders.iter().enumerate() {
-        let colour = Palette99::pick(n).to_rgba();
-        let points = medians(row);
-        chart
-            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
-            .label(row.contender)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-        chart.draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled())))?;
+    let mut ends = Vec::new();
+    for row in contenders {
+        let Style { colour, width } = Style::of(row.contender);
+        #[expect(clippy::cast_precision_loss, reason = "a few")]
+        let points: Vec<_> = row.cells.iter().enumerate().map(|(place, cell)| (place as f64, cell.median())).collect();
+        let end = chart.backend_coord(&points[points.len() - 1]);
+        ends.push((end, row.contender, colour));
+        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(width)))?;
+        chart.draw_series(points.into_iter().map(|point| Circle::new(point, width + 1, colour.filled())))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE)
-        .border_style(BLACK)
-        .draw()?;
+    // From the top: a name whose line ends too near to the one above it moves down.
+    ends.sort_by_key(|((_, y), ..)| *y);
+    let mut free = 0;
+    for ((x, y), name, colour) in ends {
+        let y = y.max(free);
+        free = y + LINE_HEIGHT;
+        let style = names.color(&colour).pos(Pos::new(HPos::Left, VPos::Center));
+        root.draw(&Text::new(name.replace(['*', '`'], ""), (x + 14, y), style))?;
+    }
     root.present()?;
     Ok(())
+}
+
+struct Style {
+    colour: RGBColor,
+    width: u32,
+}
+
+impl Style {
+    /// Ours stand out, and floors stand back.
+    fn of(contender: &str) -> Self {
+        let (colour, width) = if contender.starts_with("**") {
+            (RGBColor(200, 40, 20), 4)
+        } else if contender.starts_with("fusebox") {
+            (RGBColor(230, 110, 60), 2)
+        } else if contender.starts_with("floor") {
+            (RGBColor(140, 140, 140), 1)
+        } else {
+            (RGBColor(40, 80, 140), 1)
+        };
+        Self { colour, width }
+    }
 }

@@ -111,13 +111,13 @@ impl Results {
         write(path, &(json + "\n"))
     }
 
-    /// Draws the throughput of the contenders of one table over the threads.
+    /// Draws the throughput of the contenders of one table over the threads, of those that `wanted` names.
     ///
     /// # Errors
     ///
-    /// If the table was not measured, or a file cannot be written.
-    pub fn draw(&self, table: &str, title: &str, path: &Path) -> Result<(), String> {
-        let rows: Vec<_> = self.of(table).collect();
+    /// If none was measured, or a file cannot be written.
+    pub fn draw(&self, table: &str, wanted: impl Fn(&str) -> bool, title: &str, path: &Path) -> Result<(), String> {
+        let rows: Vec<_> = self.of(table).filter(|row| wanted(row.contender)).collect();
         if rows.is_empty() {
             return Err(format!("nothing to draw: `{table}` was not measured"));
         }

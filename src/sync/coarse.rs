@@ -4,27 +4,26 @@
 /// Milliseconds since it was made, modulo 2^32.
 pub(crate) struct CoarseClock {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    epoch: coarsetime::Instant,
+    epoch: u32,
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 impl CoarseClock {
     pub(crate) fn new() -> Self {
-        Self { epoch: coarsetime::Instant::now_without_cache_update() }
+        Self { epoch: Self::since_boot() }
     }
 
     /// `None` where there is no such clock, and in a build in which tests may pause tokio's time: that does not stop the
     /// system's.
     #[inline]
     pub(crate) fn now(&self) -> Option<u32> {
-        if TIME_CAN_BE_PAUSED {
-            return None;
-        }
-        // Not `now()`: that writes to a place that all threads share.
-        let now = coarsetime::Instant::now_without_cache_update();
-        #[expect(clippy::cast_possible_truncation, reason = "ticks wrap")]
-        let ticks = now.duration_since(self.epoch).as_millis() as u32;
-        Some(ticks)
+        (!TIME_CAN_BE_PAUSED).then(|| Self::since_boot().wrapping_sub(self.epoch))
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks wrap, and are not negative")]
+    fn since_boot() -> u32 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+        (now.tv_sec as u32).wrapping_mul(1000).wrapping_add(now.tv_nsec as u32 / 1_000_000)
     }
 }
 
