@@ -40,7 +40,8 @@ use wait::{Acquire, Waiting};
 /// While the circuit is closed, asking for a permit is one atomic load, and reporting a success writes nothing. After
 /// `failure_threshold` failures in a row it opens and refuses calls. The first call after `open_for` is the one probe;
 /// calls that come meanwhile wait for its result ([`acquire`](Self::acquire)) or are refused
-/// ([`try_acquire`](Self::try_acquire)). It has no background task, no timer of its own, and no lock.
+/// ([`try_acquire`](Self::try_acquire)). It has no background task, no timer of its own, and no lock but the one inside tokio's
+/// `Notify`, for calls that wait for a probe and for the probe's result.
 ///
 /// # Examples
 ///

@@ -1,8 +1,7 @@
 //! Throughput over threads, drawn.
 
 use plotters::prelude::{
-    BLACK, ChartBuilder, Circle, Color, IntoDrawingArea, IntoFont, IntoLogRange, LineSeries, RGBColor, SVGBackend,
-    Text, WHITE,
+    ChartBuilder, Circle, Color, IntoDrawingArea, IntoFont, IntoLogRange, LineSeries, RGBColor, SVGBackend, Text, WHITE,
 };
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -23,25 +22,19 @@ fn draw(svg: &mut String, title: &str, contenders: &[&Row]) -> Result<(), Box<dy
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let cells = &contenders[0].cells;
-    let names = ("sans-serif", 14).into_font().color(&BLACK);
     let y = Spread::of(contenders.iter().flat_map(|row| row.cells.iter().map(Cell::median)));
-    #[expect(clippy::cast_precision_loss, reason = "a few")]
-    let last = (cells.len() - 1) as f64;
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 22))
         .margin(12)
         .margin_right(ROOM_FOR_NAMES)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(-0.1..last + 0.1, (y.min / 2.0..y.max * 2.0).log_scale())?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the place of a cell")]
-    let threads =
-        |place: &f64| cells.get(place.round() as usize).map_or_else(String::new, |cell| cell.threads.to_string());
+        .build_cartesian_2d(0..cells.len() - 1, (y.min / 2.0..y.max * 2.0).log_scale())?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .x_labels(cells.len())
-        .x_label_formatter(&threads)
+        .x_label_formatter(&|place| cells[*place].threads.to_string())
         .x_desc("threads")
         .y_desc("million calls per second, of all threads together (logarithmic)")
         .y_label_formatter(&f64::to_string)
@@ -51,8 +44,7 @@ fn draw(svg: &mut String, title: &str, contenders: &[&Row]) -> Result<(), Box<dy
     let mut ends = Vec::new();
     for row in contenders {
         let Style { colour, width } = Style::of(row.contender);
-        #[expect(clippy::cast_precision_loss, reason = "a few")]
-        let points: Vec<_> = row.cells.iter().enumerate().map(|(place, cell)| (place as f64, cell.median())).collect();
+        let points: Vec<_> = row.cells.iter().map(Cell::median).enumerate().collect();
         let end = chart.backend_coord(&points[points.len() - 1]);
         ends.push((end, row.contender, colour));
         chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(width)))?;
@@ -64,7 +56,7 @@ fn draw(svg: &mut String, title: &str, contenders: &[&Row]) -> Result<(), Box<dy
     for ((x, y), name, colour) in ends {
         let y = y.max(free);
         free = y + LINE_HEIGHT;
-        let style = names.color(&colour).pos(Pos::new(HPos::Left, VPos::Center));
+        let style = ("sans-serif", 14).into_font().color(&colour).pos(Pos::new(HPos::Left, VPos::Center));
         root.draw(&Text::new(name.replace(['*', '`'], ""), (x + 14, y), style))?;
     }
     root.present()?;

@@ -1,4 +1,4 @@
-//! A clock for calls that are refused. Reading it costs a quarter of reading an `Instant`, and it goes in steps: on Linux of 1
+//! A clock for calls that are refused. Reading it costs a fifth of reading an `Instant`, and it goes in steps: on Linux of 1
 //! to 10 ms, by the kernel's timer. So it may say no, never yes: see [`open_left_for_sure`](crate::word::Snapshot::open_left_for_sure).
 
 /// Milliseconds since it was made, modulo 2^32.
@@ -10,21 +10,26 @@ pub(crate) struct CoarseClock {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 impl CoarseClock {
     pub(crate) fn new() -> Self {
-        Self { epoch: Self::since_boot() }
+        Self { epoch: system_ticks() }
     }
 
     /// `None` where there is no such clock, and in a build in which tests may pause tokio's time: that does not stop the
     /// system's.
     #[inline]
     pub(crate) fn now(&self) -> Option<u32> {
-        (!TIME_CAN_BE_PAUSED).then(|| Self::since_boot().wrapping_sub(self.epoch))
+        (!TIME_CAN_BE_PAUSED).then(|| system_ticks().wrapping_sub(self.epoch))
     }
+}
 
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks wrap, and are not negative")]
-    fn since_boot() -> u32 {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-        (now.tv_sec as u32).wrapping_mul(1000).wrapping_add(now.tv_nsec as u32 / 1_000_000)
-    }
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn system_ticks() -> u32 {
+    ticks(rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse))
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks wrap, and are not negative")]
+fn ticks(time: rustix::time::Timespec) -> u32 {
+    (time.tv_sec as u32).wrapping_mul(1000).wrapping_add(time.tv_nsec as u32 / 1_000_000)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -73,5 +78,16 @@ mod tests {
     fn these_tests_can_pause_tokio_s_time_and_so_nothing_here_reads_the_system_s() {
         const { assert!(super::TIME_CAN_BE_PAUSED) };
         assert_eq!(super::CoarseClock::new().now(), None);
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[test]
+    fn a_tick_is_a_millisecond_and_after_the_last_one_comes_the_first() {
+        let ticks = |tv_sec, tv_nsec| super::ticks(rustix::time::Timespec { tv_sec, tv_nsec });
+        assert_eq!(ticks(0, 999_999), 0);
+        assert_eq!(ticks(2, 999_999_999), 2999);
+        // 2^32 ms are 4,294,967.296 s.
+        assert_eq!(ticks(4_294_967, 295_000_000), u32::MAX);
+        assert_eq!(ticks(4_294_967, 296_000_000), 0);
     }
 }
