@@ -55,6 +55,9 @@ fn main() -> ExitCode {
         Command::Check { config } => match GatewayConfig::from_file(&config) {
             Ok(plan) => {
                 print!("{plan}");
+                for warning in plan.warnings() {
+                    eprintln!("fusebox: warning: {warning}");
+                }
                 ExitCode::SUCCESS
             }
             Err(errors) => reject(&config, &errors),
@@ -62,6 +65,9 @@ fn main() -> ExitCode {
         Command::Serve { config } => match GatewayConfig::from_file(&config) {
             Ok(config) => {
                 start_log(log, "info");
+                for warning in config.warnings() {
+                    tracing::warn!("{warning}");
+                }
                 run(serve(config))
             }
             Err(errors) => reject(&config, &errors),
@@ -75,10 +81,10 @@ fn main() -> ExitCode {
 }
 
 fn reject(path: &Path, errors: &fusebox::proxy::ConfigErrors) -> ExitCode {
-    eprintln!("fusebox: {} cannot be used:", path.display());
     for mistake in errors.mistakes() {
-        eprintln!("  {mistake}");
+        eprintln!("{mistake}");
     }
+    eprintln!("fusebox: {} cannot be used, {} to be corrected", path.display(), errors.mistakes().len());
     ExitCode::from(EXIT_CONFIG)
 }
 
@@ -105,8 +111,8 @@ fn run(work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> Ex
 
 async fn serve(config: GatewayConfig) -> Result<(), Box<dyn std::error::Error>> {
     let state = AppState::new(&config)?;
-    let listener = bind("server.listen", config.listen).await?;
-    let admin = match config.admin_listen {
+    let listener = bind("server.listen", config.server.listen).await?;
+    let admin = match config.server.admin_listen {
         Some(address) => Some(bind("server.admin_listen", address).await?),
         None => None,
     };

@@ -4,7 +4,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode, request};
@@ -12,7 +11,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::config::ProviderConfig;
+use super::config::{ProviderConfig, Timeouts};
 use super::stream::JudgedBody;
 use super::upstream::{Chain, SendError, Tls, Upstream};
 use super::{answer, headers};
@@ -24,7 +23,7 @@ pub(crate) struct Provider {
     pub(crate) name: String,
     pub(crate) breaker: Arc<CircuitBreaker>,
     upstream: Upstream,
-    timeout: Duration,
+    timeouts: Timeouts,
     asked: AtomicU64,
     probes: AtomicU64,
 }
@@ -43,7 +42,7 @@ impl Provider {
             name: config.name.clone(),
             breaker,
             upstream: Upstream::new(config, tls),
-            timeout: config.timeout,
+            timeouts: config.timeouts.clone(),
             asked: AtomicU64::new(0),
             probes: AtomicU64::new(0),
         }
@@ -69,7 +68,7 @@ impl Provider {
         if permit.kind() == PermitType::Probe {
             self.probes.fetch_add(1, Ordering::Relaxed);
         }
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeouts.first_byte;
         let response = match timeout_at(deadline, self.upstream.send(request, body)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
@@ -85,7 +84,7 @@ impl Provider {
         let (mut head, body) = response.into_parts();
         headers::to_client(&mut head.headers);
         let status = head.status;
-        let mut body = JudgedBody::new(body, self.timeout);
+        let mut body = JudgedBody::new(body, self.timeouts.idle);
         if status.is_success() {
             match timeout_at(deadline, body.wait_for_first_piece()).await {
                 Ok(Ok(())) => body.judge(permit, &self.breaker),
@@ -113,7 +112,7 @@ impl Provider {
     }
 
     fn late(&self, permit: OwnedPermit) -> Asked {
-        fail(permit, "timeout", format_args!("nothing of the body within {:?}", self.timeout));
+        fail(permit, "timeout", format_args!("nothing of the body within {:?}", self.timeouts.first_byte));
         Asked::Declined(answer::timed_out())
     }
 }

@@ -41,17 +41,21 @@ impl AppState {
     ///
     /// If `ca_file` cannot be used.
     pub fn new(config: &GatewayConfig) -> Result<Arc<Self>, SetupError> {
-        let tls = Tls::new(config.ca_file.as_deref())?;
+        let tls = Tls::new(config.server.ca_file.as_deref())?;
         let circuit_breakers = Arc::new(CircuitBreakerRegistry::default());
         let mut by_model: BTreeMap<String, Vec<Arc<Provider>>> = BTreeMap::new();
-        for config in &config.providers {
-            let breaker = CircuitBreaker::new(config.name.as_str(), config.breaker.clone());
-            let provider = Arc::new(Provider::new(config, circuit_breakers.insert_breaker(breaker), &tls));
-            for model in &config.models {
-                by_model.entry(model.clone()).or_default().push(Arc::clone(&provider));
-            }
+        let providers: Vec<_> = config
+            .providers
+            .iter()
+            .map(|config| {
+                let breaker = CircuitBreaker::new(config.name.as_str(), config.breaker.clone());
+                Arc::new(Provider::new(config, circuit_breakers.insert_breaker(breaker), &tls))
+            })
+            .collect();
+        for (model, candidates) in config.candidates() {
+            by_model.insert(model.to_owned(), candidates.iter().map(|index| Arc::clone(&providers[*index])).collect());
         }
-        Ok(Arc::new(Self { circuit_breakers, by_model, drain_limit: config.drain_limit }))
+        Ok(Arc::new(Self { circuit_breakers, by_model, drain_limit: config.server.drain_limit }))
     }
 
     /// The providers of a model, in the order in which they are asked.

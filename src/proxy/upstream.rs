@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 use tracing::debug;
 
-use super::config::ProviderConfig;
+use super::config::{ProviderConfig, Secret};
 
 /// Shorter than the 5 s after which common servers (Node, uvicorn) close an idle connection themselves: one that is just
 /// being closed costs a second try.
@@ -134,11 +134,7 @@ impl Upstream {
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
-        let authorization = config.api_key.as_ref().map(|key| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).expect("checked in the config");
-            value.set_sensitive(true);
-            value
-        });
+        let authorization = config.api_key.as_ref().map(Secret::bearer);
         let authority = config.url.authority().expect("checked in the config");
         Self {
             host: HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"),

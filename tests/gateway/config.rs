@@ -10,15 +10,20 @@ fn mistakes(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_mistake_is_reported_with_its_field() {
+fn every_mistake_is_reported_with_its_line_and_its_field() {
     let found = mistakes(
-        r#"
-        strategy = "random"
+        r#"strategy = "random"
+        retries = 3
         [server]
         listen = "nowhere"
         port = 80
+        auth_tokens = ["${FUSEBOX_TEST_UNSET}", "with space"]
         drain_limit = "soon"
         ca_file = "/nonexistent"
+        max_headers = 0
+        access_log = "yes"
+        [timeouts]
+        first_byte = "0s"
         [breaker]
         failure_threshold = 1024
         open_for = "25h"
@@ -26,11 +31,14 @@ fn every_mistake_is_reported_with_its_field() {
         name = "a"
         url = "ftp://a/v1"
         models = []
-        timeout = "0s"
+        timeouts = { idle = "2d" }
+        breaker = { failure_threshold = "three" }
+        input_rate = -1
         [[providers]]
         name = "a"
         api_key = "${FUSEBOX_TEST_UNSET}"
-        models = ["m"]
+        models = ["m", "m"]
+        aliases = { m = "n" }
         [[providers]]
         name = "b c"
         url = "http://u:p@b/v1"
@@ -39,33 +47,144 @@ fn every_mistake_is_reported_with_its_field() {
         "#,
     );
     let expected = [
-        "strategy is unknown, expected one of server, breaker, providers",
-        "server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
-        "server.drain_limit is \"soon\", expected a duration such as \"30s\" or \"500ms\"",
-        "server.ca_file is \"/nonexistent\", which cannot be read: I/O error: No such file or directory (os error 2), \
+        "1: strategy is \"random\", expected \"priority\" or \"cheapest\"",
+        "2: retries is unknown, expected one of strategy, server, timeouts, breaker, providers",
+        "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
+        "5: server.port is unknown, expected one of listen, admin_listen, auth_tokens, ca_file, access_log, max_body_bytes, \
+         replay_body_bytes, replay_answer_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
+         body_timeout, drain_delay, drain_limit",
+        "6: server.auth_tokens[0] is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
+        "6: server.auth_tokens[1] is empty or cannot be sent in a header, expected visible ASCII without spaces",
+        "7: server.drain_limit is \"soon\", expected a duration such as \"30s\" or \"500ms\"",
+        "8: server.ca_file is \"/nonexistent\", which cannot be read: I/O error: No such file or directory (os error 2), \
          expected a PEM file with certificates",
-        "server.port is unknown, expected one of listen, admin_listen, drain_limit, ca_file",
-        "breaker.failure_threshold is 1024, expected 1 to 1023",
-        "breaker.open_for is 90000s, expected 1 ms to 24 h",
-        "providers[0].url is \"ftp://a/v1\", expected an http or https URL with a host",
-        "providers[0].models is [], expected at least one name, none empty, none twice",
-        "providers[0].timeout is 0ns, expected more than 0 and up to 24h",
-        "providers[1].name is \"a\", expected a name that no other provider has",
-        "providers[1].url is missing, expected an http or https URL with a host",
-        "providers[1].api_key is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
-        "providers[2].name is \"b c\", expected visible ASCII without spaces",
-        "providers[2].url is a URL with credentials, expected them in api_key",
-        "providers[2].api_key is integer, expected a string such as \"${NAME}\"",
-        "providers[2].models is \"m\", expected an array of strings",
+        "9: server.max_headers is 0, expected a whole number, 1 to 10000",
+        "10: server.access_log is \"yes\", expected true or false",
+        "12: timeouts.first_byte is 0s, expected 1ms to 1day",
+        "14: breaker.failure_threshold is 1024, expected 1 to 1023",
+        "15: breaker.open_for is 90000s, expected 1 ms to 24 h",
+        "18: providers[0].url is \"ftp://a/v1\", expected an http or https URL with a host",
+        "19: providers[0].models is empty, expected at least one model's name, there or in aliases",
+        "20: providers[0].timeouts.idle is 2days, expected 1ms to 1day",
+        "21: providers[0].breaker.failure_threshold is \"three\", expected a whole number",
+        "22: providers[0].input_rate is -1, expected a price, 0 or more",
+        "23: providers[1].url is missing, expected an http or https URL with a host",
+        "24: providers[1].name is \"a\", expected a name that no other provider has",
+        "25: providers[1].api_key is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
+        "26: providers[1].models[1] is \"m\", expected a name that is not in the list already",
+        "27: providers[1].aliases.m is \"n\", expected a name that is not in models",
+        "29: providers[2].name is \"b c\", expected visible ASCII without spaces",
+        "30: providers[2].url is a URL with credentials, expected them in api_key",
+        "31: providers[2].api_key is integer, expected a text such as \"${NAME}\"",
+        "32: providers[2].models is \"m\", expected an array, each a model's name",
     ];
-    assert_eq!(found, expected);
+    assert_eq!(found, expected.map(|mistake| format!("line {mistake}")));
 }
 
 #[test]
-fn a_syntax_error_names_its_line_and_not_its_text() {
-    let found = mistakes("[server]\nlisten = ['s3cret'\nadmin_listen = 3");
-    assert_eq!(found.len(), 1);
-    assert!(found[0].starts_with("line ") && !found[0].contains("s3cret"), "{found:?}");
+fn what_is_legal_but_odd_is_a_warning_with_its_line() {
+    let config = GatewayConfig::from_toml(
+        "[server]\nlisten = '0.0.0.0:80'\n[[providers]]\nname = 'a'\nurl = 'http://api.example.com/v1'\nmodels = ['m', 'n']\n\
+         [[providers]]\nname = 'b'\nurl = 'http://10.1.2.3/v1'\nmodels = ['m']\n",
+    )
+    .unwrap();
+    let expected = [
+        "line 2: server.listen is no loopback address and auth_tokens are missing: whoever reaches it may ask",
+        "line 3: the model \"n\" has no other provider than a",
+        "line 5: providers[0].url is a plain http URL of a public host: keys and prompts can be read on the way",
+    ];
+    assert_eq!(config.warnings(), expected);
+}
+
+#[test]
+fn the_example_file_documents_every_setting_and_loads() {
+    let text = include_str!("../../fusebox.example.toml");
+    let file = std::env::temp_dir().join(format!("fusebox-test-example-{}.toml", std::process::id()));
+    let load = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let mut fusebox = Command::new(env!("CARGO_BIN_EXE_fusebox"));
+        for name in ["FUSEBOX_TOKEN", "OPENAI_API_KEY", "AZURE_API_KEY"] {
+            fusebox.env(name, "from-the-environment");
+        }
+        let output = fusebox.args(["check", "--config"]).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let plan = load(text);
+    assert!(plan.contains("model     fast: openai, then azure"), "{plan}");
+    assert!(!plan.contains("from-the-environment"), "{plan}");
+
+    // Each default that is commented out is a setting, and is the default.
+    let all_set: String = text
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(|rest| is_setting(rest)).unwrap_or(line).to_owned() + "\n")
+        .collect();
+    let with_defaults = load(&all_set.replace("ca_file = ", "# "));
+    assert_eq!(with_defaults, plan);
+    let mentioned: Vec<&str> =
+        all_set.lines().filter(|line| is_setting(line)).filter_map(|line| line.split(" = ").next()).collect();
+    let unknown =
+        mistakes("x = 1\n[server]\nx = 1\n[timeouts]\nx = 1\n[breaker]\nx = 1\n[[providers]]\nx = 1").join("\n");
+    for list in unknown.lines().filter_map(|line| line.split_once("expected one of ")) {
+        for setting in list.1.split(", ") {
+            let table = all_set.contains(&format!("[{setting}]"));
+            assert!(table || mentioned.contains(&setting), "{setting} is not in the example");
+        }
+    }
+    std::fs::remove_file(&file).unwrap();
+}
+
+fn is_setting(line: &str) -> bool {
+    line.split_once(" = ").is_some_and(|(name, _)| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+}
+
+#[test]
+fn a_number_and_an_address_may_come_from_the_environment_and_are_not_shown() {
+    let text = "[server]\nlisten = '${HOME}'\nmax_headers = '${HOME}'";
+    let home = std::env::var("HOME").unwrap();
+    let found = mistakes(text);
+    assert!(found[0].contains("listen is \"${HOME}\", expected an address"), "{found:?}");
+    assert!(found[1].contains("max_headers is \"${HOME}\", expected a whole number"), "{found:?}");
+    assert!(!found.concat().contains(&home), "{found:?}");
+
+    let config = "[server]\nca_file = '${CARGO_MANIFEST_DIR}/nothing'";
+    assert!(mistakes(config)[0].contains("${CARGO_MANIFEST_DIR}"), "{:?}", mistakes(config));
+}
+
+#[test]
+fn the_cheapest_strategy_asks_in_the_order_of_the_prices_and_needs_them() {
+    let provider =
+        |name: &str, rates: &str| format!("[[providers]]\nname='{name}'\nurl='http://a/v1'\nmodels=['m']\n{rates}\n");
+    let rates = ["input_rate=3\noutput_rate=1", "input_rate='1.5'\noutput_rate=2", "input_rate=0\noutput_rate=3.5"];
+    let providers: String = ["a", "b", "c"].iter().zip(rates).map(|(name, rates)| provider(name, rates)).collect();
+    let plan =
+        |strategy: &str| GatewayConfig::from_toml(&format!("strategy='{strategy}'\n{providers}")).unwrap().to_string();
+    assert!(plan("cheapest").contains("model     m: b, then c, then a"), "{}", plan("cheapest"));
+    assert!(plan("priority").contains("model     m: a, then b, then c"));
+    let found = mistakes(&format!("strategy='cheapest'\n{}", provider("a", "input_rate=1")));
+    assert_eq!(
+        found,
+        ["line 2: providers[0].output_rate is missing, expected a price, since the strategy is \"cheapest\""]
+    );
+}
+
+#[test]
+fn a_provider_may_have_timeouts_and_a_breaker_of_its_own() {
+    let config = GatewayConfig::from_toml(
+        "[timeouts]\nidle='7s'\nfirst_byte='8s'\n[breaker]\nopen_for='9s'\n[[providers]]\nname='a'\nurl='http://a/v1'\nmodels=['m']\n\
+         timeouts={first_byte='1s'}\nbreaker={failure_threshold=7}",
+    )
+    .unwrap();
+    let a = &config.providers[0];
+    assert_eq!((a.timeouts.idle, a.timeouts.first_byte), (Duration::from_secs(7), Duration::from_secs(1)));
+    assert_eq!((a.breaker.failure_threshold(), a.breaker.open_for()), (7, Duration::from_secs(9)));
+}
+
+#[test]
+fn syntax_errors_are_reported_together_with_their_lines_and_not_their_text() {
+    let found = mistakes("[server]\nlisten = ['s3cret'\nadmin_listen = 3\n[breaker\nx = 1");
+    assert!(found.len() > 1 && found.iter().all(|mistake| mistake.starts_with("line ")), "{found:?}");
+    assert!(!found.concat().contains("s3cret"), "{found:?}");
 }
 
 #[test]
@@ -89,13 +208,13 @@ fn a_secret_is_shown_by_no_error_and_no_debug_output() {
 }
 
 #[test]
-fn a_probes_lease_outlasts_the_gateways_own_timeout() {
+fn a_probes_lease_outlasts_the_gateways_own_limits() {
     let text = "[breaker]\nfailure_threshold = 5\nopen_for = '7s'\n[[providers]]\nname='a'\nurl='http://a/v1'\nmodels=['m']\n\
-                timeout='9s'";
+                timeouts={first_byte='4s', idle='3s'}";
     let config = GatewayConfig::from_toml(text).unwrap();
     let breaker = &config.providers[0].breaker;
     assert_eq!((breaker.failure_threshold(), breaker.open_for()), (5, Duration::from_secs(7)));
-    assert_eq!((breaker.probe_lease(), breaker.max_waiters()), (Duration::from_secs(10), Some(1000)));
+    assert_eq!((breaker.probe_lease(), breaker.max_waiters()), (Duration::from_secs(11), Some(1000)));
 }
 
 fn fusebox(command: &str, text: &str) -> Output {

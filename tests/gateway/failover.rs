@@ -2,7 +2,7 @@
 
 use crate::support::{Gateway, Provider, answer, hang, nobody, one_by_one, streamed};
 
-const FAST: &str = "timeout = '100ms'";
+const FAST: &str = "timeouts.first_byte = '100ms'";
 
 #[tokio::test]
 async fn a_5xx_fails_over_and_the_circuit_opens_at_the_threshold() {

@@ -38,7 +38,7 @@ async fn a_stream_that_breaks_off_in_the_middle_is_cut_and_counts_as_a_failure()
 async fn a_stream_that_falls_silent_is_cut_after_the_timeout() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "timeout = '50ms'").await;
+    let gateway = Gateway::start(&[&a], "", "", "timeouts.idle = '50ms'").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     assert!(response.into_body().collect().await.is_err());
     assert_eq!(gateway.failures_of("a"), 1);

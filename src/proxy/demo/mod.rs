@@ -110,7 +110,7 @@ fn config_text(providers: &[Arc<Simulated>; 2]) -> String {
     let provider = |provider: &Arc<Simulated>| {
         format!(
             "[[providers]]\nname = '{}'\nurl = 'http://{}/v1'\nmodels = ['{MODEL}']\napi_key = 'simulated'\n\
-             timeout = '1s'\n",
+             timeouts.first_byte = '1s'\n",
             provider.name(),
             provider.address()
         )

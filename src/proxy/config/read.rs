@@ -1,0 +1,268 @@
+//! What the fields of `fusebox.toml` mean, which values are right, and what is legal but odd.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::http::Uri;
+use toml::de::DeTable;
+
+use super::section::{MAX_DURATION, Report, Section, Text};
+use super::{GatewayConfig, ProviderConfig, ServerConfig, Strategy, Timeouts};
+use crate::{Config, ConfigBuilder};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec<String>> {
+    let mut report = Report::new(file, text);
+    let (root, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let at = error.span().map_or(0, |span| span.start);
+        // Without the offending line, which may hold a secret.
+        report.mistake(at, format_args!("not valid TOML: {}", error.message().trim()));
+    }
+    if !errors.is_empty() {
+        return Err(report.finish().0);
+    }
+
+    let mut root = Section::new(String::new(), 0, root.into_inner(), &mut report);
+    let mut strategy = Strategy::default();
+    root.one_of("strategy", "\"priority\" or \"cheapest\"", &mut strategy);
+    let (server_at, server) = root.table("server");
+    let (timeouts_at, timeouts) = root.table("timeouts");
+    let (breaker_at, breaker) = root.table("breaker");
+    let providers = root.tables("providers");
+    if providers.is_empty() {
+        root.warn("providers", "are missing: every request will be answered 404");
+    }
+    root.finish();
+
+    let server = read_server(Section::new("server.".into(), server_at, server, &mut report));
+    let mut defaults = Defaults::default();
+    read_timeouts(Section::new("timeouts.".into(), timeouts_at, timeouts, &mut report), &mut defaults.timeouts);
+    read_breaker(Section::new("breaker.".into(), breaker_at, breaker, &mut report), &mut defaults.breaker);
+    let mut names = HashSet::new();
+    let mut config = GatewayConfig { server, strategy, providers: Vec::new(), warnings: Vec::new() };
+    let mut places = Vec::new();
+    for (index, (at, table)) in providers.into_iter().enumerate() {
+        let path = format!("providers[{index}].");
+        let cheapest = strategy == Strategy::Cheapest;
+        if let Some(provider) = read_provider(&path, at, table, &mut report, &defaults, &mut names, cheapest) {
+            config.providers.push(provider);
+            places.push(at);
+        }
+    }
+    for (model, candidates) in config.candidates() {
+        if let [only] = candidates[..] {
+            let name = &config.providers[only].name;
+            report.warn(places[only], format_args!("the model {model:?} has no other provider than {name}"));
+        }
+    }
+    let (mistakes, warnings) = report.finish();
+    config.warnings = warnings;
+    if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+}
+
+/// What holds for a provider that says nothing else.
+struct Defaults {
+    timeouts: Timeouts,
+    breaker: ConfigBuilder,
+}
+
+impl Default for Defaults {
+    /// A client should not wait as long as a library's caller may, nor should the gateway hold any number of them.
+    fn default() -> Self {
+        let breaker = Config::builder().wait_limit(Duration::from_secs(10)).max_waiters(1000);
+        Self { timeouts: Timeouts::default(), breaker }
+    }
+}
+
+fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
+    let mut server = ServerConfig::default();
+    let address = |text: &str| text.parse::<SocketAddr>().ok();
+    let expected = "an address such as \"127.0.0.1:8080\"";
+    if let Some(listen) = section.parse("listen", expected, address) {
+        server.listen = listen;
+    }
+    server.admin_listen = section.parse("admin_listen", expected, address);
+    if server.admin_listen == Some(server.listen) && server.listen.port() != 0 {
+        section.mistake("admin_listen", &format!("\"{}\"", server.listen), "another address than server.listen");
+    }
+    server.auth_tokens = section.secrets("auth_tokens");
+    if server.auth_tokens.is_empty() && !server.listen.ip().is_loopback() {
+        section.warn("listen", "is no loopback address and auth_tokens are missing: whoever reaches it may ask");
+    }
+    if let Some(Text { shown, value }) = section.text("ca_file", "a path") {
+        let file = PathBuf::from(value);
+        if let Err(error) = crate::proxy::upstream::read_ca_file(&file) {
+            section.mistake("ca_file", &format!("{shown}, which {error}"), "a PEM file with certificates");
+        }
+        server.ca_file = Some(file);
+    }
+    section.flag("access_log", &mut server.access_log);
+    section.count("max_body_bytes", 1..=1 << 40, &mut server.max_body_bytes);
+    section.count("replay_body_bytes", 1024..=1 << 30, &mut server.replay_body_bytes);
+    section.count("replay_answer_bytes", 0..=1 << 30, &mut server.replay_answer_bytes);
+    section.count("max_header_bytes", 8 << 10..=1 << 20, &mut server.max_header_bytes);
+    section.count("max_headers", 1..=10_000, &mut server.max_headers);
+    section.count("max_connections", 1..=1_000_000, &mut server.max_connections);
+    section.duration("header_timeout", MILLISECOND..=MAX_DURATION, &mut server.header_timeout);
+    section.duration("body_timeout", MILLISECOND..=MAX_DURATION, &mut server.body_timeout);
+    section.duration("drain_delay", Duration::ZERO..=MAX_DURATION, &mut server.drain_delay);
+    section.duration("drain_limit", Duration::ZERO..=MAX_DURATION, &mut server.drain_limit);
+    section.finish();
+    server
+}
+
+fn read_timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
+    let range = MILLISECOND..=MAX_DURATION;
+    section.duration("connect", range.clone(), &mut timeouts.connect);
+    section.duration("first_byte", range.clone(), &mut timeouts.first_byte);
+    section.duration("idle", range.clone(), &mut timeouts.idle);
+    section.duration("total", range, &mut timeouts.total);
+    section.finish();
+}
+
+fn read_breaker(mut section: Section<'_, '_>, builder: &mut ConfigBuilder) {
+    if let Some(failures) = section.any_count("failure_threshold") {
+        check(&mut section, builder, |builder| builder.failure_threshold(failures));
+    }
+    if let Some(duration) = section.any_duration("open_for") {
+        check(&mut section, builder, |builder| builder.open_for(duration));
+    }
+    if let Some(duration) = section.any_duration("wait_limit") {
+        check(&mut section, builder, |builder| builder.wait_limit(duration));
+    }
+    if let Some(waiters) = section.any_count("max_waiters") {
+        check(&mut section, builder, |builder| builder.max_waiters(waiters as usize));
+    }
+    section.finish();
+}
+
+/// The breaker knows its own ranges.
+fn check(section: &mut Section<'_, '_>, builder: &mut ConfigBuilder, set: impl FnOnce(ConfigBuilder) -> ConfigBuilder) {
+    let new = set(builder.clone());
+    match new.clone().build() {
+        Ok(_) => *builder = new,
+        Err(error) => section.mistake(error.field(), error.value(), error.expected()),
+    }
+}
+
+fn read_provider<'i>(
+    path: &str,
+    at: usize,
+    table: DeTable<'i>,
+    report: &mut Report<'i>,
+    defaults: &Defaults,
+    names: &mut HashSet<String>,
+    cheapest: bool,
+) -> Option<ProviderConfig> {
+    let mut section = Section::new(path.to_owned(), at, table, report);
+    let expected = "visible ASCII without spaces";
+    let name = section.text("name", expected);
+    section.require("name", expected);
+    let name = name.filter(|name| {
+        let usable = !name.value.is_empty() && name.value.bytes().all(|byte| byte.is_ascii_graphic());
+        if !usable {
+            section.mistake("name", &name.shown, expected);
+        } else if !names.insert(name.value.clone()) {
+            section.mistake("name", &name.shown, "a name that no other provider has");
+        }
+        usable
+    });
+    let url = read_url(&mut section);
+    let api_key = section.secret("api_key");
+    if let Some(url) = &url
+        && url.scheme_str() == Some("http")
+        && !is_private(url.host().unwrap_or_default())
+    {
+        section.warn("url", "is a plain http URL of a public host: keys and prompts can be read on the way");
+    }
+    let models = read_models(&mut section);
+    let (input_rate, output_rate) = (section.rate("input_rate"), section.rate("output_rate"));
+    if cheapest {
+        for field in ["input_rate", "output_rate"] {
+            section.require(field, "a price, since the strategy is \"cheapest\"");
+        }
+    }
+    let (timeouts_at, timeouts_table) = section.table("timeouts");
+    let (breaker_at, breaker_table) = section.table("breaker");
+    section.finish();
+
+    let mut timeouts = defaults.timeouts.clone();
+    read_timeouts(Section::new(format!("{path}timeouts."), timeouts_at, timeouts_table, report), &mut timeouts);
+    let mut breaker = defaults.breaker.clone();
+    read_breaker(Section::new(format!("{path}breaker."), breaker_at, breaker_table, report), &mut breaker);
+    let breaker = breaker.probe_lease(lease(&timeouts)).build().expect("each setting was checked");
+    Some(ProviderConfig { name: name?.value, url: url?, api_key, models, input_rate, output_rate, timeouts, breaker })
+}
+
+/// By then the gateway itself has given the probe up, or judged it; see `stream`.
+fn lease(timeouts: &Timeouts) -> Duration {
+    let judged = timeouts.first_byte.saturating_add(timeouts.idle.saturating_mul(2));
+    (judged.min(timeouts.total) + Duration::from_secs(1)).min(MAX_DURATION)
+}
+
+fn read_url(section: &mut Section<'_, '_>) -> Option<Uri> {
+    let expected = "an http or https URL with a host";
+    let text = section.text("url", expected);
+    section.require("url", expected);
+    let Text { shown, value } = text?;
+    // Whatever else is wrong with it, it may hold a password and is not shown.
+    if value.contains('@') {
+        section.mistake("url", "a URL with credentials", "them in api_key");
+        return None;
+    }
+    if value.contains('?') {
+        section.mistake("url", "a URL with a query", "the base that an SDK takes");
+        return None;
+    }
+    let uri: Option<Uri> = value.parse().ok();
+    let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
+    match &uri {
+        None => section.mistake("url", &shown, expected),
+        // Together with a client's path it must stay within what a URI may be.
+        Some(_) if value.len() > 2048 => section.mistake("url", "too long", "at most 2048 characters"),
+        Some(_) => {}
+    }
+    uri
+}
+
+/// Whether a host is one's own: plain http to it stays at home.
+fn is_private(host: &str) -> bool {
+    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
+        Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+        // A name without a dot is one of a container's or of the local domain.
+        Err(_) => {
+            !host.contains('.')
+                || [".local", ".internal", ".localhost", ".lan", ".home.arpa"].iter().any(|end| host.ends_with(end))
+        }
+    }
+}
+
+fn read_models(section: &mut Section<'_, '_>) -> BTreeMap<String, String> {
+    let before = section.report.mistakes();
+    let mut models = BTreeMap::new();
+    let named = section.texts("models", "a model's name");
+    for (index, Text { shown, value }) in named.into_iter().enumerate() {
+        if value.is_empty() {
+            section.mistake(&format!("models[{index}]"), &shown, "a name");
+        } else if models.insert(value.clone(), value).is_some() {
+            section.mistake(&format!("models[{index}]"), &shown, "a name that is not in the list already");
+        }
+    }
+    for (name, Text { shown, value }) in section.map("aliases", "the provider's name of a model") {
+        if name.is_empty() || value.is_empty() {
+            section.mistake(&format!("aliases.{name:?}"), &shown, "two names");
+        } else if models.insert(name.clone(), value).is_some() {
+            section.mistake(&format!("aliases.{name}"), &shown, "a name that is not in models");
+        }
+    }
+    if models.is_empty() && section.report.mistakes() == before {
+        let is = if section.has("models") { "empty" } else { "missing" };
+        section.mistake("models", is, "at least one model's name, there or in aliases");
+    }
+    models
+}

@@ -1,0 +1,397 @@
+//! Reading TOML field by field, so that all mistakes are reported at once and each with its place. It knows what a text, a
+//! number or a duration is; what the fields mean is `read`'s affair.
+//!
+//! What a mistake shows is the text of the file, never what an environment variable holds: that may be a secret.
+
+use std::collections::BTreeMap;
+use std::env::VarError;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::de::value::StrDeserializer;
+use serde::de::{DeserializeOwned, IntoDeserializer};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Secret;
+
+/// A breaker's times end there too.
+pub(super) const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The text that is read, and what was found to say about it.
+pub(super) struct Report<'a> {
+    file: Option<&'a Path>,
+    text: &'a str,
+    mistakes: Vec<(usize, String)>,
+    warnings: Vec<(usize, String)>,
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(file: Option<&'a Path>, text: &'a str) -> Self {
+        Self { file, text, mistakes: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// `at` is an offset in the text.
+    pub(super) fn mistake(&mut self, at: usize, message: impl fmt::Display) {
+        let line = self.line(at);
+        self.mistakes.push((line, format!("{}{message}", self.place(line))));
+    }
+
+    pub(super) fn mistakes(&self) -> usize {
+        self.mistakes.len()
+    }
+
+    pub(super) fn warn(&mut self, at: usize, message: impl fmt::Display) {
+        let line = self.line(at);
+        self.warnings.push((line, format!("{}{message}", self.place(line))));
+    }
+
+    fn line(&self, at: usize) -> usize {
+        self.text[..at.min(self.text.len())].matches('\n').count() + 1
+    }
+
+    fn place(&self, line: usize) -> String {
+        match self.file {
+            Some(file) => format!("{}:{line}: ", file.display()),
+            None => format!("line {line}: "),
+        }
+    }
+
+    /// Mistakes and warnings, each in the order of their lines.
+    pub(super) fn finish(mut self) -> (Vec<String>, Vec<String>) {
+        let sorted = |messages: &mut Vec<(usize, String)>| {
+            messages.sort_by_key(|(line, _)| *line);
+            std::mem::take(messages).into_iter().map(|(_, message)| message).collect()
+        };
+        (sorted(&mut self.mistakes), sorted(&mut self.warnings))
+    }
+}
+
+/// A value, and the offset of its key.
+struct Field<'i> {
+    value: DeValue<'i>,
+    at: usize,
+}
+
+/// A table that is emptied field by field; what is left at the end is unknown.
+pub(super) struct Section<'r, 'i> {
+    path: String,
+    /// The offset of its head.
+    at: usize,
+    fields: BTreeMap<String, Field<'i>>,
+    /// The fields that were asked for, and where they are.
+    known: Vec<(&'static str, Option<usize>)>,
+    pub(super) report: &'r mut Report<'i>,
+}
+
+/// A text as the file has it, and with its environment variables filled in.
+pub(super) struct Text {
+    pub(super) shown: String,
+    pub(super) value: String,
+}
+
+impl<'r, 'i> Section<'r, 'i> {
+    /// `path` ends in a dot unless it is the root's.
+    pub(super) fn new(path: String, at: usize, table: DeTable<'i>, report: &'r mut Report<'i>) -> Self {
+        let field = |(key, value): (Spanned<std::borrow::Cow<'i, str>>, Spanned<DeValue<'i>>)| {
+            let at = key.span().start;
+            (key.into_inner().into_owned(), Field { value: value.into_inner(), at })
+        };
+        Self { path, at, fields: table.into_iter().map(field).collect(), known: Vec::new(), report }
+    }
+
+    // ---- what was found ----
+
+    /// The field's place: its own, or the section's where it is missing.
+    fn place(&self, field: &str) -> usize {
+        self.known.iter().find(|(name, _)| *name == field).and_then(|(_, at)| *at).unwrap_or(self.at)
+    }
+
+    pub(super) fn mistake(&mut self, field: &str, is: &str, expected: &str) {
+        let at = self.place(field.split(['[', '.']).next().unwrap_or(field));
+        self.report.mistake(at, format_args!("{}{field} is {is}, expected {expected}", self.path));
+    }
+
+    pub(super) fn warn(&mut self, field: &str, message: impl fmt::Display) {
+        let at = self.place(field);
+        self.report.warn(at, format_args!("{}{field} {message}", self.path));
+    }
+
+    pub(super) fn finish(self) {
+        let known: Vec<_> = self.known.iter().map(|(name, _)| *name).collect();
+        for (name, field) in &self.fields {
+            let message = format_args!("{}{name} is unknown, expected one of {}", self.path, known.join(", "));
+            self.report.mistake(field.at, message);
+        }
+    }
+
+    // ---- values ----
+
+    fn take(&mut self, field: &'static str) -> Option<DeValue<'i>> {
+        let found = self.fields.remove(field);
+        self.known.push((field, found.as_ref().map(|found| found.at)));
+        found.map(|found| found.value)
+    }
+
+    /// After the field was asked for.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.known.iter().any(|(name, at)| *name == field && at.is_some())
+    }
+
+    /// After the field was asked for.
+    pub(super) fn require(&mut self, field: &str, expected: &str) {
+        if !self.has(field) {
+            self.mistake(field, "missing", expected);
+        }
+    }
+
+    fn wrong(&mut self, field: &str, value: &DeValue<'_>, expected: &str) {
+        self.mistake(field, &shown(value), expected);
+    }
+
+    /// A table of its own, and where it is; an empty one where it is missing.
+    pub(super) fn table(&mut self, field: &'static str) -> (usize, DeTable<'i>) {
+        let table = match self.take(field) {
+            Some(DeValue::Table(table)) => table,
+            Some(other) => {
+                self.wrong(field, &other, "a table");
+                DeTable::new()
+            }
+            None => DeTable::new(),
+        };
+        (self.place(field), table)
+    }
+
+    pub(super) fn tables(&mut self, field: &'static str) -> Vec<(usize, DeTable<'i>)> {
+        let expected = format!("[[{field}]] tables");
+        let values = match self.take(field) {
+            Some(DeValue::Array(values)) => values,
+            Some(other) => {
+                self.wrong(field, &other, &expected);
+                return Vec::new();
+            }
+            None => return Vec::new(),
+        };
+        let mut tables = Vec::new();
+        for (index, value) in values.into_iter().enumerate() {
+            let at = value.span().start;
+            match value.into_inner() {
+                DeValue::Table(table) => tables.push((at, table)),
+                other => self.wrong(&format!("{field}[{index}]"), &other, &expected),
+            }
+        }
+        tables
+    }
+
+    /// A text with its variables filled in. `field` may have an index.
+    fn fill_in(&mut self, field: &str, value: &DeValue<'_>, expected: &str) -> Option<Text> {
+        let DeValue::String(raw) = value else {
+            self.wrong(field, value, expected);
+            return None;
+        };
+        match fill_in(raw) {
+            Ok(value) => Some(Text { shown: format!("{raw:?}"), value }),
+            Err((is, expected)) => {
+                self.mistake(field, &is, expected);
+                None
+            }
+        }
+    }
+
+    pub(super) fn text(&mut self, field: &'static str, expected: &str) -> Option<Text> {
+        let value = self.take(field)?;
+        self.fill_in(field, &value, expected)
+    }
+
+    pub(super) fn texts(&mut self, field: &'static str, expected: &str) -> Vec<Text> {
+        match self.take(field) {
+            Some(DeValue::Array(values)) => values
+                .iter()
+                .enumerate()
+                .filter_map(|(index, value)| self.fill_in(&format!("{field}[{index}]"), value.get_ref(), expected))
+                .collect(),
+            Some(other) => {
+                self.wrong(field, &other, &format!("an array, each {expected}"));
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// A table of texts, such as `{ fast = "small-model" }`.
+    pub(super) fn map(&mut self, field: &'static str, expected: &str) -> Vec<(String, Text)> {
+        let (_, table) = self.table(field);
+        let mut pairs = Vec::new();
+        for (key, value) in table {
+            let key = key.into_inner().into_owned();
+            if let Some(text) = self.fill_in(&format!("{field}.{key}"), value.get_ref(), expected) {
+                pairs.push((key, text));
+            }
+        }
+        pairs
+    }
+
+    /// A text that `parse` understands.
+    pub(super) fn parse<T>(
+        &mut self,
+        field: &'static str,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.text(field, expected)?;
+        let parsed = parse(&text.value);
+        if parsed.is_none() {
+            self.mistake(field, &text.shown, expected);
+        }
+        parsed
+    }
+
+    /// One of the names of a type, as serde knows them.
+    pub(super) fn one_of<T: DeserializeOwned>(&mut self, field: &'static str, expected: &str, target: &mut T) {
+        let read = |text: &str| {
+            let text: StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
+            T::deserialize(text).ok()
+        };
+        if let Some(value) = self.parse(field, expected, read) {
+            *target = value;
+        }
+    }
+
+    /// A number, or a text that is one once its variables are filled in.
+    fn number<T>(&mut self, field: &'static str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let value = self.take(field)?;
+        let (shown, text) = match &value {
+            DeValue::Integer(number) if number.radix() == 10 => (shown(&value), number.as_str().to_owned()),
+            DeValue::Float(number) => (shown(&value), number.as_str().to_owned()),
+            _ => {
+                let text = self.fill_in(field, &value, expected)?;
+                (text.shown, text.value)
+            }
+        };
+        let parsed = parse(&text);
+        if parsed.is_none() {
+            self.mistake(field, &shown, expected);
+        }
+        parsed
+    }
+
+    pub(super) fn count(&mut self, field: &'static str, range: RangeInclusive<u64>, target: &mut u64) {
+        let expected = format!("a whole number, {} to {}", range.start(), range.end());
+        let parse = |text: &str| text.parse().ok().filter(|count| range.contains(count));
+        if let Some(count) = self.number(field, &expected, parse) {
+            *target = count;
+        }
+    }
+
+    pub(super) fn flag(&mut self, field: &'static str, target: &mut bool) {
+        match self.take(field) {
+            Some(DeValue::Boolean(value)) => *target = value,
+            Some(other) => self.wrong(field, &other, "true or false"),
+            None => {}
+        }
+    }
+
+    /// For what checks its own range.
+    pub(super) fn any_count(&mut self, field: &'static str) -> Option<u32> {
+        self.number(field, "a whole number", |text| text.parse().ok())
+    }
+
+    pub(super) fn rate(&mut self, field: &'static str) -> Option<f64> {
+        let parse = |text: &str| text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate >= 0.0);
+        self.number(field, "a price, 0 or more", parse)
+    }
+
+    /// For what checks its own range.
+    pub(super) fn any_duration(&mut self, field: &'static str) -> Option<Duration> {
+        self.parse(field, "a duration such as \"30s\" or \"500ms\"", |text| humantime::parse_duration(text).ok())
+    }
+
+    pub(super) fn duration(&mut self, field: &'static str, range: RangeInclusive<Duration>, target: &mut Duration) {
+        match self.any_duration(field) {
+            Some(duration) if !range.contains(&duration) => {
+                let (shortest, longest) = (range.start(), humantime::format_duration(*range.end()));
+                let expected = if shortest.is_zero() {
+                    format!("0s to {longest}")
+                } else {
+                    format!("{} to {longest}", humantime::format_duration(*shortest))
+                };
+                self.mistake(field, &humantime::format_duration(duration).to_string(), &expected);
+            }
+            Some(duration) => *target = duration,
+            None => {}
+        }
+    }
+
+    // ---- secrets ----
+
+    pub(super) fn secret(&mut self, field: &'static str) -> Option<Secret> {
+        let value = self.take(field)?;
+        self.secret_in(field, &value)
+    }
+
+    pub(super) fn secrets(&mut self, field: &'static str) -> Vec<Secret> {
+        match self.take(field) {
+            Some(DeValue::Array(values)) => values
+                .iter()
+                .enumerate()
+                .filter_map(|(index, value)| self.secret_in(&format!("{field}[{index}]"), value.get_ref()))
+                .collect(),
+            Some(other) => {
+                self.mistake(field, other.type_str(), "an array of texts such as [\"${TOKEN}\"]");
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn secret_in(&mut self, field: &str, value: &DeValue<'_>) -> Option<Secret> {
+        let DeValue::String(raw) = value else {
+            self.mistake(field, value.type_str(), "a text such as \"${NAME}\"");
+            return None;
+        };
+        match fill_in(raw).map(Secret::new) {
+            Ok(Some(secret)) => return Some(secret),
+            Ok(None) => self.mistake(field, "empty or cannot be sent in a header", "visible ASCII without spaces"),
+            Err((is, expected)) => self.mistake(field, &is, expected),
+        }
+        None
+    }
+}
+
+/// What is no single value may hold a secret, and only its type is shown.
+fn shown(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("{text:?}"),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        _ => value.type_str().to_owned(),
+    }
+}
+
+/// Replaces each `${NAME}`; an error says what is wrong and what would be right.
+fn fill_in(mut rest: &str) -> Result<String, (String, &'static str)> {
+    let mut filled = String::new();
+    while let Some((before, after)) = rest.split_once("${") {
+        let Some((name, after)) = after.split_once('}') else {
+            return Err(("a text with \"${\" but without \"}\"".into(), "\"${NAME}\""));
+        };
+        match std::env::var(name) {
+            Ok(value) => filled.extend([before, &value]),
+            Err(VarError::NotPresent) => {
+                return Err((format!("\"${{{name}}}\", which is not set"), "that environment variable"));
+            }
+            Err(VarError::NotUnicode(_)) => {
+                return Err((
+                    format!("\"${{{name}}}\", which is not UTF-8"),
+                    "another value of that environment variable",
+                ));
+            }
+        }
+        rest = after;
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
