@@ -30,8 +30,9 @@ use crate::config::{Config, ConfigBuilder};
 use crate::error::{CallError, CircuitOpenError, Rejection, RejectionReason};
 use crate::event;
 use crate::permit::{OwnedPermit, Permit};
+use crate::settings::Settings;
 use crate::sync::{AtomicU64, Ordering};
-use crate::word::{self, Admit, CircuitState, Failure, Limits, ProbeEnd, Snapshot, Success};
+use crate::word::{self, Admit, CircuitState, Failure, ProbeEnd, Snapshot, Success};
 use history::{History, LastError};
 use wait::{Acquire, Waiting};
 
@@ -59,12 +60,11 @@ use wait::{Acquire, Waiting};
 /// ```
 pub struct CircuitBreaker {
     word: CachePadded<AtomicU64>,
-    limits: Limits,
+    settings: Settings,
     clock: Clock,
     waiting: Waiting,
     history: History,
     name: Arc<str>,
-    config: Config,
 }
 
 /// A call that may not pass now.
@@ -79,15 +79,15 @@ enum Blocked {
 
 impl CircuitBreaker {
     /// A closed breaker. `name` is what logs and errors call the upstream.
+    #[expect(clippy::needless_pass_by_value, reason = "what is kept of it is no affair of its callers")]
     pub fn new(name: impl Into<Arc<str>>, config: Config) -> Self {
         Self {
             word: CachePadded::new(AtomicU64::new(Snapshot::INITIAL.pack())),
-            limits: config.limits(),
+            settings: Settings::new(&config),
             clock: Clock::new(),
             waiting: Waiting::new(),
             history: History::new(),
             name: name.into(),
-            config,
         }
     }
 
@@ -239,8 +239,8 @@ impl CircuitBreaker {
             return true;
         }
         let word = Snapshot::unpack(word);
-        word.open_left_for_sure(self.clock.about_now(), &self.limits).is_none()
-            && matches!(word.admit(self.clock.now(), &self.limits), Admit::Pass | Admit::Claim(_))
+        word.open_left_for_sure(self.clock.about_now(), self.settings.open_ticks()).is_none()
+            && matches!(word.admit(self.clock.now(), self.settings.limits()), Admit::Pass | Admit::Claim(_))
     }
 
     // ---- seeing ----
@@ -250,9 +250,29 @@ impl CircuitBreaker {
         &self.name
     }
 
-    /// The settings given at the start.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// The settings. Durations are in whole milliseconds, rounded up.
+    pub fn config(&self) -> Config {
+        self.settings.get()
+    }
+
+    /// Replaces the settings, and keeps the state. An open circuit keeps the time at which it takes a probe, a probe its
+    /// lease; but the remaining open time may not be longer than the new `open_for`, give or take a minute: such a circuit
+    /// takes a probe at once. A lower `failure_threshold` that has been reached opens the circuit with the next failure.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreaker, CircuitState};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").failure_threshold(5).build()?;
+    /// breaker.try_acquire()?.failure("timeout", "");
+    /// breaker.set_config(&breaker.config().to_builder().failure_threshold(2).build()?);
+    /// breaker.try_acquire()?.failure("timeout", "");
+    /// assert_eq!(breaker.state(), CircuitState::Open);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_config(&self, config: &Config) {
+        self.settings.set(config);
     }
 
     /// The state as the last call left it: an open circuit becomes half-open with the first call after its open time.
@@ -283,7 +303,7 @@ impl CircuitBreaker {
             trip_count: self.history.trips(),
             failed_probe_count: self.history.failed_probes(),
             next_probe_in: (word.state == CircuitState::Open)
-                .then(|| duration(word.open_left(self.clock.now(), &self.limits))),
+                .then(|| duration(word.open_left(self.clock.now(), self.settings.open_ticks()))),
             last_error: self.history.last_error(word.generation),
         }
     }
@@ -352,7 +372,7 @@ impl CircuitBreaker {
 
     /// [`admit`](Self::admit), for a call that has not waited and finds `word` not closed.
     fn admit_at_once(&self, word: u64) -> Result<u64, Blocked> {
-        match Snapshot::unpack(word).open_left_for_sure(self.clock.about_now(), &self.limits) {
+        match Snapshot::unpack(word).open_left_for_sure(self.clock.about_now(), self.settings.open_ticks()) {
             Some(open_left) => Err(Blocked::Refused(Rejection::new(RejectionReason::Open, open_left))),
             None => self.admit(word, self.clock.now(), None),
         }
@@ -362,13 +382,14 @@ impl CircuitBreaker {
     /// waited for: it is refused if the circuit is open again, even if the new open time has passed already, so that a
     /// failed probe does not turn its waiters into a row of probes.
     fn admit(&self, mut word: u64, now: u32, waited_for: Option<u32>) -> Result<u64, Blocked> {
+        let limits = self.settings.limits();
         loop {
             let before = Snapshot::unpack(word);
             if waited_for.is_some_and(|generation| before.is_reopened_since(generation)) {
-                let open_left = before.open_left(now, &self.limits);
+                let open_left = before.open_left(now, limits.open_ticks);
                 return Err(Blocked::Refused(Rejection::new(RejectionReason::Reopened, open_left)));
             }
-            let claim = match before.admit(now, &self.limits) {
+            let claim = match before.admit(now, limits) {
                 Admit::Pass => return Ok(word),
                 Admit::Claim(claim) => claim,
                 Admit::Wait { lease_left } => {
@@ -418,8 +439,9 @@ impl CircuitBreaker {
     #[inline]
     pub(crate) fn record_failure(&self, granted: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
         let mut word = self.load();
+        let failure_threshold = self.settings.failure_threshold();
         loop {
-            let done = match word::failure(word, granted, &self.limits) {
+            let done = match word::failure(word, granted, failure_threshold) {
                 Failure::Late => return false,
                 Failure::Count(counted) => self.swap(word, counted),
                 Failure::Trip => self.trip(word, error_type, message),
@@ -433,7 +455,7 @@ impl CircuitBreaker {
 
     #[cold]
     fn trip(&self, word: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
-        let open = Snapshot::unpack(word).tripped(self.clock.now(), &self.limits);
+        let open = Snapshot::unpack(word).tripped(self.clock.now(), self.settings.open_ticks());
         let done = self.swap_to_open(word, open, &Arc::new(LastError::new(error_type, message)));
         if done {
             self.history.count_trip();
@@ -458,7 +480,7 @@ impl CircuitBreaker {
     /// The probe that holds `claimed` failed.
     #[cold]
     pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) -> bool {
-        let failed = Snapshot::unpack(claimed).probe_failure(self.clock.now(), &self.limits);
+        let failed = Snapshot::unpack(claimed).probe_failure(self.clock.now(), self.settings.open_ticks());
         let ProbeEnd::Resolve(open) = failed else { return false };
         if !self.swap_to_open(claimed, open, error) {
             return false;
@@ -496,7 +518,7 @@ impl fmt::Debug for CircuitBreaker {
             .field("name", &self.name)
             .field("word", &self.decoded())
             .field("waiters", &self.waiting.count())
-            .field("config", &self.config)
+            .field("config", &self.config())
             .finish_non_exhaustive()
     }
 }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::breaker::CircuitBreaker;
-use crate::clock::ticks;
-use crate::word::{Limits, MAX_DEADLINE_TICKS, MAX_FAILURE_COUNT};
+use crate::word::{MAX_DEADLINE_TICKS, MAX_FAILURE_COUNT};
 
 const MIN_DURATION: Duration = Duration::from_millis(1);
 const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
@@ -29,11 +28,11 @@ const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    failure_threshold: u32,
-    open_for: Duration,
-    probe_lease: Duration,
-    wait_limit: Duration,
-    max_waiters: Option<usize>,
+    pub(crate) failure_threshold: u32,
+    pub(crate) open_for: Duration,
+    pub(crate) probe_lease: Duration,
+    pub(crate) wait_limit: Duration,
+    pub(crate) max_waiters: Option<usize>,
 }
 
 impl Default for Config {
@@ -83,14 +82,6 @@ impl Config {
     /// How many calls may wait at the same time; `None` is any number.
     pub fn max_waiters(&self) -> Option<usize> {
         self.max_waiters
-    }
-
-    pub(crate) fn limits(&self) -> Limits {
-        Limits {
-            failure_threshold: self.failure_threshold,
-            open_ticks: ticks(self.open_for),
-            lease_ticks: ticks(self.probe_lease),
-        }
     }
 
     fn check(&self) -> Result<(), ConfigError> {

@@ -9,6 +9,7 @@ mod permit;
 #[cfg(feature = "proxy")]
 pub mod proxy;
 mod registry;
+mod settings;
 mod sync;
 mod word;
 

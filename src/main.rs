@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use fusebox::proxy::{AppState, GatewayConfig, demo, run_server};
@@ -62,15 +63,15 @@ fn main() -> ExitCode {
             }
             Err(errors) => reject(&config, &errors),
         },
-        Command::Serve { config } => match GatewayConfig::from_file(&config) {
+        Command::Serve { config: file } => match GatewayConfig::from_file(&file) {
             Ok(config) => {
                 start_log(log, "info");
                 for warning in config.warnings() {
                     tracing::warn!("{warning}");
                 }
-                run(serve(config))
+                run(serve(file, config))
             }
-            Err(errors) => reject(&config, &errors),
+            Err(errors) => reject(&file, &errors),
         },
         Command::Demo(options) => {
             // It shows the circuits itself.
@@ -109,8 +110,8 @@ fn run(work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> Ex
     }
 }
 
-async fn serve(config: GatewayConfig) -> Result<(), Box<dyn std::error::Error>> {
-    let state = AppState::new(&config)?;
+async fn serve(file: PathBuf, config: GatewayConfig) -> Result<(), Box<dyn std::error::Error>> {
+    let state = AppState::with_access_log(&config, standard_output()?)?;
     let listener = bind("server.listen", config.server.listen).await?;
     let admin = match config.server.admin_listen {
         Some(address) => Some(bind("server.admin_listen", address).await?),
@@ -120,8 +121,36 @@ async fn serve(config: GatewayConfig) -> Result<(), Box<dyn std::error::Error>> 
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.local_addr()?, "listening for operators");
     }
+    tokio::spawn(reload_on_sighup(Arc::clone(&state), file));
     run_server(state, listener, admin, shutdown()).await;
     Ok(())
+}
+
+/// Without the write for each line that Rust's own standard output makes.
+fn standard_output() -> std::io::Result<impl std::io::Write + Send + 'static> {
+    #[cfg(unix)]
+    let output = {
+        use std::os::fd::AsFd;
+        std::fs::File::from(std::io::stdout().as_fd().try_clone_to_owned()?)
+    };
+    #[cfg(not(unix))]
+    let output = std::io::stdout();
+    Ok(std::io::BufWriter::new(output))
+}
+
+async fn reload_on_sighup(state: Arc<AppState>, file: PathBuf) {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut hangups = signal(SignalKind::hangup()).expect("SIGHUP can be listened for");
+        while hangups.recv().await.is_some() {
+            let (state, file) = (Arc::clone(&state), file.clone());
+            // A panic in there has been printed, and the next signal gets its chance.
+            let _ = tokio::task::spawn_blocking(move || state.reload_file(&file)).await;
+        }
+    }
+    #[cfg(not(unix))]
+    drop((state, file));
 }
 
 async fn bind(field: &str, address: SocketAddr) -> Result<TcpListener, String> {

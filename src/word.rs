@@ -103,11 +103,11 @@ pub(crate) const fn is_clean(word: u64) -> bool {
 /// An ordinary call that was admitted by the closed word `granted` failed. Asked of the raw word, for calls of all threads
 /// may fail at once: what decoding writes to the stack, the swap that follows would wait for.
 #[inline]
-pub(crate) const fn failure(word: u64, granted: u64, limits: &Limits) -> Failure {
+pub(crate) const fn failure(word: u64, granted: u64, failure_threshold: u32) -> Failure {
     if (word ^ granted) & (GENERATION_MASK | STATE_MASK) != 0 {
         return Failure::Late;
     }
-    if (word & FAILURE_COUNT_MASK) + ONE_FAILURE < limits.failure_threshold as u64 * ONE_FAILURE {
+    if (word & FAILURE_COUNT_MASK) + ONE_FAILURE < failure_threshold as u64 * ONE_FAILURE {
         Failure::Count(word + ONE_FAILURE)
     } else {
         Failure::Trip
@@ -117,8 +117,6 @@ pub(crate) const fn failure(word: u64, granted: u64, limits: &Limits) -> Failure
 /// What a transition needs of the configuration, in the word's own units.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// 1 to [`MAX_FAILURE_COUNT`].
-    pub(crate) failure_threshold: u32,
     /// 1 to [`MAX_DEADLINE_TICKS`].
     pub(crate) open_ticks: u32,
     /// 1 to [`MAX_DEADLINE_TICKS`].
@@ -240,36 +238,36 @@ impl Snapshot {
     }
 
     /// Ticks until an open circuit takes its probe; 0 in every other state.
-    pub(crate) const fn open_left(self, now: u32, limits: &Limits) -> u32 {
+    pub(crate) const fn open_left(self, now: u32, open_ticks: u32) -> u32 {
         match self.state {
-            CircuitState::Open => self.ticks_left(now, limits.open_ticks),
+            CircuitState::Open => self.ticks_left(now, open_ticks),
             CircuitState::Closed | CircuitState::HalfOpen => 0,
         }
     }
 
     /// The same by a clock that may be off by [`COARSE_ERROR`]: `None` where a better one could see no tick left.
-    pub(crate) const fn open_left_for_sure(self, about_now: u32, limits: &Limits) -> Option<u32> {
-        match self.open_left(about_now, limits) {
+    pub(crate) const fn open_left_for_sure(self, about_now: u32, open_ticks: u32) -> Option<u32> {
+        match self.open_left(about_now, open_ticks) {
             0..=COARSE_ERROR => None,
             open_left => Some(open_left),
         }
     }
 
     /// Ticks until the lease of the probe in flight ends; 0 without one.
-    pub(crate) const fn lease_left(self, now: u32, limits: &Limits) -> u32 {
-        if self.probe_in_flight { self.ticks_left(now, limits.lease_ticks) } else { 0 }
+    pub(crate) const fn lease_left(self, now: u32, lease_ticks: u32) -> u32 {
+        if self.probe_in_flight { self.ticks_left(now, lease_ticks) } else { 0 }
     }
 
     /// A call comes.
-    pub(crate) const fn admit(self, now: u32, limits: &Limits) -> Admit {
+    pub(crate) const fn admit(self, now: u32, limits: Limits) -> Admit {
         let lease_end = now.wrapping_add(limits.lease_ticks);
         let deadline = match self.state {
             CircuitState::Closed => return Admit::Pass,
-            CircuitState::Open => match self.open_left(now, limits) {
+            CircuitState::Open => match self.open_left(now, limits.open_ticks) {
                 0 => lease_end,
                 open_left => return Admit::Refuse { open_left },
             },
-            CircuitState::HalfOpen => match self.lease_left(now, limits) {
+            CircuitState::HalfOpen => match self.lease_left(now, limits.lease_ticks) {
                 0 => later_than(self.deadline, lease_end),
                 lease_left => return Admit::Wait { lease_left },
             },
@@ -289,8 +287,8 @@ impl Snapshot {
     }
 
     /// A failure reached the threshold.
-    pub(crate) const fn tripped(self, now: u32, limits: &Limits) -> Self {
-        Self { failure_count: self.failure_count + 1, ..self }.opened(now, limits)
+    pub(crate) const fn tripped(self, now: u32, open_ticks: u32) -> Self {
+        Self { failure_count: self.failure_count + 1, ..self }.opened(now, open_ticks)
     }
 
     /// The probe in flight succeeded.
@@ -299,8 +297,8 @@ impl Snapshot {
     }
 
     /// The probe in flight failed.
-    pub(crate) const fn probe_failure(self, now: u32, limits: &Limits) -> ProbeEnd {
-        if self.probe_in_flight { ProbeEnd::Resolve(self.opened(now, limits)) } else { ProbeEnd::Late }
+    pub(crate) const fn probe_failure(self, now: u32, open_ticks: u32) -> ProbeEnd {
+        if self.probe_in_flight { ProbeEnd::Resolve(self.opened(now, open_ticks)) } else { ProbeEnd::Late }
     }
 
     /// The probe in flight was called off, and the next caller may have it. The old end of its lease stays, for the next
@@ -309,12 +307,12 @@ impl Snapshot {
         if self.probe_in_flight { ProbeEnd::Resolve(Self { probe_in_flight: false, ..self }) } else { ProbeEnd::Late }
     }
 
-    const fn opened(self, now: u32, limits: &Limits) -> Self {
+    const fn opened(self, now: u32, open_ticks: u32) -> Self {
         Self {
             generation: next_generation(self.generation),
             state: CircuitState::Open,
             probe_in_flight: false,
-            deadline: now.wrapping_add(limits.open_ticks),
+            deadline: now.wrapping_add(open_ticks),
             ..self
         }
     }
@@ -347,7 +345,7 @@ mod tests {
     use super::*;
     use CircuitState::{Closed, HalfOpen, Open};
 
-    const LIMITS: Limits = Limits { failure_threshold: 3, open_ticks: 30_000, lease_ticks: 60_000 };
+    const LIMITS: Limits = Limits { open_ticks: 30_000, lease_ticks: 60_000 };
     const LAST_GENERATION: u32 = GENERATION_LIMIT - 1;
 
     fn closed(generation: u32, failure_count: u32) -> Snapshot {
@@ -415,27 +413,27 @@ mod tests {
     #[test]
     fn a_closed_circuit_passes_every_call() {
         for failure_count in [0, 2, MAX_FAILURE_COUNT] {
-            assert_eq!(closed(7, failure_count).admit(u32::MAX, &LIMITS), Admit::Pass);
+            assert_eq!(closed(7, failure_count).admit(u32::MAX, LIMITS), Admit::Pass);
         }
     }
 
     #[test]
     fn an_open_circuit_refuses_until_its_deadline_and_then_gives_the_probe_away() {
-        assert_eq!(open(1, 30_000).admit(0, &LIMITS), Admit::Refuse { open_left: 30_000 });
-        assert_eq!(open(1, 30_000).admit(29_999, &LIMITS), Admit::Refuse { open_left: 1 });
-        assert_eq!(open(1, 30_000).admit(30_000, &LIMITS), Admit::Claim(probing(1, 90_000)));
+        assert_eq!(open(1, 30_000).admit(0, LIMITS), Admit::Refuse { open_left: 30_000 });
+        assert_eq!(open(1, 30_000).admit(29_999, LIMITS), Admit::Refuse { open_left: 1 });
+        assert_eq!(open(1, 30_000).admit(30_000, LIMITS), Admit::Claim(probing(1, 90_000)));
     }
 
     #[test]
     fn a_probe_is_waited_for_until_its_lease_ends_and_then_taken_over() {
-        assert_eq!(probing(1, 90_000).admit(30_000, &LIMITS), Admit::Wait { lease_left: 60_000 });
-        assert_eq!(probing(1, 90_000).admit(89_999, &LIMITS), Admit::Wait { lease_left: 1 });
-        assert_eq!(probing(1, 90_000).admit(90_000, &LIMITS), Admit::Claim(probing(1, 150_000)));
+        assert_eq!(probing(1, 90_000).admit(30_000, LIMITS), Admit::Wait { lease_left: 60_000 });
+        assert_eq!(probing(1, 90_000).admit(89_999, LIMITS), Admit::Wait { lease_left: 1 });
+        assert_eq!(probing(1, 90_000).admit(90_000, LIMITS), Admit::Claim(probing(1, 150_000)));
     }
 
     #[test]
     fn a_probe_that_was_handed_back_is_free_at_once() {
-        assert_eq!(handed_back(1, 90_000).admit(40_000, &LIMITS), Admit::Claim(probing(1, 100_000)));
+        assert_eq!(handed_back(1, 90_000).admit(40_000, LIMITS), Admit::Claim(probing(1, 100_000)));
     }
 
     #[test]
@@ -443,11 +441,11 @@ mod tests {
         let mut word = probing(1, 90_000);
         for older_reading in [30_000, 30_000, 29_990] {
             let ProbeEnd::Resolve(free) = word.probe_cancel() else { panic!("a probe is in flight") };
-            let Admit::Claim(next) = free.admit(older_reading, &LIMITS) else { panic!("the probe is free") };
+            let Admit::Claim(next) = free.admit(older_reading, LIMITS) else { panic!("the probe is free") };
             assert_eq!(next.deadline, word.deadline + 1);
             word = next;
         }
-        assert_eq!(handed_back(1, u32::MAX).admit(u32::MAX - 60_000, &LIMITS), Admit::Claim(probing(1, 0)));
+        assert_eq!(handed_back(1, u32::MAX).admit(u32::MAX - 60_000, LIMITS), Admit::Claim(probing(1, 0)));
     }
 
     #[test]
@@ -455,39 +453,39 @@ mod tests {
         for days in [1, 10, 24, 25, 40, 49] {
             let now: u32 = 30_000 + days * 86_400_000;
             let claimed = probing(1, now.wrapping_add(60_000));
-            assert_eq!(handed_back(1, 90_000).admit(now, &LIMITS), Admit::Claim(claimed), "after {days} days");
-            assert_eq!(probing(1, 90_000).admit(now, &LIMITS), Admit::Claim(claimed), "after {days} days");
-            assert_eq!(claimed.admit(now, &LIMITS), Admit::Wait { lease_left: 60_000 });
+            assert_eq!(handed_back(1, 90_000).admit(now, LIMITS), Admit::Claim(claimed), "after {days} days");
+            assert_eq!(probing(1, 90_000).admit(now, LIMITS), Admit::Claim(claimed), "after {days} days");
+            assert_eq!(claimed.admit(now, LIMITS), Admit::Wait { lease_left: 60_000 });
         }
     }
 
     #[test]
     fn a_reading_from_just_before_the_trip_sees_the_circuit_open() {
-        let open = closed(0, 2).tripped(100_000, &LIMITS);
-        assert_eq!(open.open_left(99_999, &LIMITS), 30_001);
-        assert_eq!(open.open_left(100_000 - CLOCK_SLACK, &LIMITS), 30_000 + CLOCK_SLACK);
-        assert_eq!(open.open_left(100_000 - CLOCK_SLACK - 1, &LIMITS), 0);
+        let open = closed(0, 2).tripped(100_000, LIMITS.open_ticks);
+        assert_eq!(open.open_left(99_999, LIMITS.open_ticks), 30_001);
+        assert_eq!(open.open_left(100_000 - CLOCK_SLACK, LIMITS.open_ticks), 30_000 + CLOCK_SLACK);
+        assert_eq!(open.open_left(100_000 - CLOCK_SLACK - 1, LIMITS.open_ticks), 0);
     }
 
     #[test]
     fn a_coarse_clock_refuses_only_what_a_better_one_would() {
         let open = open(1, 30_000);
-        assert_eq!(open.open_left_for_sure(0, &LIMITS), Some(30_000));
-        assert_eq!(open.open_left_for_sure(30_000 - COARSE_ERROR - 1, &LIMITS), Some(COARSE_ERROR + 1));
+        assert_eq!(open.open_left_for_sure(0, LIMITS.open_ticks), Some(30_000));
+        assert_eq!(open.open_left_for_sure(30_000 - COARSE_ERROR - 1, LIMITS.open_ticks), Some(COARSE_ERROR + 1));
         for about_now in [30_000 - COARSE_ERROR, 29_999, 30_000, 30_001, 90_000_000] {
-            assert_eq!(open.open_left_for_sure(about_now, &LIMITS), None);
+            assert_eq!(open.open_left_for_sure(about_now, LIMITS.open_ticks), None);
         }
         for other in [closed(1, 2), probing(1, 30_000), handed_back(1, 30_000)] {
-            assert_eq!(other.open_left_for_sure(0, &LIMITS), None);
+            assert_eq!(other.open_left_for_sure(0, LIMITS.open_ticks), None);
         }
     }
 
     #[test]
     fn a_deadline_beyond_the_wrap_counts_down_across_it() {
-        let open = closed(0, 2).tripped(u32::MAX - 10, &LIMITS);
+        let open = closed(0, 2).tripped(u32::MAX - 10, LIMITS.open_ticks);
         assert_eq!(open.deadline, 29_989);
         for (now, left) in [(u32::MAX - 10, 30_000), (u32::MAX, 29_990), (0, 29_989), (29_988, 1), (29_989, 0)] {
-            assert_eq!(open.open_left(now, &LIMITS), left, "at {now}");
+            assert_eq!(open.open_left(now, LIMITS.open_ticks), left, "at {now}");
         }
     }
 
@@ -495,16 +493,16 @@ mod tests {
     fn the_longest_deadline_is_told_from_one_that_passed() {
         let limits = Limits { open_ticks: MAX_DEADLINE_TICKS, ..LIMITS };
         let open = open(1, MAX_DEADLINE_TICKS);
-        assert_eq!(open.open_left(0, &limits), MAX_DEADLINE_TICKS);
-        assert_eq!(open.open_left(MAX_DEADLINE_TICKS, &limits), 0);
-        assert_eq!(open.open_left(49 * 86_400_000, &limits), 0);
+        assert_eq!(open.open_left(0, limits.open_ticks), MAX_DEADLINE_TICKS);
+        assert_eq!(open.open_left(MAX_DEADLINE_TICKS, limits.open_ticks), 0);
+        assert_eq!(open.open_left(49 * 86_400_000, limits.open_ticks), 0);
     }
 
     #[test]
     fn an_open_time_that_passed_weeks_ago_does_not_block() {
         for days in [1, 10, 24, 25, 40, 49] {
             let now = days * 86_400_000;
-            assert_eq!(open(1, 30_000).open_left(now, &LIMITS), 0, "after {days} days");
+            assert_eq!(open(1, 30_000).open_left(now, LIMITS.open_ticks), 0, "after {days} days");
         }
     }
 
@@ -520,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_failure_counts_in_its_own_generation_and_trips_at_the_threshold() {
-        let failure = |word: Snapshot, granted: Snapshot| failure(word.pack(), granted.pack(), &LIMITS);
+        let failure = |word: Snapshot, granted: Snapshot| failure(word.pack(), granted.pack(), 3);
         assert_eq!(failure(closed(1, 0), closed(1, 0)), Failure::Count(closed(1, 1).pack()));
         assert_eq!(failure(closed(1, 1), closed(1, 0)), Failure::Count(closed(1, 2).pack()));
         assert_eq!(failure(closed(1, 1), closed(1, 2)), Failure::Count(closed(1, 2).pack()));
@@ -531,26 +529,28 @@ mod tests {
         for other in [open(1, 9), probing(1, 9), handed_back(1, 9)] {
             assert_eq!(failure(other, closed(1, 0)), Failure::Late);
         }
-        assert_eq!(closed(1, 2).tripped(500, &LIMITS), open(2, 30_500));
+        assert_eq!(closed(1, 2).tripped(500, LIMITS.open_ticks), open(2, 30_500));
     }
 
     #[test]
     fn the_highest_threshold_is_reached_without_leaving_its_field() {
-        let limits = Limits { failure_threshold: MAX_FAILURE_COUNT, ..LIMITS };
         let mut word = closed(3, 0);
         for count in 1..MAX_FAILURE_COUNT {
-            assert_eq!(failure(word.pack(), closed(3, 0).pack(), &limits), Failure::Count(closed(3, count).pack()));
+            assert_eq!(
+                failure(word.pack(), closed(3, 0).pack(), MAX_FAILURE_COUNT),
+                Failure::Count(closed(3, count).pack())
+            );
             word = closed(3, count);
         }
-        assert_eq!(failure(word.pack(), closed(3, 0).pack(), &limits), Failure::Trip);
-        let open = word.tripped(0, &limits);
+        assert_eq!(failure(word.pack(), closed(3, 0).pack(), MAX_FAILURE_COUNT), Failure::Trip);
+        let open = word.tripped(0, LIMITS.open_ticks);
         assert_eq!(Snapshot::unpack(open.pack()).failure_count, MAX_FAILURE_COUNT);
     }
 
     #[test]
     fn a_probe_in_flight_closes_reopens_or_is_handed_back() {
         assert_eq!(probing(1, 90_000).probe_success(), ProbeEnd::Resolve(closed(1, 0)));
-        assert_eq!(probing(1, 90_000).probe_failure(500, &LIMITS), ProbeEnd::Resolve(open(2, 30_500)));
+        assert_eq!(probing(1, 90_000).probe_failure(500, LIMITS.open_ticks), ProbeEnd::Resolve(open(2, 30_500)));
         assert_eq!(probing(1, 90_000).probe_cancel(), ProbeEnd::Resolve(handed_back(1, 90_000)));
     }
 
@@ -558,14 +558,14 @@ mod tests {
     fn without_a_probe_in_flight_its_end_changes_nothing() {
         for other in [closed(1, 2), open(1, 9), handed_back(1, 9)] {
             assert_eq!(other.probe_success(), ProbeEnd::Late);
-            assert_eq!(other.probe_failure(500, &LIMITS), ProbeEnd::Late);
+            assert_eq!(other.probe_failure(500, LIMITS.open_ticks), ProbeEnd::Late);
             assert_eq!(other.probe_cancel(), ProbeEnd::Late);
         }
     }
 
     #[test]
     fn the_generation_wraps_within_its_field() {
-        let ProbeEnd::Resolve(next) = probing(LAST_GENERATION, 0).probe_failure(0, &LIMITS) else {
+        let ProbeEnd::Resolve(next) = probing(LAST_GENERATION, 0).probe_failure(0, LIMITS.open_ticks) else {
             panic!("in flight")
         };
         assert_eq!((next.generation, next.state), (0, Open));

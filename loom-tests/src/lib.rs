@@ -11,11 +11,12 @@ mod production {
     pub(crate) mod event;
     pub(crate) mod permit;
     pub(crate) mod registry;
+    pub(crate) mod settings;
     pub(crate) mod word;
 }
 pub mod sync;
 
-use production::{breaker, clock, config, error, event, permit, registry, word};
+use production::{breaker, clock, config, error, event, permit, registry, settings, word};
 
 pub use breaker::history::LastError;
 pub use breaker::{BreakerSnapshot, CircuitBreaker};

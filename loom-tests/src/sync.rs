@@ -17,6 +17,11 @@ pub use notify::{Notified, Notify};
 pub(crate) use std::sync::atomic::Ordering;
 pub(crate) use time::{CoarseClock, Instant, timeout_at};
 
+/// As in `src/sync.rs`.
+pub(crate) mod unseen {
+    pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};
+}
+
 type ClockU64 = loom::sync::atomic::AtomicU64;
 
 loom::lazy_static! {

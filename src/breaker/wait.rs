@@ -32,11 +32,11 @@ impl Waiting {
         self.notify.notify_waiters();
     }
 
-    fn take_place(&self, max: Option<usize>) -> Option<Place<'_>> {
+    fn take_place(&self, max: usize) -> Option<Place<'_>> {
         // Who finds no room gives the place back by dropping it.
         let place = Place(self);
         let before = self.count.fetch_add(1, Ordering::Relaxed);
-        max.is_none_or(|max| before < max).then_some(place)
+        (before < max).then_some(place)
     }
 }
 
@@ -99,10 +99,10 @@ impl<'a> Future for Acquire<'a> {
 
 impl CircuitBreaker {
     async fn wait_for_probe(&self, mut generation: u32, lease_left: u32) -> Result<u64, Rejection> {
-        let Some(_place) = self.waiting.take_place(self.config.max_waiters()) else {
+        let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else {
             return Err(Rejection::new(RejectionReason::TooManyWaiters, lease_left));
         };
-        let give_up = Instant::now() + self.config.wait_limit();
+        let give_up = Instant::now() + self.settings.wait_limit();
         loop {
             // Before the word is read, so that a result in between is not missed.
             let notified = self.waiting.notify.notified();

@@ -2,50 +2,86 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use bytes::Bytes;
+use serde_json::{Value, json};
 
-fn error(status: StatusCode, kind: &str, code: &str, param: Option<&str>, message: &str) -> Response {
-    let body = json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
-    (status, axum::Json(body)).into_response()
+pub(crate) fn json(status: StatusCode, body: &Value) -> Response<Bytes> {
+    let mut response = Response::new(body.to_string().into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
-pub(crate) fn invalid(status: StatusCode, code: &str, param: Option<&str>, message: &str) -> Response {
+fn error(status: StatusCode, kind: &str, code: &str, param: Option<&str>, message: &str) -> Response<Bytes> {
+    json(status, &json!({"error": {"message": message, "type": kind, "param": param, "code": code}}))
+}
+
+pub(crate) fn invalid(status: StatusCode, code: &str, param: Option<&str>, message: &str) -> Response<Bytes> {
     error(status, "invalid_request_error", code, param, message)
 }
 
-pub(crate) fn unknown_model(model: &str) -> Response {
-    let message = format!("The model '{model}' is served by no provider of this gateway.");
+/// No client should have to guess what it may ask for.
+const MAX_LISTED: usize = 50;
+
+pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item = &'a str>) -> Response<Bytes> {
+    let more = known.len().saturating_sub(MAX_LISTED);
+    let names: Vec<_> = known.take(MAX_LISTED).collect();
+    let known = match (names.as_slice(), more) {
+        ([], _) => "There are none.".to_owned(),
+        (_, 0) => format!("There are: {}.", names.join(", ")),
+        _ => format!("There are: {}, and {more} more.", names.join(", ")),
+    };
+    let message = format!("The model '{model}' is served by no provider of this gateway. {known}");
     invalid(StatusCode::NOT_FOUND, "model_not_found", Some("model"), &message)
 }
 
+/// In the form of `OpenAI`'s own, so that SDKs tell a wrong key.
+pub(crate) fn unauthorized() -> Response<Bytes> {
+    let message = "This gateway needs 'authorization: Bearer' with one of its tokens.";
+    let mut response = invalid(StatusCode::UNAUTHORIZED, "invalid_api_key", None, message);
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+/// Instead of a provider's own words, which may show a part of the gateway's key.
+pub(crate) fn refused_by_provider(status: StatusCode) -> Response<Bytes> {
+    let message = "The provider refused the request of the gateway, and no other one could answer.";
+    error(status, "server_error", "provider_refused", None, message)
+}
+
 /// No provider may be asked now.
-pub(crate) fn unavailable(model: &str, retry_after: Duration) -> Response {
+pub(crate) fn unavailable(model: Option<&str>, retry_after: Duration) -> Response<Bytes> {
     let seconds = retry_after.as_millis().div_ceil(1000).max(1);
-    let message =
-        format!("Every provider of the model '{model}' is failing. The next one is tried again in {seconds} s.");
+    let of_the_model = model.map_or(String::new(), |model| format!(" of the model '{model}'"));
+    let message = format!("Every provider{of_the_model} is failing. The next one is tried again in {seconds} s.");
     let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "server_error", "providers_unavailable", None, &message);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_str(&seconds.to_string()).expect("digits"));
     response
 }
 
 /// The last provider that could be asked did not answer in time.
-pub(crate) fn timed_out() -> Response {
+pub(crate) fn timed_out() -> Response<Bytes> {
     let message = "The provider did not answer in time, and no other one could.";
     error(StatusCode::GATEWAY_TIMEOUT, "server_error", "provider_timeout", None, message)
 }
 
 /// The last provider that could be asked gave no answer that could be passed on.
-pub(crate) fn unreachable() -> Response {
+pub(crate) fn unreachable() -> Response<Bytes> {
     let message = "The provider could not be reached, and no other one could answer.";
     error(StatusCode::BAD_GATEWAY, "server_error", "provider_unreachable", None, message)
 }
 
-pub(crate) async fn not_found() -> Response {
+pub(crate) fn not_found() -> Response<Bytes> {
     invalid(StatusCode::NOT_FOUND, "not_found", None, "There is nothing at this path.")
 }
 
-pub(crate) async fn method_not_allowed() -> Response {
+pub(crate) fn method_not_allowed() -> Response<Bytes> {
     invalid(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None, "This path does not take that method.")
+}
+
+/// For a handler.
+pub(crate) fn finished(response: Response<Bytes>) -> Response<Body> {
+    response.map(Body::from)
 }

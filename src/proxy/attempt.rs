@@ -1,125 +1,342 @@
-//! Asking one provider, and judging its answer up to the first piece of the body: as long as nothing of it has gone to the
-//! client, another provider can do better.
+//! Asking one provider, and judging its answer as long as nothing of it has gone to the client: until then another provider
+//! can do better.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Poll, ready};
 
-use axum::body::Body;
-use axum::http::{Response, StatusCode, request};
-use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use axum::http::header::{self, HeaderMap};
+use axum::http::{HeaderValue, Response, StatusCode, request, response};
+use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use tokio::time::{Instant, Sleep, sleep};
 use tracing::warn;
 
-use super::config::{ProviderConfig, Timeouts};
-use super::stream::JudgedBody;
-use super::upstream::{Chain, SendError, Tls, Upstream};
+use super::classify::Outcome;
+use super::config::{ProviderConfig, ServerConfig};
+use super::metrics::ProviderMetrics;
+use super::record::{Payload, Record};
+use super::stream::JudgedStream;
+use super::upload::Progress;
+use super::upstream::{Chain, RequestBody, SendError, Tls, Upstream, UpstreamBody};
 use super::{answer, headers};
-use crate::{CircuitBreaker, OwnedPermit, PermitType};
+use crate::{CircuitBreaker, OwnedPermit};
+
+/// An answer that is no good is held up to this size at least, since it says why.
+const MIN_HELD: u64 = 64 << 10;
 
 /// A provider and its breaker.
 #[derive(Debug)]
 pub(crate) struct Provider {
     pub(crate) name: String,
+    /// The name, as a header has it.
+    pub(crate) header: HeaderValue,
+    pub(crate) config: ProviderConfig,
     pub(crate) breaker: Arc<CircuitBreaker>,
+    pub(crate) metrics: Arc<ProviderMetrics>,
     upstream: Upstream,
-    timeouts: Timeouts,
-    asked: AtomicU64,
-    probes: AtomicU64,
 }
 
 /// What asking a provider led to.
 pub(crate) enum Asked {
     /// This goes to the client.
-    Answered(Response<Body>),
-    /// Another candidate may do better; if there is none, this is the answer.
-    Declined(Response<Body>),
+    Answered(Response<Payload>),
+    /// Another candidate may do better; if there is none, this is an answer.
+    Declined(Declined),
+    /// The client did not send what it had promised, and gets this.
+    Refused(Response<Payload>),
+}
+
+/// An answer for when there is no better one.
+pub(crate) struct Declined {
+    pub(crate) answer: Response<Payload>,
+    /// Whether it is the provider's own.
+    pub(crate) is_its_own: bool,
+    outcome: Outcome,
+}
+
+impl Declined {
+    /// The more, the more it helps the client. Being asked to come back later comes first, then what happened to a provider
+    /// that could have served it, and last that one never could.
+    pub(crate) fn usefulness(&self) -> u8 {
+        match self.outcome {
+            Outcome::RateLimited => 4,
+            Outcome::ServerError => 3,
+            Outcome::FirstByteTimeout | Outcome::IdleTimeout | Outcome::TotalTimeout | Outcome::ConnectTimeout => 2,
+            outcome if outcome.is_failure() => 1,
+            _ => 0,
+        }
+    }
+}
+
+/// A request to a provider.
+pub(crate) struct Question<'a> {
+    pub(crate) head: &'a request::Parts,
+    pub(crate) body: RequestBody,
+    /// Of a body that is passed on as it comes.
+    pub(crate) progress: Option<&'a Progress>,
+    pub(crate) limits: &'a ServerConfig,
 }
 
 impl Provider {
-    pub(crate) fn new(config: &ProviderConfig, breaker: Arc<CircuitBreaker>, tls: &Tls) -> Self {
+    pub(crate) fn new(
+        config: ProviderConfig,
+        breaker: Arc<CircuitBreaker>,
+        metrics: Arc<ProviderMetrics>,
+        tls: &Tls,
+    ) -> Self {
         Self {
             name: config.name.clone(),
+            header: HeaderValue::from_str(&config.name).expect("checked in the config"),
+            upstream: Upstream::new(&config, tls),
+            config,
             breaker,
-            upstream: Upstream::new(config, tls),
-            timeouts: config.timeouts.clone(),
-            asked: AtomicU64::new(0),
-            probes: AtomicU64::new(0),
+            metrics,
         }
     }
 
-    /// Requests that were sent its way, probes included.
-    pub(crate) fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn probes(&self) -> u64 {
-        self.probes.load(Ordering::Relaxed)
-    }
-
-    /// Sends a request and waits for the first piece of the answer's body.
+    /// Sends a request and waits for the answer: for all of it, or for the first piece of a stream.
     ///
     /// # Cancel safety
     ///
     /// Dropping it, because the client has left, counts against nobody.
-    pub(crate) async fn ask(&self, permit: OwnedPermit, request: &request::Parts, body: Bytes) -> Asked {
+    pub(crate) async fn ask(&self, permit: OwnedPermit, question: Question<'_>, record: &mut Record) -> Asked {
         let permit = permit.cancel_on_drop();
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        if permit.kind() == PermitType::Probe {
-            self.probes.fetch_add(1, Ordering::Relaxed);
+        let timeouts = &self.config.timeouts;
+        let Question { head, body, progress, limits } = question;
+        let started = Instant::now();
+        // While the client's body is still coming, it is not the provider who is late.
+        let since = || progress.map_or(started, |progress| progress.since().max(started));
+        let mut timer = pin!(sleep(timeouts.first_byte));
+
+        let until = || since() + timeouts.first_byte.min(timeouts.total);
+        let sent = within(timer.as_mut(), until, self.upstream.send(head, body)).await;
+        if let Some(fault) = progress.and_then(Progress::fault) {
+            permit.cancel();
+            record.end_attempt(Outcome::ClientLeft);
+            return Asked::Refused(fault.answer().map(Payload::Whole));
         }
-        let deadline = Instant::now() + self.timeouts.first_byte;
-        let response = match timeout_at(deadline, self.upstream.send(request, body)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => {
-                let error_type = match error {
-                    SendError::Connect(_) => "connect",
-                    SendError::Connection(_) => "connection",
+        let response = match sent {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => {
+                let outcome = match error {
+                    SendError::Connect(_) => Outcome::Connect,
+                    SendError::ConnectTimeout(_) => Outcome::ConnectTimeout,
+                    SendError::Connection(_) => Outcome::Connection,
                 };
-                fail(permit, error_type, error);
-                return Asked::Declined(answer::unreachable());
+                return failed(permit, record, outcome, &error);
             }
-            Err(_) => return self.late(permit),
+            None => return self.failed_late(permit, record, since()),
         };
-        let (mut head, body) = response.into_parts();
+        let (mut head, mut body) = response.into_parts();
         headers::to_client(&mut head.headers);
-        let status = head.status;
-        let mut body = JudgedBody::new(body, self.timeouts.idle);
-        if status.is_success() {
-            match timeout_at(deadline, body.wait_for_first_piece()).await {
-                Ok(Ok(())) => body.judge(permit, &self.breaker),
-                Ok(Err(error)) => {
-                    fail(permit, "stream", Chain(&error));
-                    return Asked::Declined(answer::unreachable());
-                }
-                Err(_) => return self.late(permit),
+        let outcome = Outcome::of(head.status);
+        if outcome != Outcome::Ok {
+            let max = limits.replay_answer_bytes.max(MIN_HELD);
+            let said = self.hold(timer, &mut body, max, since()).await.ok();
+            return self.judge_refusal(permit, record, outcome, head, said);
+        }
+
+        let is_events = has_type(&head.headers, &["text/event-stream"]);
+        let is_stream = is_events || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
+        let first = if is_stream || limits.replay_answer_bytes == 0 {
+            match within(timer, until, next(&mut body)).await {
+                Some(Ok(first)) => first,
+                Some(Err(error)) => return failed(permit, record, Outcome::Cut, &Chain(&error)),
+                None => return self.failed_late(permit, record, since()),
             }
-            return Asked::Answered(Response::from_parts(head, Body::new(body)));
+        } else {
+            match self.hold(timer, &mut body, limits.replay_answer_bytes, since()).await {
+                Ok(Held::Whole(whole)) => {
+                    record.first_byte();
+                    permit.success();
+                    record.end_attempt(Outcome::Ok);
+                    return Asked::Answered(Response::from_parts(head, Payload::Whole(whole)));
+                }
+                Ok(Held::TooLong(begun)) => Some(begun),
+                Err((outcome, message)) => return failed(permit, record, outcome, &message),
+            }
+        };
+        record.first_byte();
+        if is_events {
+            // Its length changes if it ends with an error.
+            head.headers.remove(header::CONTENT_LENGTH);
         }
-        if status.is_informational() {
-            // Only 101 arrives here, and no upgrade was asked for.
-            fail(permit, "protocol", format_args!("unexpected {status}"));
-            return Asked::Declined(answer::unreachable());
-        }
-        let response = Response::from_parts(head, Body::new(body));
-        if status.is_server_error() {
-            fail(permit, "5xx", status);
-            return Asked::Declined(response);
-        }
-        // What the client did wrong, or asked too often, says nothing about the provider.
-        permit.cancel();
-        if status == StatusCode::TOO_MANY_REQUESTS { Asked::Declined(response) } else { Asked::Answered(response) }
+        let mut stream = JudgedStream::new(body, first, is_events, timeouts, since());
+        stream.judge(permit, &self.breaker, timeouts, since(), record);
+        Asked::Answered(Response::from_parts(head, Payload::Stream(Box::new(stream))))
     }
 
-    fn late(&self, permit: OwnedPermit) -> Asked {
-        fail(permit, "timeout", format_args!("nothing of the body within {:?}", self.timeouts.first_byte));
-        Asked::Declined(answer::timed_out())
+    /// Reads a body that is no stream.
+    async fn hold(
+        &self,
+        mut timer: Pin<&mut Sleep>,
+        body: &mut UpstreamBody,
+        max: u64,
+        since: Instant,
+    ) -> Result<Held, (Outcome, String)> {
+        let timeouts = &self.config.timeouts;
+        let mut whole = Bytes::new();
+        let mut parts = BytesMut::new();
+        let mut until = since + timeouts.first_byte.min(timeouts.total);
+        let mut limit = Outcome::FirstByteTimeout;
+        loop {
+            let data = match within(timer.as_mut(), || until, next(body)).await {
+                Some(Ok(Some(data))) => data,
+                Some(Ok(None)) => break,
+                Some(Err(error)) => return Err((Outcome::Cut, Chain(&error).to_string())),
+                None if Instant::now() >= since + timeouts.total => return Err(too_late(Outcome::TotalTimeout)),
+                None => return Err(too_late(limit)),
+            };
+            // Most answers come in one piece, which then need not be copied.
+            if whole.is_empty() && parts.is_empty() {
+                whole = data;
+            } else {
+                parts.extend_from_slice(&std::mem::take(&mut whole));
+                parts.extend_from_slice(&data);
+            }
+            if (whole.len() + parts.len()) as u64 > max {
+                return Ok(Held::TooLong(if parts.is_empty() { whole } else { parts.freeze() }));
+            }
+            if body.is_end_stream() {
+                break;
+            }
+            let now = Instant::now();
+            if now >= since + timeouts.total {
+                return Err(too_late(Outcome::TotalTimeout));
+            }
+            until = (now + timeouts.idle).min(since + timeouts.total);
+            limit = Outcome::IdleTimeout;
+        }
+        Ok(Held::Whole(if parts.is_empty() { whole } else { parts.freeze() }))
     }
+
+    /// An answer in another class than 2xx or 3xx. `said` is `None` if its body broke off.
+    fn judge_refusal(
+        &self,
+        permit: OwnedPermit,
+        record: &mut Record,
+        outcome: Outcome,
+        head: response::Parts,
+        said: Option<Held>,
+    ) -> Asked {
+        let status = head.status;
+        record.end_attempt(outcome);
+        if outcome.is_failure() {
+            fail(permit, outcome, status);
+        } else {
+            // What the client did wrong, or asked too often, says nothing about the provider.
+            permit.cancel();
+        }
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN) {
+            warn!(provider = self.name, %status, "a provider refused the gateway's account");
+        }
+        let own = match said {
+            _ if outcome == Outcome::Protocol => None,
+            // It is about the gateway's key, and may show a part of it.
+            _ if status == StatusCode::UNAUTHORIZED => None,
+            Some(Held::Whole(body)) => {
+                Some(Response::from_parts(head, Payload::Whole(self.upstream.without_key(body))))
+            }
+            _ => None,
+        };
+        let is_its_own = own.is_some();
+        let answer = own.unwrap_or_else(|| {
+            if outcome.is_failure() { answer::unreachable() } else { answer::refused_by_provider(status) }
+                .map(Payload::Whole)
+        });
+        match outcome {
+            Outcome::ClientError if is_its_own => Asked::Answered(answer),
+            _ => Asked::Declined(Declined { answer, is_its_own, outcome }),
+        }
+    }
+
+    fn failed_late(&self, permit: OwnedPermit, record: &mut Record, since: Instant) -> Asked {
+        let timeouts = &self.config.timeouts;
+        if Instant::now() >= since + timeouts.total {
+            return failed(permit, record, Outcome::TotalTimeout, &"nothing of the body within the total timeout");
+        }
+        let message = format!("nothing of the body within {:?}", timeouts.first_byte);
+        failed(permit, record, Outcome::FirstByteTimeout, &message)
+    }
+}
+
+enum Held {
+    Whole(Bytes),
+    TooLong(Bytes),
+}
+
+fn too_late(outcome: Outcome) -> (Outcome, String) {
+    let what = match outcome {
+        Outcome::FirstByteTimeout => "nothing of the body in time",
+        Outcome::IdleTimeout => "no further piece of the body in time",
+        _ => "the body took longer than the total timeout",
+    };
+    (outcome, what.to_owned())
+}
+
+fn failed(permit: OwnedPermit, record: &mut Record, outcome: Outcome, message: &dyn fmt::Display) -> Asked {
+    record.end_attempt(outcome);
+    fail(permit, outcome, message);
+    let declined = Declined { answer: answer::unreachable().map(Payload::Whole), is_its_own: false, outcome };
+    let is_timeout = declined.usefulness() == 2;
+    Asked::Declined(if is_timeout {
+        Declined { answer: answer::timed_out().map(Payload::Whole), ..declined }
+    } else {
+        declined
+    })
 }
 
 /// Records a failure and logs it: the breaker itself logs only the one that it opens on. At the rate of failures that a
 /// breaker lets through, a line each is not too much.
-pub(crate) fn fail(permit: OwnedPermit, error_type: &str, message: impl fmt::Display) {
+pub(crate) fn fail(permit: OwnedPermit, outcome: Outcome, message: impl fmt::Display) {
+    let error_type = outcome.as_str();
     warn!(provider = permit.breaker().name(), error_type, error = %message, "a provider failed");
     permit.failure(error_type, message);
+}
+
+/// The next piece of a body, `None` at its end. What is no data is passed over.
+async fn next(body: &mut UpstreamBody) -> Result<Option<Bytes>, hyper::Error> {
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}
+
+fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    types
+        .iter()
+        .any(|wanted| value.get(..wanted.len()).is_some_and(|start| start.eq_ignore_ascii_case(wanted.as_bytes())))
+}
+
+/// Runs a future until the time that `until` tells, which may move on meanwhile. The timer is only set if the future has to
+/// wait.
+async fn within<T>(
+    mut timer: Pin<&mut Sleep>,
+    until: impl Fn() -> Instant,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        if let Poll::Ready(value) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(value));
+        }
+        loop {
+            let at = until();
+            if timer.deadline() != at {
+                timer.as_mut().reset(at);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if until() <= at {
+                return Poll::Ready(None);
+            }
+        }
+    })
+    .await
 }

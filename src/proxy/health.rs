@@ -1,4 +1,4 @@
-//! `GET /health`.
+//! `GET /health` and `GET /ready`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::server::AppState;
+use super::state::AppState;
 use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
 
 /// The whole gateway's health.
@@ -76,4 +76,14 @@ pub(crate) async fn health(State(state): State<Arc<AppState>>) -> Response {
         HealthStatus::Ok | HealthStatus::Degraded => StatusCode::OK,
     };
     (status, axum::Json(health)).into_response()
+}
+
+/// `GET /ready`: whether new requests are welcome. The circuits do not matter here: were every gateway taken out of service
+/// because of one provider, nobody would answer for it.
+pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Response {
+    if state.is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    } else {
+        (StatusCode::OK, "ready\n").into_response()
+    }
 }

@@ -1,24 +1,33 @@
 //! The gateway: an OpenAI-compatible reverse proxy that fails over from one LLM provider to the next.
 //!
-//! A request's way: `server` accepts it, `forward` reads it and picks the candidates that its breakers admit, `attempt` asks
-//! one of them and judges the answer, `upstream` knows how a request reaches a provider, `stream` judges the rest of the
-//! answer while it passes through.
+//! A request's way: `server` accepts it; `forward` reads it (`upload`, `model`) and picks the candidates that its breakers
+//! admit; `attempt` asks one of them and judges the answer by `classify`; `upstream` knows how a request reaches a provider,
+//! and is the only one that does; `stream` judges the rest of a stream while it passes through, with `sse` for the ends of
+//! its events; `record` tells of it in headers, access log and `metrics`. `state` holds what `config` turned into.
 
 mod answer;
 mod attempt;
+mod classify;
 mod config;
 pub mod demo;
 mod forward;
 mod headers;
 mod health;
+mod metrics;
+mod model;
 mod path;
+mod record;
 mod server;
+mod sse;
+mod state;
 mod stream;
+mod upload;
 mod upstream;
 
-pub use config::{ConfigErrors, GatewayConfig, ProviderConfig, Secret};
+pub use config::{ConfigErrors, GatewayConfig, ProviderConfig, Secret, ServerConfig, Strategy, Timeouts};
 pub use health::{Health, HealthStatus, ProviderHealth};
-pub use server::{AppState, create_admin_router, create_router, run_server};
+pub use server::{create_admin_router, create_router, run_server};
+pub use state::AppState;
 pub use upstream::SetupError;
 
 pub use crate::{

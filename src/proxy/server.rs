@@ -1,117 +1,99 @@
-//! State, routes and the accept loop.
+//! Routes and the accept loop.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use super::attempt::Provider;
-use super::config::GatewayConfig;
-use super::upstream::{SetupError, Tls};
+use super::config::ServerConfig;
+use super::state::AppState;
 use super::{answer, forward, health};
-use crate::{CircuitBreaker, CircuitBreakerRegistry};
 
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What every request needs: the providers and their breakers.
-#[derive(Debug)]
-pub struct AppState {
-    /// One breaker per provider, by its name.
-    pub circuit_breakers: Arc<CircuitBreakerRegistry>,
-    by_model: BTreeMap<String, Vec<Arc<Provider>>>,
-    drain_limit: Duration,
-}
-
-impl AppState {
-    /// Prepares the providers. Nothing is connected yet.
-    ///
-    /// # Errors
-    ///
-    /// If `ca_file` cannot be used.
-    pub fn new(config: &GatewayConfig) -> Result<Arc<Self>, SetupError> {
-        let tls = Tls::new(config.server.ca_file.as_deref())?;
-        let circuit_breakers = Arc::new(CircuitBreakerRegistry::default());
-        let mut by_model: BTreeMap<String, Vec<Arc<Provider>>> = BTreeMap::new();
-        let providers: Vec<_> = config
-            .providers
-            .iter()
-            .map(|config| {
-                let breaker = CircuitBreaker::new(config.name.as_str(), config.breaker.clone());
-                Arc::new(Provider::new(config, circuit_breakers.insert_breaker(breaker), &tls))
-            })
-            .collect();
-        for (model, candidates) in config.candidates() {
-            by_model.insert(model.to_owned(), candidates.iter().map(|index| Arc::clone(&providers[*index])).collect());
-        }
-        Ok(Arc::new(Self { circuit_breakers, by_model, drain_limit: config.server.drain_limit }))
-    }
-
-    /// The providers of a model, in the order in which they are asked.
-    pub(crate) fn candidates(&self, model: &str) -> Option<&[Arc<Provider>]> {
-        self.by_model.get(model).map(Vec::as_slice)
-    }
-}
-
-/// The clients' routes: `/v1/...` and `/health`.
+/// The clients' routes: everything below `/v1/`, `/health` and `/ready`; `/metrics` where operators have no port of their own.
 pub fn create_router(state: Arc<AppState>) -> Router {
-    let router = Router::new().route("/v1/models", get(models)).route("/v1/{*path}", any(forward::forward));
+    let mut router = Router::new().route("/v1/{*path}", any(forward::v1));
+    if state.live().server.admin_listen.is_none() {
+        router = router.route("/metrics", get(metrics_for_clients));
+    }
     finish(router, state)
 }
 
-/// The operators' routes: `/health`.
+/// The operators' routes: `/health`, `/ready` and `/metrics`.
 pub fn create_admin_router(state: Arc<AppState>) -> Router {
-    finish(Router::new(), state)
+    finish(Router::new().route("/metrics", get(metrics)), state)
 }
 
 fn finish(router: Router<Arc<AppState>>, state: Arc<AppState>) -> Router {
     router
         .route("/health", get(health::health))
-        .fallback(answer::not_found)
-        .method_not_allowed_fallback(answer::method_not_allowed)
+        .route("/ready", get(health::ready))
+        .fallback(async || answer::finished(answer::not_found()))
+        .method_not_allowed_fallback(async || answer::finished(answer::method_not_allowed()))
         .with_state(state)
 }
 
-/// `GET /v1/models`.
-async fn models(State(state): State<Arc<AppState>>) -> Response {
-    let model = |(model, providers): (&String, &Vec<Arc<Provider>>)| {
-        let owner = providers.first().map(|provider| &provider.name);
-        json!({"id": model, "object": "model", "created": 0, "owned_by": owner})
-    };
-    let data: Vec<_> = state.by_model.iter().map(model).collect();
-    axum::Json(json!({"object": "list", "data": data})).into_response()
+async fn metrics(State(state): State<Arc<AppState>>) -> Response {
+    let text = state.metrics.encode(&state.circuit_breakers, state.log_lines_lost());
+    (StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
-/// Serves clients on `listener`, and operators on `admin`, until `shutdown` completes. Then no connection is accepted any
-/// more, and requests in flight, streams included, have the configured `drain_limit` to finish. The admin port stays to the
-/// end.
+/// Where clients have to show a token, it takes one to see who the providers are.
+async fn metrics_for_clients(state: State<Arc<AppState>>, headers: HeaderMap) -> Response {
+    if forward::is_authorized(&state.live().server.auth_tokens, &headers) {
+        metrics(state).await
+    } else {
+        answer::finished(answer::unauthorized())
+    }
+}
+
+/// Serves clients on `listener`, and operators on `admin`, until `shutdown` completes. Then `/ready` says no for
+/// `drain_delay`; then no connection is accepted any more, and requests in flight, streams included, have `drain_limit` to
+/// finish. The admin port stays to the end.
 pub async fn run_server(
     state: Arc<AppState>,
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let drain_limit = state.drain_limit;
     let (drained, stop_admin) = tokio::sync::oneshot::channel::<()>();
     let admin = admin.map(|admin| {
         let router = create_admin_router(Arc::clone(&state));
-        tokio::spawn(serve(router, admin, Duration::from_secs(1), async {
-            // An error says that the sender is gone, which means the same.
-            let _ = stop_admin.await;
-        }))
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let stop = async {
+                // An error says that the sender is gone, which means the same.
+                let _ = stop_admin.await;
+            };
+            let connections = accept_until(&state, router, admin, stop, Audience::Operators).await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), connections.shutdown()).await;
+        })
     });
-    serve(create_router(state), listener, drain_limit, shutdown).await;
+    let shutdown = async {
+        shutdown.await;
+        state.begin_drain();
+        tokio::time::sleep(state.live().server.drain_delay).await;
+    };
+    let router = create_router(Arc::clone(&state));
+    let connections = accept_until(&state, router, listener, shutdown, Audience::Clients).await;
+    let limit = state.live().server.drain_limit;
+    info!(connections = connections.count(), ?limit, "draining");
+    if tokio::time::timeout(limit, connections.shutdown()).await.is_err() {
+        warn!("requests were still in flight when the drain limit ended");
+    }
     drop(drained);
     if let Some(admin) = admin {
         // It has nothing to lose but a panic's message, which has been printed.
@@ -119,15 +101,38 @@ pub async fn run_server(
     }
 }
 
-async fn serve(router: Router, listener: TcpListener, drain_limit: Duration, shutdown: impl Future<Output = ()>) {
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+/// Operators need few connections, and clients must not take them away.
+const MAX_OPERATORS: usize = 256;
+
+#[derive(Clone, Copy)]
+enum Audience {
+    Clients,
+    Operators,
+}
+
+/// Returns the connections that are left. Each has the limits of the configuration at its beginning.
+async fn accept_until(
+    state: &Arc<AppState>,
+    router: Router,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+    audience: Audience,
+) -> GracefulShutdown {
     let graceful = GracefulShutdown::new();
+    let max = match audience {
+        Audience::Clients => usize::try_from(state.live().server.max_connections).unwrap_or(usize::MAX),
+        Audience::Operators => MAX_OPERATORS,
+    };
+    let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
-        let stream = tokio::select! {
-            accepted = accept(&listener) => match accepted {
-                Ok(stream) => stream,
+        let accepted = async {
+            let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
+            accept(&listener).await.map(|stream| (stream, place))
+        };
+        let (stream, place) = tokio::select! {
+            accepted = accepted => match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, most likely: connections that end will free some.
                     warn!(%error, "a connection could not be accepted");
@@ -135,21 +140,31 @@ async fn serve(router: Router, listener: TcpListener, drain_limit: Duration, shu
                     continue;
                 }
             },
-            () = &mut shutdown => break,
+            () = &mut shutdown => return graceful,
         };
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let connection = http(&state.live().server).serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
+        let counted = matches!(audience, Audience::Clients).then(|| Counted::new(state));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a client's connection ended early");
             }
+            drop((counted, place));
         });
     }
-    drop(listener);
-    info!(connections = graceful.count(), limit = ?drain_limit, "draining");
-    if tokio::time::timeout(drain_limit, graceful.shutdown()).await.is_err() {
-        warn!("requests were still in flight when the drain limit ended");
+}
+
+fn http(server: &ServerConfig) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(server.header_timeout);
+    let bytes = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
+    http.max_header_size(bytes(server.max_header_bytes));
+    // Anything else than hyper's own limit costs an allocation for each request.
+    if server.max_headers != ServerConfig::default().max_headers {
+        http.max_headers(bytes(server.max_headers));
     }
+    http
 }
 
 async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
@@ -157,6 +172,22 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     // With Nagle's algorithm a chunk of a stream waits for the acknowledgement of the one before, 40 ms.
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Counts a client's connection while it lasts.
+struct Counted(Arc<AppState>);
+
+impl Counted {
+    fn new(state: &Arc<AppState>) -> Self {
+        state.metrics.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]

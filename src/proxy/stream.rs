@@ -1,8 +1,7 @@
-//! The body of an answer on its way to the client, judged while it passes: a provider that stops in the middle has failed,
-//! however well it began.
+//! A stream on its way to the client, judged while it passes: a provider that stops in the middle has failed, however well
+//! it began.
 
 use std::error::Error;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -10,111 +9,97 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::attempt::fail;
+use super::classify::Outcome;
+use super::config::Timeouts;
+use super::record::{End, Record};
+use super::sse::Events;
 use super::upstream::{Chain, UpstreamBody};
 use crate::{CircuitBreaker, OwnedPermit, PermitType};
 
+type Passed = Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>>;
+
 /// A body that resolves its permit when it ends. If the client leaves first, the permit is dropped, which is neutral.
-pub(crate) struct JudgedBody {
+pub(crate) struct JudgedStream {
     body: UpstreamBody,
     /// Read ahead, to see whether the body begins at all.
-    first: Option<Frame<Bytes>>,
+    first: Option<Bytes>,
+    /// Of a stream of events.
+    events: Option<Events>,
     permit: Option<OwnedPermit>,
-    timeout: Duration,
+    /// When a probe that is judged at its end has run for long enough.
+    proven: Option<(Instant, Arc<CircuitBreaker>)>,
+    idle: Duration,
+    until: Instant,
     pause: Option<Pin<Box<Sleep>>>,
     pausing: bool,
+    is_over: bool,
 }
 
-impl JudgedBody {
-    pub(crate) fn new(body: UpstreamBody, timeout: Duration) -> Self {
-        Self { body, first: None, permit: None, timeout, pause: None, pausing: false }
+impl JudgedStream {
+    /// For a body that has begun well, with `first`. A request that was sent at `started` has until then plus `total`.
+    pub(crate) fn new(
+        body: UpstreamBody,
+        first: Option<Bytes>,
+        is_events: bool,
+        timeouts: &Timeouts,
+        started: Instant,
+    ) -> Self {
+        Self {
+            body,
+            first,
+            events: is_events.then(Events::default),
+            permit: None,
+            proven: None,
+            idle: timeouts.idle,
+            until: started + timeouts.total,
+            pause: None,
+            pausing: false,
+            is_over: false,
+        }
     }
 
-    /// # Errors
-    ///
-    /// If the body breaks off before it begins.
-    pub(crate) async fn wait_for_first_piece(&mut self) -> Result<(), hyper::Error> {
-        self.first = self.body.frame().await.transpose()?;
-        Ok(())
-    }
-
-    /// Takes charge of the permit, for a body that has begun well. That is all that is asked of a probe, so that nobody
-    /// waits for a whole stream; the rest is then judged as an ordinary call.
-    pub(crate) fn judge(&mut self, permit: OwnedPermit, breaker: &Arc<CircuitBreaker>) {
+    /// Takes charge of the permit. A good beginning is all that is asked of a probe, so that nobody waits for a whole stream;
+    /// the rest is then judged as an ordinary call. But where the circuit was opened by answers that broke off, a good
+    /// beginning proves nothing: that probe is judged at its end, or when it has run for as long as its lease is safe (a
+    /// `first_byte` and an `idle`; the lease has one `idle` more, within which something happens).
+    pub(crate) fn judge(
+        &mut self,
+        permit: OwnedPermit,
+        breaker: &Arc<CircuitBreaker>,
+        timeouts: &Timeouts,
+        started: Instant,
+        record: &mut Record,
+    ) {
         self.permit = match permit.kind() {
             PermitType::Normal => Some(permit),
+            PermitType::Probe if opened_by_broken_answers(breaker) => {
+                self.proven = Some((started + timeouts.first_byte + timeouts.idle, Arc::clone(breaker)));
+                Some(permit)
+            }
             PermitType::Probe => {
                 permit.success();
-                ordinary_permit(Arc::clone(breaker))
+                ordinary_permit(breaker)
             }
         };
-        self.resolve_at_end();
-    }
-
-    /// With a known length hyper's server stops reading once it has all of it, and never asks for the end.
-    fn resolve_at_end(&mut self) {
         if self.body.is_end_stream() {
-            self.succeed();
+            self.succeed(record);
         }
     }
 
-    fn succeed(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            permit.success();
-        }
+    pub(crate) fn is_over(&self) -> bool {
+        // With a known length hyper's server stops reading once it has all of it, and never asks for the end.
+        self.is_over || (self.events.is_none() && self.first.is_none() && self.body.is_end_stream())
     }
 
-    fn fail(&mut self, error_type: &str, message: impl fmt::Display) {
-        if let Some(permit) = self.permit.take() {
-            fail(permit, error_type, message);
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        if self.events.is_some() {
+            // It may end otherwise than the provider meant it.
+            return SizeHint::default();
         }
-    }
-}
-
-fn ordinary_permit(breaker: Arc<CircuitBreaker>) -> Option<OwnedPermit> {
-    let permit = breaker.try_acquire_owned().ok()?.cancel_on_drop();
-    (permit.kind() == PermitType::Normal).then_some(permit)
-}
-
-impl Body for JudgedBody {
-    type Data = Bytes;
-    type Error = Box<dyn Error + Send + Sync>;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = &mut *self;
-        if let Some(frame) = this.first.take() {
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            // The time counts only while the client is ready for more: a slow client is not the provider's fault.
-            let pause = this.pause.get_or_insert_with(|| Box::pin(sleep(this.timeout)));
-            if !this.pausing {
-                this.pausing = true;
-                pause.as_mut().reset(Instant::now() + this.timeout);
-            }
-            ready!(pause.as_mut().poll(cx));
-            let message = format!("no further piece of the body within {:?}", this.timeout);
-            this.fail("timeout", &message);
-            return Poll::Ready(Some(Err(message.into())));
-        };
-        this.pausing = false;
-        match &frame {
-            Some(Ok(_)) => this.resolve_at_end(),
-            Some(Err(error)) => this.fail("stream", Chain(error)),
-            None => this.succeed(),
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let ahead = self.first.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        let ahead = self.first.as_ref().map_or(0, Bytes::len) as u64;
         let rest = self.body.size_hint();
         let mut hint = SizeHint::new();
         // The upper bound first: `SizeHint` asserts that the lower one is not above it.
@@ -124,4 +109,110 @@ impl Body for JudgedBody {
         hint.set_lower(rest.lower() + ahead);
         hint
     }
+
+    pub(crate) fn poll(&mut self, record: &mut Record, cx: &mut Context<'_>) -> Passed {
+        while !self.is_over {
+            let chunk = match self.first.take() {
+                Some(first) => first,
+                None => match Pin::new(&mut self.body).poll_frame(cx) {
+                    Poll::Pending => {
+                        let (outcome, message) = ready!(self.poll_pause(cx));
+                        return self.break_off(record, outcome, &message);
+                    }
+                    Poll::Ready(Some(Err(error))) => {
+                        return self.break_off(record, Outcome::Cut, &Chain(&error).to_string());
+                    }
+                    Poll::Ready(None) => {
+                        self.succeed(record);
+                        self.is_over = true;
+                        let rest = self.events.as_mut().map(Events::rest).unwrap_or_default();
+                        return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+                    }
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) => data,
+                        Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                    },
+                },
+            };
+            self.pausing = false;
+            if self.body.is_end_stream() {
+                self.succeed(record);
+            } else {
+                let now = Instant::now();
+                if now >= self.until {
+                    let (outcome, message) = Self::too_long();
+                    return self.break_off(record, outcome, &message);
+                }
+                if let Some((_, breaker)) = self.proven.take_if(|(proven, _)| now >= *proven)
+                    && let Some(permit) = self.permit.take()
+                {
+                    permit.success();
+                    self.permit = ordinary_permit(&breaker);
+                }
+            }
+            let passed = match &mut self.events {
+                Some(events) => events.push(&chunk),
+                None => chunk,
+            };
+            if !passed.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(passed))));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// The time counts only while the client is ready for more: a slow client is not the provider's fault.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<(Outcome, String)> {
+        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(self.until)));
+        if !self.pausing {
+            self.pausing = true;
+            pause.as_mut().reset((Instant::now() + self.idle).min(self.until));
+        }
+        ready!(pause.as_mut().poll(cx));
+        Poll::Ready(if Instant::now() >= self.until {
+            Self::too_long()
+        } else {
+            (Outcome::IdleTimeout, format!("no further piece of the body within {:?}", self.idle))
+        })
+    }
+
+    fn too_long() -> (Outcome, String) {
+        (Outcome::TotalTimeout, "the body took longer than the total timeout".into())
+    }
+
+    fn succeed(&mut self, record: &mut Record) {
+        if let Some(permit) = self.permit.take() {
+            permit.success();
+        }
+        record.end_attempt(Outcome::Ok);
+        record.set_end(End::Complete);
+    }
+
+    fn break_off(&mut self, record: &mut Record, outcome: Outcome, message: &str) -> Passed {
+        if let Some(permit) = self.permit.take() {
+            fail(permit, outcome, message);
+        }
+        record.end_attempt(outcome);
+        record.set_end(End::Cut);
+        self.is_over = true;
+        // To the client without what only an operator should see.
+        let shown = match outcome {
+            Outcome::IdleTimeout => "The provider fell silent in the middle of the answer.",
+            Outcome::TotalTimeout => "The provider took too long for the whole answer.",
+            _ => "The provider broke off in the middle of the answer.",
+        };
+        Poll::Ready(Some(match &mut self.events {
+            Some(events) => Ok(Frame::data(events.error(shown))),
+            None => Err(message.into()),
+        }))
+    }
+}
+
+fn opened_by_broken_answers(breaker: &CircuitBreaker) -> bool {
+    breaker.snapshot().last_error.is_some_and(|error| Outcome::breaks_off(error.error_type()))
+}
+
+fn ordinary_permit(breaker: &Arc<CircuitBreaker>) -> Option<OwnedPermit> {
+    let permit = Arc::clone(breaker).try_acquire_owned().ok()?.cancel_on_drop();
+    (permit.kind() == PermitType::Normal).then_some(permit)
 }

@@ -6,14 +6,16 @@
 use std::error::Error;
 use std::fmt;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::http::header::{self, HeaderValue};
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Response, Uri, request};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -26,6 +28,7 @@ use tower::ServiceExt;
 use tracing::debug;
 
 use super::config::{ProviderConfig, Secret};
+use super::upload::{Fault, Upload};
 
 /// Shorter than the 5 s after which common servers (Node, uvicorn) close an idle connection themselves: one that is just
 /// being closed costs a second try.
@@ -35,15 +38,59 @@ const MAX_IDLE: usize = 256;
 /// What a provider answers with.
 pub(crate) type UpstreamBody = hyper::body::Incoming;
 
+/// What it is asked with.
+pub(crate) enum RequestBody {
+    Whole(Bytes),
+    /// Can be sent only once.
+    Upload(Box<Upload>),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        match &mut *self {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Upload(upload) => Pin::new(&mut **upload).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Upload(upload) => upload.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Upload(upload) => upload.size_hint(),
+        }
+    }
+}
+
 /// Whom to trust.
-pub(crate) struct Tls(ClientConfig);
+pub(crate) struct Tls {
+    config: ClientConfig,
+    own: Vec<CertificateDer<'static>>,
+}
 
 impl Tls {
+    /// Connections that were made with the one may be used with the other.
+    pub(crate) fn trusts_the_same(&self, other: &Self) -> bool {
+        self.own == other.own
+    }
+
     pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, SetupError> {
         let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+        let mut own = Vec::new();
         if let Some(file) = ca_file {
-            for certificate in read_ca_file(file)? {
-                roots.add(certificate).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
+            own = read_ca_file(file)?;
+            for certificate in &own {
+                roots.add(certificate.clone()).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -52,7 +99,7 @@ impl Tls {
             .map_err(|error| SetupError(error.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self(config))
+        Ok(Self { config, own })
     }
 }
 
@@ -79,6 +126,8 @@ impl Error for SetupError {}
 pub(crate) enum SendError {
     /// No connection could be made.
     Connect(Box<dyn Error + Send + Sync>),
+    /// None within so long.
+    ConnectTimeout(Duration),
     /// The connection failed before the head of an answer was there.
     Connection(hyper::Error),
 }
@@ -87,6 +136,7 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => Chain(&**error).fmt(f),
+            Self::ConnectTimeout(limit) => write!(f, "no connection within {limit:?}"),
             Self::Connection(error) => Chain(error).fmt(f),
         }
     }
@@ -111,12 +161,14 @@ impl fmt::Display for Chain<'_> {
 pub(crate) struct Upstream {
     url: Uri,
     host: HeaderValue,
+    api_key: Option<Secret>,
     authorization: Option<HeaderValue>,
+    connect_timeout: Duration,
     connector: HttpsConnector<HttpConnector>,
     idle: Arc<Mutex<Vec<Idle>>>,
 }
 
-type Connection = SendRequest<Full<Bytes>>;
+type Connection = SendRequest<RequestBody>;
 
 struct Idle {
     connection: Connection,
@@ -130,7 +182,7 @@ impl Upstream {
         // With Nagle's algorithm a small request waits for the acknowledgement of the one before.
         tcp.set_nodelay(true);
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.0.clone())
+            .with_tls_config(tls.config.clone())
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
@@ -139,7 +191,9 @@ impl Upstream {
         Self {
             host: HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"),
             url: config.url.clone(),
+            api_key: config.api_key.clone(),
             authorization,
+            connect_timeout: config.timeouts.connect,
             connector,
             idle: Arc::default(),
         }
@@ -150,14 +204,20 @@ impl Upstream {
     /// On a connection that was used before, a close that comes instead of an answer says nothing about the provider: it
     /// may have closed it for being idle while the request was on its way. The request then goes once more, on a new
     /// connection, whatever its method (RFC 9110 section 9.2.2 leaves this to who knows the semantics; asking a model twice
-    /// changes nothing but a bill).
+    /// changes nothing but a bill). A body that can be sent only once goes on a new connection from the start.
     ///
     /// # Cancel safety
     ///
     /// Dropping it closes the connection that the request is on.
-    pub(crate) async fn send(&self, head: &request::Parts, body: Bytes) -> Result<Response<UpstreamBody>, SendError> {
-        if let Some(mut connection) = self.take_idle() {
-            match connection.send_request(self.request(head, body.clone())).await {
+    pub(crate) async fn send(
+        &self,
+        head: &request::Parts,
+        body: RequestBody,
+    ) -> Result<Response<UpstreamBody>, SendError> {
+        if let RequestBody::Whole(bytes) = &body
+            && let Some(mut connection) = self.take_idle()
+        {
+            match connection.send_request(self.request(head, RequestBody::Whole(bytes.clone()))).await {
                 Ok(response) => {
                     self.keep(connection);
                     return Ok(response);
@@ -167,10 +227,18 @@ impl Upstream {
                 Err(error) => debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed"),
             }
         }
-        let mut connection = self.connect().await.map_err(SendError::Connect)?;
+        let connected = tokio::time::timeout(self.connect_timeout, self.connect()).await;
+        let mut connection =
+            connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?.map_err(SendError::Connect)?;
         let response = connection.send_request(self.request(head, body)).await.map_err(SendError::Connection)?;
         self.keep(connection);
         Ok(response)
+    }
+
+    /// What a provider says about a request may quote its key.
+    pub(crate) fn without_key(&self, body: Bytes) -> Bytes {
+        let Some(key) = &self.api_key else { return body };
+        key.strike_out(body)
     }
 
     async fn connect(&self) -> Result<Connection, Box<dyn Error + Send + Sync>> {
@@ -211,8 +279,8 @@ impl Upstream {
         }
     }
 
-    fn request(&self, head: &request::Parts, body: Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
+    fn request(&self, head: &request::Parts, body: RequestBody) -> Request<RequestBody> {
+        let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = self.target(&head.uri);
         *request.headers_mut() = head.headers.clone();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fusebox::{CircuitBreaker, Config, ConfigBuilder};
+use fusebox::{CircuitBreaker, CircuitState, Config, ConfigBuilder, PermitType};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TICK: Duration = Duration::from_millis(1);
@@ -61,4 +61,32 @@ fn both_ends_of_each_range_are_right_and_what_lies_beyond_is_refused_by_name() {
 fn a_breakers_builder_checks_the_same() {
     let error = CircuitBreaker::builder("openai").failure_threshold(5000).build().unwrap_err();
     assert_eq!((error.field(), error.value()), ("failure_threshold", "5000"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_keeps_its_state_when_its_settings_are_replaced() {
+    let breaker = crate::support::breaker();
+    let set = |change: fn(ConfigBuilder) -> ConfigBuilder| {
+        let config = change(breaker.config().to_builder()).build().unwrap();
+        breaker.set_config(&config);
+        assert_eq!(breaker.config(), config);
+    };
+    crate::support::fail(&breaker, "5xx");
+    crate::support::fail(&breaker, "5xx");
+    set(|config| config.failure_threshold(10).max_waiters(7).wait_limit(TICK).probe_lease(TICK * 9));
+    assert_eq!(breaker.failure_count(), 2);
+    crate::support::fail(&breaker, "5xx");
+    assert_eq!(breaker.state(), CircuitState::Closed, "three were enough before");
+    set(|config| config.failure_threshold(2).open_for(TICK * 500));
+    crate::support::fail(&breaker, "5xx");
+    assert_eq!(breaker.state(), CircuitState::Open, "more than enough now");
+    assert_eq!(breaker.snapshot().next_probe_in, Some(TICK * 500));
+
+    set(|config| config.open_for(Duration::from_secs(3600)));
+    assert_eq!(breaker.snapshot().next_probe_in, Some(TICK * 500), "it opened for as long as was right then");
+    tokio::time::advance(TICK * 500).await;
+    breaker.try_acquire().unwrap().failure("5xx", "");
+    assert_eq!(breaker.snapshot().next_probe_in, Some(Duration::from_secs(3600)));
+    set(|config| config.open_for(TICK * 500));
+    assert_eq!(breaker.try_acquire().unwrap().kind(), PermitType::Probe, "nobody waits for longer than is right now");
 }

@@ -91,6 +91,70 @@ async fn the_last_providers_own_answer_is_returned_when_nobody_else_is_left() {
 }
 
 #[tokio::test]
+async fn when_nobody_could_serve_it_the_most_useful_answer_goes_back() {
+    for (statuses, expected, by) in [
+        ([429, 404, 403], 429, "a"),
+        ([404, 429, 500], 429, "b"),
+        ([500, 404, 402], 500, "a"),
+        ([503, 500, 404], 500, "b"),
+        ([402, 403, 404], 404, "c"),
+        ([404, 404, 401], 401, "none"),
+    ] {
+        let mut providers = Vec::new();
+        for status in statuses {
+            providers.push(Provider::with_status(status).await);
+        }
+        let gateway = Gateway::start(&providers.iter().collect::<Vec<_>>(), "", "", "").await;
+        let answer = gateway.ask().await;
+        assert_eq!((answer.status, answer.header("x-fusebox-provider")), (expected, by), "{statuses:?}");
+        assert_eq!(answer.header("x-fusebox-attempts"), "3");
+        for name in ["a", "b", "c"] {
+            let blamed = statuses[usize::from(name.as_bytes()[0] - b'a')] >= 500;
+            assert_eq!(gateway.failures_of(name), u32::from(blamed), "{statuses:?} {name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_provider_says_of_the_gateways_key_reaches_no_client() {
+    let quoting = |status: u16| {
+        Provider::start(move |_| {
+            let body = "{\"error\": {\"message\": \"Incorrect API key provided: provider-key\"}}";
+            axum::http::Response::builder().status(status).body(body.into()).unwrap()
+        })
+    };
+    for status in [400, 401, 403, 404, 429, 500] {
+        let a = quoting(status).await;
+        let gateway = Gateway::start(&[&a], "", "", "").await;
+        let answer = gateway.ask().await;
+        let text = String::from_utf8(answer.body.to_vec()).unwrap();
+        assert!(answer.status == status && !text.contains("provider-key"), "{text}");
+        let shown = if status == 401 { "refused the request of the gateway" } else { "provided: ************" };
+        assert!(text.contains(shown), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_made_in_time_is_a_failure_of_its_own_kind() {
+    // A listener whose backlog is full does not answer.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = socket.listen(1).unwrap();
+    let address = full.local_addr().unwrap();
+    let mut fillers = Vec::new();
+    while let Ok(filler) =
+        tokio::time::timeout(std::time::Duration::from_millis(200), tokio::net::TcpStream::connect(address)).await
+    {
+        fillers.push(filler.unwrap());
+    }
+    let b = Provider::with_status(200).await;
+    let gateway = Gateway::over(&[address, b.address], "", "", "timeouts.connect = '50ms'").await;
+    assert!(gateway.ask().await.is_by(&b));
+    assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "connect_timeout");
+    assert_eq!(gateway.failures_of("a"), 1);
+}
+
+#[tokio::test]
 async fn a_timeout_of_the_only_provider_is_a_504_and_a_refusal_a_502() {
     let a = Provider::start(|_| hang()).await;
     let gateway = Gateway::start(&[&a], "", "", FAST).await;

@@ -49,3 +49,15 @@ async fn operators_have_health_on_a_port_of_their_own_and_nothing_else() {
     assert_eq!(gateway.health().await.0, 200);
     assert_eq!((gateway.ask().await.status, a.hits()), (404, 0));
 }
+
+#[tokio::test]
+async fn ready_says_no_for_a_while_before_connections_are_refused() {
+    let a = Provider::with_status(500).await;
+    let mut gateway = Gateway::start(&[&a], "drain_delay = '200ms'", ONCE, "").await;
+    gateway.ask().await;
+    assert_eq!(gateway.get("/ready").await.status, 200, "circuits do not matter here");
+    gateway.stop();
+    while gateway.get("/ready").await.status != 503 {}
+    assert_eq!(gateway.ask().await.status, 503, "it still answers");
+    gateway.server.await.unwrap();
+}

@@ -1,6 +1,7 @@
 //! Bodies on their way through.
 
 use http_body_util::BodyExt;
+use serde_json::json;
 
 use crate::support::{CHAT, Gateway, Provider, answer, one_by_one, streamed};
 
@@ -22,26 +23,88 @@ async fn a_stream_passes_chunk_by_chunk_as_it_comes() {
     assert!(body.frame().await.is_none());
 }
 
-#[tokio::test]
-async fn a_stream_that_breaks_off_in_the_middle_is_cut_and_counts_as_a_failure() {
-    let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "").await;
-    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
-    assert_eq!(gateway.failures_of("a"), 0);
-    sender.abort(std::io::Error::other("gone"));
-    assert!(response.into_body().collect().await.is_err(), "a cut stream must not look complete");
-    assert_eq!(gateway.failures_of("a"), 1);
+/// The whole events before the error event, and that one's message.
+async fn broken(response: hyper::Response<hyper::body::Incoming>) -> (String, String) {
+    let text = response.into_body().collect().await.expect("well-formed HTTP").to_bytes();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let (before, error) = text.split_once("event: error\ndata: ").unwrap_or_else(|| panic!("no error event: {text}"));
+    let error: serde_json::Value = serde_json::from_str(error.strip_suffix("\n\n").unwrap()).unwrap();
+    assert_eq!(error["error"]["code"], "provider_stream_broken");
+    (before.to_owned(), error["error"]["message"].as_str().unwrap().to_owned())
 }
 
 #[tokio::test]
-async fn a_stream_that_falls_silent_is_cut_after_the_timeout() {
+async fn a_stream_that_breaks_off_ends_with_an_error_event_after_the_last_whole_one_and_counts_as_a_failure() {
+    let (mut sender, response) = streamed();
+    let a = Provider::start(one_by_one(vec![response])).await;
+    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let response = gateway.begin_with(&mut sender, "data: 1\n\ndata: {\"half").await;
+    assert_eq!(gateway.failures_of("a"), 0);
+    sender.abort(std::io::Error::other("gone"));
+    let (before, message) = broken(response).await;
+    assert_eq!(
+        (before.as_str(), message.as_str()),
+        ("data: 1\n\n", "The provider broke off in the middle of the answer.")
+    );
+    assert_eq!(gateway.failures_of("a"), 1);
+    let log = &gateway.log(1).await[0];
+    assert_eq!(
+        (&log["end"], &log["blamed"], &log["attempts"][0]["outcome"]),
+        (&json!("cut"), &json!(["a"]), &json!("cut"))
+    );
+}
+
+#[tokio::test]
+async fn a_stream_that_falls_silent_ends_with_an_error_event_after_the_idle_timeout() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
     let gateway = Gateway::start(&[&a], "", "", "timeouts.idle = '50ms'").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
-    assert!(response.into_body().collect().await.is_err());
+    assert_eq!(broken(response).await.1, "The provider fell silent in the middle of the answer.");
+    assert_eq!(gateway.breaker("a").snapshot().failure_count, 1);
+    assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "idle_timeout");
+}
+
+#[tokio::test]
+async fn a_stream_that_drips_for_too_long_ends_with_an_error_event_after_the_total_timeout() {
+    let (mut sender, response) = streamed();
+    let a = Provider::start(one_by_one(vec![response])).await;
+    let gateway = Gateway::start(&[&a], "", "", "timeouts.total = '100ms'").await;
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
+    let dripping = tokio::spawn(async move { while sender.send_data(":\n\n".into()).await.is_ok() {} });
+    assert_eq!(broken(response).await.1, "The provider took too long for the whole answer.");
+    assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "total_timeout");
     assert_eq!(gateway.failures_of("a"), 1);
+    dripping.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_is_no_event_stream_is_cut_where_it_breaks_off() {
+    let (mut sender, mut response) = streamed();
+    response.headers_mut().insert("content-type", "audio/mpeg".parse().unwrap());
+    let a = Provider::start(one_by_one(vec![response])).await;
+    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let response = gateway.begin_with(&mut sender, "ID3").await;
+    sender.abort(std::io::Error::other("gone"));
+    assert!(response.into_body().collect().await.is_err(), "half a piece of music must not look whole");
+    assert_eq!(gateway.failures_of("a"), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_a_stream_counts_against_nobody() {
+    let (mut sender, response) = streamed();
+    let a = Provider::start(one_by_one(vec![answer(500), response])).await;
+    let gateway = Gateway::start(&[&a], "", "", "").await;
+    gateway.ask().await;
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
+    drop(response);
+    let log = &gateway.log(2).await[1];
+    assert_eq!((&log["end"], &log["blamed"]), (&json!("client_left"), &json!([])));
+    assert_eq!(log["attempts"][0]["outcome"], "client_left");
+    assert_eq!(gateway.failures_of("a"), 1, "neither counted nor forgiven");
+    while sender.send_data("data: 2\n\n".into()).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -65,9 +128,73 @@ async fn the_rest_of_a_probes_stream_is_judged_as_an_ordinary_call() {
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     assert_eq!(gateway.state_of("a"), "closed", "the first byte was enough");
     sender.abort(std::io::Error::other("gone"));
-    assert!(response.into_body().collect().await.is_err());
+    broken(response).await;
     let breaker = gateway.breaker("a");
     assert_eq!((breaker.trip_count(), breaker.snapshot().failed_probe_count), (2, 0));
+}
+
+#[tokio::test]
+async fn where_broken_streams_opened_the_circuit_a_probe_is_judged_at_its_end() {
+    let (streams, responses): (Vec<_>, Vec<_>) = (0..3).map(|_| streamed()).unzip();
+    let a = Provider::start(one_by_one(responses)).await;
+    let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    let mut streams = streams.into_iter();
+    let mut begin = async |state: &str| {
+        let mut sender = streams.next().unwrap();
+        let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
+        assert_eq!(gateway.state_of("a"), state, "a good first byte proves nothing");
+        (sender, response)
+    };
+    let break_off = async |sender: http_body_util::channel::Sender<bytes::Bytes, std::io::Error>, response| {
+        sender.abort(std::io::Error::other("gone"));
+        broken(response).await;
+        gateway.reopens("a").await;
+    };
+    let (sender, response) = begin("closed").await;
+    break_off(sender, response).await;
+    let (sender, response) = begin("half_open").await;
+    break_off(sender, response).await;
+    let snapshot = gateway.breaker("a").snapshot();
+    assert_eq!(
+        (snapshot.trip_count, snapshot.failed_probe_count),
+        (1, 1),
+        "one cut stream, and no more, for a reopening"
+    );
+    let (sender, response) = begin("half_open").await;
+    drop(sender);
+    response.into_body().collect().await.unwrap();
+    gateway.reaches("a", "closed").await;
+}
+
+#[tokio::test]
+async fn a_probe_that_is_judged_at_its_end_need_not_run_for_longer_than_its_lease() {
+    let (mut first, one) = streamed();
+    let (mut second, two) = streamed();
+    let a = Provider::start(one_by_one(vec![one, two])).await;
+    let gateway = Gateway::start(
+        &[&a],
+        "",
+        "failure_threshold = 1\nopen_for = '1ms'",
+        "timeouts = { first_byte = '40ms', idle = '40ms' }",
+    )
+    .await;
+    let response = gateway.begin_with(&mut first, "data: 1\n\n").await;
+    first.abort(std::io::Error::other("gone"));
+    broken(response).await;
+    gateway.reopens("a").await;
+    let response = gateway.begin_with(&mut second, "data: 1\n\n").await;
+    let reading = tokio::spawn(response.into_body().collect());
+    let start = std::time::Instant::now();
+    while gateway.state_of("a") != "closed" {
+        assert!(start.elapsed() < crate::support::DEADLINE);
+        second.send_data("data: more\n\n".into()).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    // From then on it is an ordinary call.
+    second.abort(std::io::Error::other("gone"));
+    reading.await.unwrap().unwrap();
+    gateway.reaches("a", "open").await;
+    assert_eq!(gateway.breaker("a").trip_count(), 2);
 }
 
 #[tokio::test]

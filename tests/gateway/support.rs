@@ -104,16 +104,38 @@ pub(crate) fn streamed() -> (Sender<Bytes, std::io::Error>, Response<Body>) {
     (sender, Response::builder().header("content-type", "text/event-stream").body(Body::new(body)).unwrap())
 }
 
+/// An answer that is no stream, whose body is sent by the test.
+pub(crate) fn dripped() -> (Sender<Bytes, std::io::Error>, Response<Body>) {
+    let (sender, body) = Channel::new(4);
+    (sender, Response::builder().header("content-type", "application/json").body(Body::new(body)).unwrap())
+}
+
 /// Hands out prepared responses in order.
 pub(crate) fn one_by_one(responses: Vec<Response<Body>>) -> impl Fn(usize) -> Response<Body> + Send + Sync + 'static {
     let responses = Mutex::new(responses.into_iter());
     move |_| responses.lock().next().unwrap_or_else(|| answer(500))
 }
 
+/// What the access log is written to.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) state: Arc<AppState>,
+    log: Log,
     client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
     stop: Option<oneshot::Sender<()>>,
     pub(crate) server: JoinHandle<()>,
@@ -139,7 +161,8 @@ impl Gateway {
     }
 
     pub(crate) async fn from_config(config: &GatewayConfig) -> Self {
-        let state = AppState::new(config).unwrap();
+        let log = Log::default();
+        let state = AppState::with_access_log(config, log.clone()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, admin_address) = (listener.local_addr().unwrap(), admin.local_addr().unwrap());
@@ -148,7 +171,23 @@ impl Gateway {
             stopped.await.ok();
         }));
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { address, admin: admin_address, state, client, stop: Some(stop), server }
+        Self { address, admin: admin_address, state, log, client, stop: Some(stop), server }
+    }
+
+    /// The access log, once it has so many lines: a thread of its own writes it.
+    pub(crate) async fn log(&self, lines: usize) -> Vec<Value> {
+        self.until(|gateway| gateway.log.0.lock().split(|byte| *byte == b'\n').count() > lines).await;
+        let text = String::from_utf8(self.log.0.lock().clone()).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines
+    }
+
+    pub(crate) async fn metrics(&mut self) -> String {
+        let clients = std::mem::replace(&mut self.address, self.admin);
+        let answer = self.get("/metrics").await;
+        self.address = clients;
+        assert_eq!(answer.status, 200);
+        String::from_utf8(answer.body.to_vec()).unwrap()
     }
 
     pub(crate) fn stop(&mut self) {

@@ -14,6 +14,7 @@ mod production {
     pub(crate) mod event;
     pub(crate) mod permit;
     pub(crate) mod registry;
+    pub(crate) mod settings;
     pub(crate) mod word;
 }
 mod call;
@@ -21,7 +22,7 @@ mod run;
 mod spec;
 mod sync;
 
-use production::{breaker, clock, config, error, event, permit, registry, word};
+use production::{breaker, clock, config, error, event, permit, registry, settings, word};
 
 use std::time::{Duration, Instant};
 

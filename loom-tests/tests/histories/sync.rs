@@ -12,6 +12,11 @@ pub(crate) use parking_lot::Mutex;
 pub(crate) use time::{CoarseClock, Instant, timeout_at};
 pub(crate) use tokio::sync::Notify;
 
+/// As in `src/sync.rs`.
+pub(crate) mod unseen {
+    pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};
+}
+
 pub(crate) type ClockU64 = AtomicU64;
 
 pub(crate) static CLOCK: LazyLock<time::Clock> = LazyLock::new(time::Clock::new);

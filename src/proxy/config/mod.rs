@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Uri};
+use bytes::Bytes;
+use memchr::memmem;
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
@@ -48,6 +50,19 @@ impl Secret {
     /// Takes the same time wherever they differ; only its length can be told from outside.
     pub(crate) fn is(&self, other: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(other).into()
+    }
+
+    /// `text` with stars wherever it has the secret.
+    pub(crate) fn strike_out(&self, text: Bytes) -> Bytes {
+        if memmem::find(&text, self.0.as_bytes()).is_none() {
+            return text;
+        }
+        let mut struck_out = text.to_vec();
+        let places: Vec<_> = memmem::find_iter(&text, self.0.as_bytes()).collect();
+        for at in places {
+            struck_out[at..at + self.0.len()].fill(b'*');
+        }
+        struck_out.into()
     }
 
     /// As the value of `authorization`.
@@ -283,6 +298,17 @@ impl fmt::Display for GatewayConfig {
 impl GatewayConfig {
     /// The providers of each model by their index, in the order in which they are asked.
     pub(crate) fn candidates(&self) -> BTreeMap<&str, Vec<usize>> {
+        let mut candidates: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for index in self.order() {
+            for model in self.providers[index].models.keys() {
+                candidates.entry(model).or_default().push(index);
+            }
+        }
+        candidates
+    }
+
+    /// All providers by their index, in the order in which they are asked.
+    pub(crate) fn order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.providers.len()).collect();
         if self.strategy == Strategy::Cheapest {
             let rate = |index: &usize| {
@@ -291,12 +317,6 @@ impl GatewayConfig {
             };
             order.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
         }
-        let mut candidates: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for index in order {
-            for model in self.providers[index].models.keys() {
-                candidates.entry(model).or_default().push(index);
-            }
-        }
-        candidates
+        order
     }
 }

@@ -64,7 +64,8 @@ struct Seen {
 
 pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault, rate: u32) -> Summary {
     let primary = &stage.providers[0];
-    let asked = || stage.primary().asked();
+    let provider = stage.primary();
+    let asked = || provider.metrics.asked();
     eprintln!("{rate} requests/s; {} fails with {} for {outage:?}, then heals", primary.name(), fault.as_str());
     let over = AtomicBool::new(false);
     let in_flight = Arc::new(());
@@ -78,7 +79,7 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault, rate: u
         let healed = Instant::now();
         // One more open interval, and time for the probe, before giving up on the circuit.
         let limit = healed + OPEN_FOR * 3;
-        while stage.primary().breaker.state() != CircuitState::Closed && Instant::now() < limit {
+        while provider.breaker.state() != CircuitState::Closed && Instant::now() < limit {
             sleep(Duration::from_millis(10)).await;
         }
         sleep(HEALTHY).await;
@@ -88,7 +89,7 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault, rate: u
     let ((began, healed, hits), samples, seen) = tokio::join!(
         script,
         send_until(&over, stage.gateway, rate, &in_flight),
-        watch_until(&over, &stage.primary().breaker, &in_flight)
+        watch_until(&over, &provider.breaker, &in_flight)
     );
 
     let mut latencies: Vec<Duration> = samples.iter().filter(|s| s.error.is_none()).map(|s| s.latency).collect();
@@ -104,8 +105,8 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault, rate: u
         client_errors: errors.values().sum(),
         faulty_provider_hits: hits,
         in_flight_at_trip: seen.opened.map(|(_, in_flight)| in_flight),
-        probes: stage.primary().probes(),
-        trips: stage.primary().breaker.trip_count(),
+        probes: provider.metrics.probes(),
+        trips: provider.breaker.trip_count(),
         time_to_open_ms: seen.opened.map(|(at, _)| millis(at - began)),
         time_to_close_ms: seen.closed.filter(|at| *at >= healed).map(|at| millis(at - healed)),
         p50_ms: millis(percentile(&latencies, 50)),

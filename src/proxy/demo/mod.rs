@@ -21,7 +21,8 @@ use self::load::Summary;
 use self::provider::Simulated;
 use super::attempt::Provider;
 use super::config::GatewayConfig;
-use super::server::{AppState, run_server};
+use super::server::run_server;
+use super::state::AppState;
 
 pub use self::provider::Fault;
 
@@ -165,7 +166,7 @@ fn report(summary: &Summary, json: bool) {
 }
 
 impl Stage {
-    fn primary(&self) -> &Provider {
-        &self.state.candidates(MODEL).expect("both serve it")[0]
+    fn primary(&self) -> Arc<Provider> {
+        Arc::clone(&self.state.live().providers[0])
     }
 }

@@ -1,0 +1,247 @@
+//! Which model a request's body asks for, and the same body with the provider's own name for it. A body is never written
+//! anew: the name is cut out and replaced, everything else passes byte for byte.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use axum::http::HeaderValue;
+use bytes::{BufMut, Bytes, BytesMut};
+use memchr::memmem;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// How a body is written.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Json,
+    Multipart { boundary: String },
+}
+
+impl Format {
+    /// JSON unless it says that it is a form: SDKs send JSON, and curl says nothing of use.
+    ///
+    /// # Errors
+    ///
+    /// If it is a form and its boundary cannot be used.
+    pub(crate) fn of(content_type: Option<&HeaderValue>) -> Result<Self, &'static str> {
+        let Some(text) = content_type.and_then(|value| value.to_str().ok()) else { return Ok(Self::Json) };
+        let mut parts = text.split(';').map(str::trim);
+        if !parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/form-data")) {
+            return Ok(Self::Json);
+        }
+        let boundary =
+            parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.eq_ignore_ascii_case("boundary"));
+        let boundary = boundary.map(|(_, value)| value.trim_matches('"')).unwrap_or_default();
+        // RFC 2046 section 5.1.1.
+        if (1..=70).contains(&boundary.len()) {
+            Ok(Self::Multipart { boundary: boundary.to_owned() })
+        } else {
+            Err("The content type has no boundary of 1 to 70 characters.")
+        }
+    }
+}
+
+/// A model's name, and where in the body it stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) model: String,
+    place: Range<usize>,
+}
+
+/// Finds the model in a body, or in the beginning of one. `None`: there is none (yet).
+///
+/// # Errors
+///
+/// What is wrong with the body.
+pub(crate) fn find(format: &Format, body: &[u8], complete: bool) -> Result<Option<Named>, String> {
+    match format {
+        Format::Json => find_in_json(body, complete),
+        Format::Multipart { boundary } => find_in_form(body, boundary),
+    }
+}
+
+/// The body with another name for the model.
+pub(crate) fn rename(format: &Format, body: &Bytes, named: &Named, to: &str) -> Bytes {
+    let to = match format {
+        Format::Json => Cow::Owned(serde_json::to_string(to).expect("a string can be written")),
+        Format::Multipart { .. } => Cow::Borrowed(to),
+    };
+    let mut renamed = BytesMut::with_capacity(body.len() - named.place.len() + to.len());
+    renamed.put_slice(&body[..named.place.start]);
+    renamed.put_slice(to.as_bytes());
+    renamed.put_slice(&body[named.place.end..]);
+    renamed.freeze()
+}
+
+fn find_in_json(body: &[u8], complete: bool) -> Result<Option<Named>, String> {
+    let mut found = None;
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let read = json.deserialize_map(Finder(&mut found)).and_then(|()| json.end());
+    match (read, found) {
+        (Err(error), _) if complete => Err(format!("The body is not a JSON object with one 'model': {error}.")),
+        (_, None) => Ok(None),
+        (_, Some(raw)) => {
+            let model = serde_json::from_str(raw.get()).map_err(|_| "The 'model' is not a string.".to_owned())?;
+            // `raw` is a part of `body`.
+            let start = raw.get().as_ptr().addr() - body.as_ptr().addr();
+            Ok(Some(Named { model, place: start..start + raw.get().len() }))
+        }
+    }
+}
+
+/// Keeps the model as soon as it comes by: of a body that is cut off later it is then known all the same. Two models are an
+/// error: who reads the other one would serve another model than was routed.
+struct Finder<'a, 'de>(&'a mut Option<&'de RawValue>);
+
+impl<'de> Visitor<'de> for Finder<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key != "model" {
+                map.next_value::<IgnoredAny>()?;
+            } else if self.0.replace(map.next_value()?).is_some() {
+                return Err(A::Error::duplicate_field("model"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// RFC 7578, as far as a field `model` goes.
+fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
+    let delimiter = format!("\r\n--{boundary}");
+    let finder = memmem::Finder::new(&delimiter);
+    let mut found = None;
+    // The first delimiter may do without its line break.
+    let mut rest = if body.starts_with(&delimiter.as_bytes()[2..]) {
+        delimiter.len() - 2
+    } else {
+        match finder.find(body) {
+            Some(at) => at + delimiter.len(),
+            None => return Ok(None),
+        }
+    };
+    while let Some(length) = memmem::find(&body[rest..], b"\r\n\r\n") {
+        let head = &body[rest..rest + length + 4];
+        let start = rest + length + 4;
+        let Some(end) = finder.find(&body[start..]).map(|length| start + length) else { break };
+        if is_model(head) {
+            let model = std::str::from_utf8(&body[start..end]).map_err(|_| "The 'model' is not UTF-8.".to_owned())?;
+            if found.replace(Named { model: model.to_owned(), place: start..end }).is_some() {
+                return Err("The form has more than one 'model'.".to_owned());
+            }
+        }
+        rest = end + delimiter.len();
+    }
+    Ok(found)
+}
+
+/// `head`: of a part, from behind its delimiter, the empty line included.
+fn is_model(head: &[u8]) -> bool {
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let Some(line_end) = memmem::find(head, b"\r\n") else { return false };
+    let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&head[line_end + 2..], &mut headers)
+    else {
+        return false;
+    };
+    let disposition = headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-disposition"));
+    let Some(text) = disposition.and_then(|header| std::str::from_utf8(header.value).ok()) else { return false };
+    let mut parameters = text.split(';').map(str::trim);
+    // A file's name may hold anything, a semicolon too.
+    !text.contains("filename") && parameters.any(|parameter| matches!(parameter, "name=\"model\"" | "name=model"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(body: &str, complete: bool) -> Result<Option<String>, String> {
+        find(&Format::Json, body.as_bytes(), complete).map(|found| found.map(|named| named.model))
+    }
+
+    #[test]
+    fn the_model_of_a_json_body_is_found_wherever_it_stands() {
+        for body in [r#"{"model":"m"}"#, r#" {"a":{"model":"x"},"model" : "m" ,"b":[1,{}]} "#, r#"{"model":"\u006d"}"#]
+        {
+            assert_eq!(json(body, true), Ok(Some("m".into())), "{body}");
+        }
+        for body in ["{}", r#"{"a":{"model":"x"}}"#] {
+            assert_eq!(json(body, true), Ok(None), "{body}");
+        }
+        for body in
+            ["", "x", "[]", r#""model""#, r#"{"model":3}"#, r#"{"model":"m""#, r#"{"model":"m","model":"m"}"#, "{}{}"]
+        {
+            assert!(json(body, true).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn the_model_of_a_json_body_that_is_cut_off_is_found_if_it_came_before() {
+        assert_eq!(json(r#"{"a":"b","model":"m","input":"xxxx"#, false), Ok(Some("m".into())));
+        for body in [r#"{"a":"b","model":"m"#, r#"{"a":"b","#, "{", r#"{"input":"{\"model\":\"m\"}"#] {
+            assert_eq!(json(body, false), Ok(None), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_renamed_body_differs_in_nothing_but_the_name() {
+        let body = Bytes::from_static(b"{ \"x\" : [ 1.50 ],\n \"model\":  \"m\\u006d\", \"y\":\"\xc3\xa9\" }");
+        let named = find(&Format::Json, &body, true).unwrap().unwrap();
+        let renamed = rename(&Format::Json, &body, &named, "a \"b\"");
+        assert_eq!(renamed, "{ \"x\" : [ 1.50 ],\n \"model\":  \"a \\\"b\\\"\", \"y\":\"é\" }");
+    }
+
+    const FORM: &str = "--xx\r\nContent-Disposition: form-data; name=\"file\"; filename=\"; name=\\\"model\\\"\"\r\n\
+                        Content-Type: audio/wav\r\n\r\n\r\n--x\r\nname=\"model\"\r\n--xx\r\n\
+                        content-disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--xx--\r\n";
+
+    fn form() -> Format {
+        Format::of(Some(&HeaderValue::from_static("multipart/form-data; charset=utf-8; Boundary=\"xx\""))).unwrap()
+    }
+
+    #[test]
+    fn the_model_of_a_form_is_the_field_of_that_name_and_not_what_a_file_says() {
+        let body = Bytes::from_static(FORM.as_bytes());
+        let named = find(&form(), &body, true).unwrap().unwrap();
+        assert_eq!(named.model, "whisper");
+        let renamed = rename(&form(), &body, &named, "w");
+        assert_eq!(renamed, FORM.replace("whisper", "w"));
+    }
+
+    #[test]
+    fn a_form_without_a_model_or_with_its_end_still_to_come_names_none() {
+        let end = FORM.find("isper").unwrap();
+        assert_eq!(find(&form(), &FORM.as_bytes()[..end], false), Ok(None));
+        for body in [
+            "",
+            "--xx--\r\n",
+            "--xx\r\n\r\nmodel\r\n--xx--",
+            &FORM.replace("\"model\"\r\n\r\nw", "\"purpose\"\r\n\r\nw"),
+        ] {
+            assert_eq!(find(&form(), body.as_bytes(), true), Ok(None), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_form_with_two_models_is_refused() {
+        let twice = FORM.replace("--xx--", "--xx\r\ncontent-disposition: form-data; name=model\r\n\r\nother\r\n--xx--");
+        assert!(find(&form(), twice.as_bytes(), true).is_err());
+    }
+
+    #[test]
+    fn a_form_without_a_boundary_is_refused_and_everything_else_is_json() {
+        for wrong in ["multipart/form-data", "multipart/form-data; boundary=\"\""] {
+            assert!(Format::of(Some(&HeaderValue::from_static(wrong))).is_err(), "{wrong}");
+        }
+        for json in ["application/json", "text/plain; boundary=x", "application/x-www-form-urlencoded"] {
+            assert_eq!(Format::of(Some(&HeaderValue::from_static(json))), Ok(Format::Json));
+        }
+        assert_eq!(Format::of(None), Ok(Format::Json));
+    }
+}

@@ -1,0 +1,291 @@
+//! One request from its headers to the end of its answer: what is told of it in its answer's headers, in the access log and
+//! in the metrics. It is written when it is dropped, so that a client that leaves is not forgotten.
+
+use std::error::Error;
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::HeaderName;
+use axum::http::{HeaderValue, Method, Response, Uri, request};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::classify::Outcome;
+use super::state::{AppState, Live};
+use super::stream::JudgedStream;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const PROVIDER: HeaderName = HeaderName::from_static("x-fusebox-provider");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-fusebox-attempts");
+const REPLAY: HeaderName = HeaderName::from_static("x-fusebox-replay");
+
+/// Longer names of models are cut in the log: a client may send anything.
+const MAX_LOGGED_MODEL: usize = 200;
+
+/// The body of an answer.
+pub(crate) enum Payload {
+    Whole(Bytes),
+    Stream(Box<JudgedStream>),
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum End {
+    /// The client got an answer, whatever it said.
+    Complete,
+    /// The provider broke off in the middle of it.
+    Cut,
+    ClientLeft,
+}
+
+struct Attempt {
+    provider: usize,
+    started: Instant,
+    /// `None` while it lasts; if it never ends, the client has left.
+    ended: Option<(Outcome, Duration)>,
+}
+
+pub(crate) struct Record {
+    state: Arc<AppState>,
+    live: Arc<Live>,
+    started: Instant,
+    id: HeaderValue,
+    method: Method,
+    uri: Uri,
+    model: Option<Box<str>>,
+    attempts: Vec<Attempt>,
+    status: Option<u16>,
+    bytes_in: u64,
+    bytes_out: u64,
+    first_byte: Option<Duration>,
+    is_replayable: bool,
+    is_stream: bool,
+    end: End,
+}
+
+impl Record {
+    /// The id that the client gave, or a new one, goes on to the provider too.
+    pub(crate) fn start(state: Arc<AppState>, head: &mut request::Parts) -> Self {
+        let is_usable =
+            |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+        let id = head.headers.get(&REQUEST_ID).filter(|id| is_usable(id)).cloned().unwrap_or_else(|| {
+            let id = format!("{:032x}", fastrand::u128(..));
+            HeaderValue::try_from(id).expect("hexadecimal digits")
+        });
+        head.headers.insert(REQUEST_ID, id.clone());
+        state.metrics.begin();
+        Self {
+            live: state.live(),
+            state,
+            started: Instant::now(),
+            id,
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            model: None,
+            attempts: Vec::new(),
+            status: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            first_byte: None,
+            is_replayable: true,
+            is_stream: false,
+            end: End::ClientLeft,
+        }
+    }
+
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    pub(crate) fn set_model(&mut self, model: &str) {
+        let end = model.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_LOGGED_MODEL).unwrap_or(model.len());
+        self.model = Some(model[..end].into());
+    }
+
+    pub(crate) fn set_bytes_in(&mut self, bytes: u64) {
+        self.bytes_in = bytes;
+    }
+
+    pub(crate) fn set_not_replayable(&mut self) {
+        self.is_replayable = false;
+    }
+
+    pub(crate) fn begin_attempt(&mut self, provider: usize, is_probe: bool) {
+        self.live.providers[provider].metrics.begin(is_probe);
+        self.attempts.push(Attempt { provider, started: Instant::now(), ended: None });
+    }
+
+    /// Ends the attempt that lasts, if one does.
+    pub(crate) fn end_attempt(&mut self, outcome: Outcome) {
+        let Some(attempt) = self.attempts.last_mut().filter(|attempt| attempt.ended.is_none()) else { return };
+        let took = attempt.started.elapsed();
+        attempt.ended = Some((outcome, took));
+        self.live.providers[attempt.provider].metrics.end(outcome, took);
+    }
+
+    /// A good answer begins.
+    pub(crate) fn first_byte(&mut self) {
+        if let Some(attempt) = self.attempts.last() {
+            self.live.providers[attempt.provider].metrics.first_byte(attempt.started.elapsed());
+        }
+    }
+
+    /// How the request ended, as far as is known.
+    pub(crate) fn set_end(&mut self, end: End) {
+        self.end = end;
+    }
+
+    /// The answer to the client. `provider`: whose it is; without one it is the gateway's own.
+    pub(crate) fn answer(mut self, answer: Response<Payload>, provider: Option<usize>) -> Response<Body> {
+        let (mut head, payload) = answer.into_parts();
+        head.headers.insert(REQUEST_ID, self.id.clone());
+        let name = provider.map_or(HeaderValue::from_static("none"), |index| self.live.providers[index].header.clone());
+        head.headers.insert(PROVIDER, name);
+        head.headers.insert(ATTEMPTS, HeaderValue::from(self.attempts.len()));
+        if !self.is_replayable {
+            head.headers.insert(REPLAY, HeaderValue::from_static("no"));
+        }
+        self.status = Some(head.status.as_u16());
+        self.is_stream = matches!(payload, Payload::Stream(_));
+        if matches!(&payload, Payload::Whole(bytes) if bytes.is_empty()) {
+            // It will not be asked for its body.
+            self.end = End::Complete;
+        }
+        Response::from_parts(head, Body::new(ClientBody { payload, record: self }))
+    }
+
+    fn line(&self) -> Vec<u8> {
+        let name = |attempt: &Attempt| self.live.providers[attempt.provider].name.as_str();
+        let attempts: Vec<_> = self
+            .attempts
+            .iter()
+            .map(|attempt| {
+                let (outcome, took) = attempt.ended.expect("ended before");
+                AttemptLine { provider: name(attempt), outcome: outcome.as_str(), ms: millis(took) }
+            })
+            .collect();
+        let is_blamed = |attempt: &&Attempt| attempt.ended.is_some_and(|(outcome, _)| outcome.is_failure());
+        let answered = |attempt: &&Attempt| attempt.ended.is_some_and(|(outcome, _)| outcome == Outcome::Ok);
+        let line = Line {
+            time: now(),
+            id: self.id.to_str().unwrap_or_default(),
+            method: self.method.as_str(),
+            // Without the query, which may hold what is none of the log's business.
+            path: self.uri.path(),
+            model: self.model.as_deref(),
+            status: self.status,
+            end: self.end,
+            provider: self.attempts.last().filter(answered).map(name),
+            attempts,
+            blamed: self.attempts.iter().filter(is_blamed).map(name).collect(),
+            stream: self.is_stream,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            first_byte_ms: self.first_byte.map(millis),
+            ms: millis(self.started.elapsed()),
+        };
+        let mut text = serde_json::to_vec(&line).expect("texts and numbers");
+        text.push(b'\n');
+        text
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.end_attempt(Outcome::ClientLeft);
+        self.state.metrics.end(self.status, self.started.elapsed());
+        if self.live.server.access_log
+            && let Some(log) = self.state.access_log()
+        {
+            // What is lost is counted by the writer.
+            let _ = log.clone().write(&self.line());
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    id: &'a str,
+    method: &'a str,
+    path: &'a str,
+    model: Option<&'a str>,
+    status: Option<u16>,
+    end: End,
+    provider: Option<&'a str>,
+    attempts: Vec<AttemptLine<'a>>,
+    blamed: Vec<&'a str>,
+    stream: bool,
+    bytes_in: u64,
+    bytes_out: u64,
+    first_byte_ms: Option<f64>,
+    ms: f64,
+}
+
+#[derive(Serialize)]
+struct AttemptLine<'a> {
+    provider: &'a str,
+    outcome: &'static str,
+    ms: f64,
+}
+
+/// To a thousandth.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[expect(clippy::disallowed_methods, reason = "a log is read beside other logs, which go by the wall clock")]
+fn now() -> String {
+    humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
+}
+
+/// An answer's body on its way, with its record.
+struct ClientBody {
+    payload: Payload,
+    record: Record,
+}
+
+impl http_body::Body for ClientBody {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Self { payload, record } = &mut *self;
+        let frame = match payload {
+            Payload::Whole(bytes) => {
+                record.end = End::Complete;
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Payload::Stream(stream) => stream.poll(record, cx),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            record.bytes_out += data.len() as u64;
+            record.first_byte.get_or_insert_with(|| record.started.elapsed());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.payload {
+            Payload::Whole(bytes) => bytes.is_empty(),
+            Payload::Stream(stream) => stream.is_over(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.payload {
+            Payload::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Payload::Stream(stream) => stream.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What every request needs: providers and breakers, and how they are replaced while requests are under way.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tracing::{error, info, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+
+use super::attempt::Provider;
+use super::config::{GatewayConfig, ProviderConfig, ServerConfig};
+use super::metrics::Metrics;
+use super::upstream::{SetupError, Tls};
+use crate::{CircuitBreaker, CircuitBreakerRegistry};
+
+/// The gateway's state, shared by all its connections.
+#[derive(Debug)]
+pub struct AppState {
+    /// One breaker per provider, by its name.
+    pub circuit_breakers: Arc<CircuitBreakerRegistry>,
+    live: ArcSwap<Live>,
+    pub(crate) metrics: Metrics,
+    is_draining: AtomicBool,
+    access_log: Option<AccessLog>,
+    /// Held by who replaces `live`.
+    reloading: Mutex<()>,
+    /// What cannot be replaced.
+    started_with: ServerConfig,
+}
+
+/// What a configuration turned into. A request keeps the one that it began with.
+pub(crate) struct Live {
+    pub(crate) server: ServerConfig,
+    pub(crate) providers: Vec<Arc<Provider>>,
+    /// Indexes into `providers`, in the order in which they are asked.
+    by_model: HashMap<String, Box<[usize]>, foldhash::fast::RandomState>,
+    /// For requests that name no model.
+    all: Box<[usize]>,
+    tls: Tls,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("server", &self.server).field("providers", &self.providers).finish_non_exhaustive()
+    }
+}
+
+impl Live {
+    /// The providers of a model, in the order in which they are asked.
+    pub(crate) fn candidates(&self, model: &str) -> Option<&[usize]> {
+        self.by_model.get(model).map(|candidates| &**candidates)
+    }
+
+    /// Every provider, in the order in which they are asked.
+    pub(crate) fn all(&self) -> &[usize] {
+        &self.all
+    }
+
+    /// The models and who is asked first for them, sorted.
+    pub(crate) fn models(&self) -> Vec<(&str, &Provider)> {
+        let models = self.by_model.iter();
+        let mut models: Vec<(&str, &Provider)> =
+            models.map(|(model, candidates)| (model.as_str(), &*self.providers[candidates[0]])).collect();
+        models.sort_unstable_by_key(|(model, _)| *model);
+        models
+    }
+}
+
+/// The writer has a thread of its own, so that no request waits for a slow disk.
+struct AccessLog {
+    writer: NonBlocking,
+    lost: ErrorCounter,
+    /// Writes what is left when it is dropped.
+    _guard: WorkerGuard,
+}
+
+impl fmt::Debug for AccessLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AccessLog")
+    }
+}
+
+impl AppState {
+    /// Prepares the providers. Nothing is connected yet, and no access log is written.
+    ///
+    /// # Errors
+    ///
+    /// If `ca_file` cannot be used.
+    pub fn new(config: &GatewayConfig) -> Result<Arc<Self>, SetupError> {
+        Self::build(config, None)
+    }
+
+    /// As [`new`](Self::new), with an access log: a JSON object and a line break for each request, unless the configuration
+    /// switches it off. A thread of its own writes to `writer`; if that is too slow, lines are lost and counted.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_access_log(
+        config: &GatewayConfig,
+        writer: impl Write + Send + 'static,
+    ) -> Result<Arc<Self>, SetupError> {
+        let (writer, guard) = NonBlockingBuilder::default().thread_name("fusebox-access-log").finish(writer);
+        Self::build(config, Some(AccessLog { lost: writer.error_counter(), writer, _guard: guard }))
+    }
+
+    fn build(config: &GatewayConfig, access_log: Option<AccessLog>) -> Result<Arc<Self>, SetupError> {
+        let circuit_breakers = Arc::new(CircuitBreakerRegistry::default());
+        let metrics = Metrics::default();
+        let tls = Tls::new(config.server.ca_file.as_deref())?;
+        let live = Live::new(config, tls, None, &circuit_breakers, &metrics);
+        Ok(Arc::new(Self {
+            circuit_breakers,
+            live: ArcSwap::from_pointee(live),
+            metrics,
+            is_draining: AtomicBool::new(false),
+            access_log,
+            reloading: Mutex::new(()),
+            started_with: config.server.clone(),
+        }))
+    }
+
+    /// Applies another configuration. Requests under way end with the one they began with; no connection of a client is
+    /// closed. A provider of the same name keeps its breaker's state, and one that is configured as before its connections
+    /// too. `listen`, `admin_listen` and `max_connections` are not
+    /// applied.
+    ///
+    /// # Errors
+    ///
+    /// If `ca_file` cannot be used; then nothing has changed.
+    pub fn reload(&self, config: &GatewayConfig) -> Result<(), SetupError> {
+        let _one_at_a_time = self.reloading.lock();
+        let tls = Tls::new(config.server.ca_file.as_deref())?;
+        let before = self.live();
+        let live = Live::new(config, tls, Some(&before), &self.circuit_breakers, &self.metrics);
+        let is_kept = |name: &str| live.providers.iter().any(|provider| provider.name == name);
+        let gone: Vec<_> = before.providers.iter().filter(|provider| !is_kept(&provider.name)).collect();
+        self.metrics.keep_only(is_kept);
+        self.live.store(Arc::new(live));
+        for provider in gone {
+            self.circuit_breakers.remove(&provider.name);
+        }
+        Ok(())
+    }
+
+    /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used, everything stays as it is. Says in the
+    /// log what came of it, and returns whether it was applied.
+    pub fn reload_file(&self, path: &Path) -> bool {
+        let applied = GatewayConfig::from_file(path)
+            .map_err(|errors| errors.mistakes().to_vec())
+            .and_then(|config| self.reload(&config).map(|()| config).map_err(|error| vec![error.to_string()]));
+        let (counter, is_applied) = match applied {
+            Ok(config) => {
+                for warning in config.warnings().iter().chain(&self.not_applied(&config.server)) {
+                    warn!("{warning}");
+                }
+                info!(file = %path.display(), providers = config.providers.len(), "the configuration was read anew");
+                (&self.metrics.reloads, true)
+            }
+            Err(mistakes) => {
+                for mistake in &mistakes {
+                    error!("{mistake}");
+                }
+                error!(file = %path.display(), "the configuration was refused, the old one goes on");
+                (&self.metrics.failed_reloads, false)
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        is_applied
+    }
+
+    fn not_applied(&self, new: &ServerConfig) -> Vec<String> {
+        let old = &self.started_with;
+        [
+            ("listen", old.listen != new.listen),
+            ("admin_listen", old.admin_listen != new.admin_listen),
+            ("max_connections", old.max_connections != new.max_connections),
+        ]
+        .iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(field, _)| format!("server.{field} has changed, which takes a restart"))
+        .collect()
+    }
+
+    pub(crate) fn live(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    pub(crate) fn access_log(&self) -> Option<&NonBlocking> {
+        self.access_log.as_ref().map(|log| &log.writer)
+    }
+
+    pub(crate) fn log_lines_lost(&self) -> u64 {
+        self.access_log.as_ref().map_or(0, |log| log.lost.dropped_lines() as u64)
+    }
+
+    pub(crate) fn begin_drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+}
+
+impl Live {
+    fn new(
+        config: &GatewayConfig,
+        tls: Tls,
+        before: Option<&Live>,
+        breakers: &CircuitBreakerRegistry,
+        metrics: &Metrics,
+    ) -> Self {
+        let same_tls = before.is_some_and(|before| before.tls.trusts_the_same(&tls));
+        let provider = |config: &ProviderConfig| {
+            let old = before.and_then(|before| before.providers.iter().find(|old| old.name == config.name));
+            match old {
+                Some(old) if same_tls && old.config == *config => Arc::clone(old),
+                _ => {
+                    let breaker = breaker_for(config, breakers);
+                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name), &tls))
+                }
+            }
+        };
+        let providers: Vec<_> = config.providers.iter().map(provider).collect();
+        let by_model = config.candidates();
+        let by_model = by_model.into_iter().map(|(model, candidates)| (model.to_owned(), candidates.into())).collect();
+        Self { server: config.server.clone(), providers, by_model, all: config.order().into(), tls }
+    }
+}
+
+/// The breaker that is registered under the provider's name, with its settings.
+fn breaker_for(config: &ProviderConfig, breakers: &CircuitBreakerRegistry) -> Arc<CircuitBreaker> {
+    let breaker = breakers
+        .get(&config.name)
+        .unwrap_or_else(|| breakers.insert_breaker(CircuitBreaker::new(config.name.as_str(), config.breaker.clone())));
+    breaker.set_config(&config.breaker);
+    breaker
+}

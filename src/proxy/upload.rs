@@ -1,0 +1,229 @@
+//! A request's body on its way from the client: kept whole where that is possible, so that it can be sent again, and passed
+//! on as it comes where it is too long for that. What is wrong with it is the client's fault, whichever provider is told so.
+
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Response, StatusCode};
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use super::answer;
+use super::config::ServerConfig;
+
+/// Why a body could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    TooLong { limit: u64 },
+    Stalled { limit: Duration },
+    Broken,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong { limit } => write!(f, "The body is longer than {limit} bytes."),
+            Self::Stalled { limit } => write!(f, "Nothing more of the body came within {limit:?}."),
+            Self::Broken => f.write_str("The body could not be read to its end."),
+        }
+    }
+}
+
+impl Error for Fault {}
+
+impl Fault {
+    pub(crate) fn answer(self) -> Response<Bytes> {
+        let (status, code) = match self {
+            Self::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long"),
+            Self::Stalled { .. } => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::Broken => (StatusCode::BAD_REQUEST, "incomplete_body"),
+        };
+        answer::invalid(status, code, None, &self.to_string())
+    }
+}
+
+/// As much of a body as was read.
+#[derive(Debug)]
+pub(crate) enum Read {
+    Whole(Bytes),
+    /// More than `replay_body_bytes`.
+    Begun(Bytes, Rest),
+}
+
+/// What has not been read yet.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    body: Body,
+    /// What it may still have.
+    left: u64,
+    max: u64,
+    patience: Duration,
+}
+
+/// Reads a body, up to what is kept.
+pub(crate) async fn read(mut body: Body, limits: &ServerConfig) -> Result<Read, Fault> {
+    let (max, patience) = (limits.max_body_bytes, limits.body_timeout);
+    if body.size_hint().lower() > max {
+        return Err(Fault::TooLong { limit: max });
+    }
+    let mut whole = Bytes::new();
+    let mut parts = BytesMut::new();
+    while !body.is_end_stream() {
+        let frame = match timeout(patience, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) => return Err(Fault::Broken),
+            Ok(None) => break,
+            Err(_) => return Err(Fault::Stalled { limit: patience }),
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        // Most bodies come in one piece, which then need not be copied.
+        if parts.is_empty() && whole.is_empty() {
+            whole = data;
+        } else {
+            if parts.is_empty() {
+                parts.reserve(
+                    usize::try_from(body.size_hint().lower()).unwrap_or(0).min(1 << 20) + whole.len() + data.len(),
+                );
+                parts.extend_from_slice(&std::mem::take(&mut whole));
+            }
+            parts.extend_from_slice(&data);
+        }
+        let length = (whole.len() + parts.len()) as u64;
+        if length > max {
+            return Err(Fault::TooLong { limit: max });
+        }
+        if length > limits.replay_body_bytes {
+            let begun = if parts.is_empty() { whole } else { parts.freeze() };
+            return Ok(Read::Begun(begun, Rest { body, left: max - length, max, patience }));
+        }
+    }
+    Ok(Read::Whole(if parts.is_empty() { whole } else { parts.freeze() }))
+}
+
+/// How far a body has got that is passed on as it comes.
+#[derive(Debug)]
+pub(crate) struct Progress(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// When the last piece was passed on.
+    moved: Instant,
+    waits_for_client: bool,
+    bytes: u64,
+    fault: Option<Fault>,
+}
+
+impl Progress {
+    /// Since when it can be the provider who is late: not while the next piece is still with the client.
+    pub(crate) fn since(&self) -> Instant {
+        let state = self.0.lock();
+        if state.waits_for_client { Instant::now() } else { state.moved }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.lock().bytes
+    }
+
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.0.lock().fault
+    }
+}
+
+/// A body that is passed on as it comes.
+pub(crate) struct Upload {
+    begun: Option<Bytes>,
+    rest: Rest,
+    pause: Pin<Box<Sleep>>,
+    pausing: bool,
+    progress: Arc<Progress>,
+}
+
+impl Upload {
+    pub(crate) fn new(begun: Bytes, rest: Rest) -> (Self, Arc<Progress>) {
+        let progress = Arc::new(Progress(Mutex::new(State {
+            moved: Instant::now(),
+            waits_for_client: false,
+            bytes: 0,
+            fault: None,
+        })));
+        let pause = Box::pin(sleep(rest.patience));
+        (Self { begun: Some(begun), rest, pause, pausing: false, progress: Arc::clone(&progress) }, progress)
+    }
+
+    fn pass(&mut self, data: &Bytes) {
+        self.pausing = false;
+        let mut state = self.progress.0.lock();
+        state.moved = Instant::now();
+        state.waits_for_client = false;
+        state.bytes += data.len() as u64;
+    }
+
+    fn fail(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        self.progress.0.lock().fault = Some(fault);
+        Poll::Ready(Some(Err(fault)))
+    }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let this = &mut *self;
+        if let Some(begun) = this.begun.take() {
+            this.pass(&begun);
+            return Poll::Ready(Some(Ok(Frame::data(begun))));
+        }
+        let Poll::Ready(frame) = Pin::new(&mut this.rest.body).poll_frame(cx) else {
+            if !this.pausing {
+                this.pausing = true;
+                let until = Instant::now() + this.rest.patience;
+                this.pause.as_mut().reset(until);
+                this.progress.0.lock().waits_for_client = true;
+            }
+            ready!(this.pause.as_mut().poll(cx));
+            return this.fail(Fault::Stalled { limit: this.rest.patience });
+        };
+        match frame {
+            None => {
+                this.progress.0.lock().waits_for_client = false;
+                Poll::Ready(None)
+            }
+            Some(Err(_)) => this.fail(Fault::Broken),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.pass(data);
+                    match this.rest.left.checked_sub(data.len() as u64) {
+                        Some(left) => this.rest.left = left,
+                        None => return this.fail(Fault::TooLong { limit: this.rest.max }),
+                    }
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.begun.is_none() && self.rest.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let begun = self.begun.as_ref().map_or(0, Bytes::len) as u64;
+        let rest = self.rest.body.size_hint();
+        let mut hint = SizeHint::new();
+        // The upper bound first: `SizeHint` asserts that the lower one is not above it.
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + begun);
+        }
+        hint.set_lower(rest.lower() + begun);
+        hint
+    }
+}

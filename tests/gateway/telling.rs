@@ -1,0 +1,199 @@
+//! What is told of a request: in its answer's headers, in the access log, in the metrics.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use crate::support::{CHAT, Gateway, Provider, answer, one_by_one, read, streamed};
+
+#[tokio::test]
+async fn every_answer_has_a_request_id_the_provider_and_the_number_of_attempts() {
+    let (a, b) = (Provider::with_status(500).await, Provider::start(|n| answer(if n == 0 { 200 } else { 500 })).await);
+    let gateway = Gateway::start(&[&a, &b], "", "failure_threshold = 2\nopen_for = '1h'", "").await;
+    let told = |answer: &crate::support::Answer| {
+        let id = answer.header("x-request-id");
+        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+        (answer.status, answer.header("x-fusebox-provider").to_owned(), answer.header("x-fusebox-attempts").to_owned())
+    };
+    let expected = |status, provider: &str, attempts: &str| (status, provider.to_owned(), attempts.to_owned());
+    assert_eq!(told(&gateway.ask().await), expected(200, "b", "2"));
+    assert_eq!(told(&gateway.ask().await), expected(500, "b", "2"));
+    assert_eq!(told(&gateway.ask().await), expected(500, "b", "1"));
+    assert_eq!(told(&gateway.ask().await), expected(503, "none", "0"));
+    assert_eq!(told(&gateway.get("/v1/models").await), expected(200, "none", "0"));
+    assert_eq!(told(&gateway.post("/v1/x", "{}").await), expected(400, "none", "0"));
+    assert_eq!(told(&gateway.get("/v1/x").await), expected(405, "none", "0"));
+}
+
+#[tokio::test]
+async fn a_clients_request_id_is_kept_and_passed_on_unless_it_cannot_be() {
+    let a = Provider::with_status(200).await;
+    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let with_id = async |id: &str| {
+        let mut request = gateway.request("/v1/x", CHAT);
+        request.headers_mut().insert("x-request-id", id.parse().unwrap());
+        let answer = read(gateway.send(request).await).await;
+        let told = answer.header("x-request-id").to_owned();
+        assert_eq!(a.last().headers["x-request-id"], told.as_str());
+        told
+    };
+    assert_eq!(with_id("id-1").await, "id-1");
+    assert_ne!(with_id("has a space").await, "has a space");
+    assert_eq!(with_id(&"x".repeat(129)).await.len(), 32);
+    assert_eq!(gateway.log(3).await[0]["id"], "id-1");
+}
+
+#[tokio::test]
+async fn the_access_log_has_one_line_per_request_with_who_was_asked_and_who_was_blamed() {
+    let (mut sender, stream) = streamed();
+    let a = Provider::with_status(503).await;
+    let b = Provider::start(one_by_one(vec![answer(200), stream, answer(429)])).await;
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    gateway.post("/v1/embeddings?secret=1", CHAT).await;
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
+    drop(sender);
+    read(response).await;
+    gateway.ask().await;
+    gateway.post("/v1/x", r#"{"model": "other"}"#).await;
+    gateway.get("/v1/models").await;
+
+    let log = gateway.log(5).await;
+    let [first, second, third, fourth, fifth] = &log[..] else { panic!("{log:?}") };
+    assert_eq!(
+        (&first["method"], &first["path"], &first["model"]),
+        (&json!("POST"), &json!("/v1/embeddings"), &json!("m"))
+    );
+    assert_eq!((&first["status"], &first["provider"], &first["end"]), (&json!(200), &json!("b"), &json!("complete")));
+    let outcomes = |line: &serde_json::Value| -> Vec<(String, String)> {
+        let attempts = line["attempts"].as_array().unwrap().iter();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        attempts.map(|attempt| (text(&attempt["provider"]), text(&attempt["outcome"]))).collect()
+    };
+    let pairs =
+        |pairs: &[(&str, &str)]| -> Vec<_> { pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect() };
+    assert_eq!(outcomes(first), pairs(&[("a", "5xx"), ("b", "ok")]));
+    assert_eq!(first["blamed"], json!(["a"]));
+    assert_eq!((&first["bytes_in"], &first["bytes_out"]), (&json!(CHAT.len()), &json!(14)));
+    assert_eq!((&first["stream"], &second["stream"]), (&json!(false), &json!(true)));
+    for line in [first, second] {
+        let time = |field: &str| line[field].as_f64().unwrap();
+        assert!(time("first_byte_ms") > 0.0 && time("ms") >= time("first_byte_ms"), "{line}");
+        assert!(line["attempts"][1]["ms"].as_f64().unwrap() <= time("ms"));
+        assert!(line["time"].as_str().unwrap().starts_with("20"), "{line}");
+    }
+    assert_eq!(outcomes(third), pairs(&[("a", "5xx"), ("b", "429")]));
+    assert_eq!((&third["status"], &third["provider"], &third["blamed"]), (&json!(429), &json!(null), &json!(["a"])));
+    assert_eq!((&fourth["status"], &fourth["model"], &fourth["attempts"]), (&json!(404), &json!("other"), &json!([])));
+    assert_eq!((&fifth["method"], &fifth["status"]), (&json!("GET"), &json!(200)));
+    let text = format!("{log:?}");
+    assert!(!text.contains("secret") && !text.contains("provider-key"), "{text}");
+}
+
+#[tokio::test]
+async fn the_access_log_can_be_switched_off() {
+    let a = Provider::with_status(200).await;
+    let silent = Gateway::start(&[&a], "access_log = false", "", "").await;
+    silent.ask().await;
+    let config = fusebox::proxy::GatewayConfig::from_toml("").unwrap();
+    silent.state.reload(&config).unwrap();
+    silent.get("/v1/models").await;
+    let log = silent.log(1).await;
+    assert_eq!((log.len(), &log[0]["method"]), (1, &json!("GET")));
+}
+
+fn value(metrics: &str, line: &str) -> f64 {
+    let found = metrics.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("no {line} in {metrics}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn metrics_count_requests_attempts_and_what_the_circuits_did() {
+    let (a, b) = (Provider::with_status(500).await, Provider::with_status(200).await);
+    let mut gateway = Gateway::start(&[&a, &b], "", "failure_threshold = 2\nopen_for = '1h'", "").await;
+    for _ in 0..5 {
+        gateway.ask().await;
+    }
+    gateway.post("/v1/x", "{}").await;
+    gateway.log(6).await;
+    let metrics = gateway.metrics().await;
+    for (line, expected) in [
+        ("fusebox_requests_total{status=\"2xx\"}", 5.0),
+        ("fusebox_requests_total{status=\"4xx\"}", 1.0),
+        ("fusebox_requests_in_flight", 0.0),
+        ("fusebox_request_seconds_count", 6.0),
+        ("fusebox_attempts_total{provider=\"a\",outcome=\"5xx\"}", 2.0),
+        ("fusebox_attempts_total{provider=\"b\",outcome=\"ok\"}", 5.0),
+        ("fusebox_attempts_in_flight{provider=\"b\"}", 0.0),
+        ("fusebox_attempt_seconds_count{provider=\"a\"}", 2.0),
+        ("fusebox_first_byte_seconds_count{provider=\"a\"}", 0.0),
+        ("fusebox_first_byte_seconds_count{provider=\"b\"}", 5.0),
+        ("fusebox_first_byte_seconds_bucket{provider=\"b\",le=\"+Inf\"}", 5.0),
+        ("fusebox_circuit_state{provider=\"a\",state=\"open\"}", 1.0),
+        ("fusebox_circuit_state{provider=\"a\",state=\"closed\"}", 0.0),
+        ("fusebox_circuit_state{provider=\"b\",state=\"closed\"}", 1.0),
+        ("fusebox_circuit_failures{provider=\"a\"}", 2.0),
+        ("fusebox_circuit_trips_total{provider=\"a\"}", 1.0),
+        ("fusebox_circuit_rejections_total{provider=\"a\"}", 3.0),
+        ("fusebox_circuit_probes_total{provider=\"a\"}", 0.0),
+        ("fusebox_config_reloads_total{result=\"applied\"}", 0.0),
+        ("fusebox_client_connections", 1.0),
+    ] {
+        assert!((value(&metrics, line) - expected).abs() < 1e-9, "{line}\n{metrics}");
+    }
+    assert!(value(&metrics, "fusebox_circuit_probe_in_seconds{provider=\"a\"}") > 3000.0);
+    assert!(value(&metrics, "fusebox_request_seconds_sum") > 0.0);
+}
+
+#[tokio::test]
+async fn every_metric_is_in_the_documented_table_with_its_type_and_labels_and_nothing_else_is() {
+    let a = Provider::with_status(200).await;
+    let mut gateway = Gateway::start(&[&a], "", "", "").await;
+    gateway.ask().await;
+    let metrics = gateway.metrics().await;
+    let documented = include_str!("../../docs/METRICS.md");
+    let cells = |line: &str| -> Vec<String> { line.split('|').map(|cell| cell.trim().replace('`', "")).collect() };
+    let table: BTreeSet<(String, String, String)> = documented
+        .lines()
+        .filter(|line| line.starts_with("| `fusebox_"))
+        .map(|line| {
+            let cells = cells(line);
+            (cells[1].clone(), cells[2].clone(), cells[3].clone())
+        })
+        .collect();
+    let served: BTreeSet<_> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, kind)| {
+            let first = metrics.lines().find(|line| line.starts_with(name)).unwrap();
+            let labels = first.split_once('{').map_or("", |(_, labels)| labels.split_once('}').unwrap().0);
+            let labels = labels.split(',').filter_map(|label| label.split_once('=')).map(|(label, _)| label);
+            let labels: Vec<_> = labels.filter(|label| *label != "le").collect();
+            (name.to_owned(), kind.to_owned(), labels.join(", "))
+        })
+        .collect();
+    assert_eq!(served, table);
+
+    let outcomes: BTreeSet<_> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("fusebox_attempts_total{provider=\"a\",outcome=\"")?.split_once('"'))
+        .map(|(outcome, _)| outcome.to_owned())
+        .collect();
+    let (_, list) = documented.split_once("## Outcomes").unwrap();
+    let listed: BTreeSet<_> =
+        list.lines().filter(|line| line.starts_with("| `")).map(|line| cells(line)[1].clone()).collect();
+    assert_eq!(outcomes, listed);
+}
+
+#[tokio::test]
+async fn without_a_port_for_operators_metrics_are_on_the_clients_port_behind_their_token() {
+    let gateway = Gateway::start(&[], "auth_tokens = ['s3cret']", "", "").await;
+    assert_eq!(gateway.get("/metrics").await.status, 401);
+    let mut request = gateway.request("/metrics", "");
+    *request.method_mut() = hyper::Method::GET;
+    request.headers_mut().insert("authorization", "Bearer s3cret".parse().unwrap());
+    let answer = read(gateway.send(request).await).await;
+    assert!(answer.status == 200 && answer.body.starts_with(b"# HELP fusebox_"));
+
+    let apart = Gateway::start(&[], "admin_listen = '127.0.0.1:1'", "", "").await;
+    assert_eq!(apart.get("/metrics").await.status, 404);
+}
