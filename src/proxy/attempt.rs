@@ -113,7 +113,7 @@ impl Provider {
         let mut timer = pin!(sleep(timeouts.first_byte));
 
         let until = || since() + timeouts.first_byte.min(timeouts.total);
-        let sent = within(timer.as_mut(), until, self.upstream.send(head, body)).await;
+        let sent = within(timer.as_mut(), until, pin!(self.upstream.send(head, body))).await;
         if let Some(fault) = progress.and_then(Progress::fault) {
             permit.cancel();
             record.end_attempt(Outcome::ClientLeft);
@@ -143,7 +143,7 @@ impl Provider {
         let is_events = has_type(&head.headers, &["text/event-stream"]);
         let is_stream = is_events || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
         let first = if is_stream || limits.replay_answer_bytes == 0 {
-            match within(timer, until, next(&mut body)).await {
+            match within(timer, until, pin!(next(&mut body))).await {
                 Some(Ok(first)) => first,
                 Some(Err(error)) => return failed(permit, record, Outcome::Cut, &Chain(&error)),
                 None => return self.failed_late(permit, record, since()),
@@ -184,7 +184,7 @@ impl Provider {
         let mut until = since + timeouts.first_byte.min(timeouts.total);
         let mut limit = Outcome::FirstByteTimeout;
         loop {
-            let data = match within(timer.as_mut(), || until, next(body)).await {
+            let data = match within(timer.as_mut(), || until, pin!(next(body))).await {
                 Some(Ok(Some(data))) => data,
                 Some(Ok(None)) => break,
                 Some(Err(error)) => return Err((Outcome::Cut, Chain(&error).to_string())),
@@ -316,14 +316,13 @@ fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
 }
 
 /// Runs a future until the time that `until` tells, which may move on meanwhile. The timer is only set if the future has to
-/// wait.
-async fn within<T>(
+/// wait. No `async fn`, which would keep the future twice.
+fn within<T>(
     mut timer: Pin<&mut Sleep>,
     until: impl Fn() -> Instant,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
+    mut future: Pin<&mut impl Future<Output = T>>,
+) -> impl Future<Output = Option<T>> {
+    poll_fn(move |cx| {
         if let Poll::Ready(value) = future.as_mut().poll(cx) {
             return Poll::Ready(Some(value));
         }
@@ -338,5 +337,4 @@ async fn within<T>(
             }
         }
     })
-    .await
 }

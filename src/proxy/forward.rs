@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, Response, StatusCode, header, request};
+use axum::http::{HeaderMap, Method, Request, Response, StatusCode, header, request};
 use bytes::Bytes;
+use http_body::Body;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tracing::warn;
@@ -18,7 +17,7 @@ use super::attempt::{Asked, Declined, Provider, Question};
 use super::config::Secret;
 use super::model::{self, Format, Named};
 use super::path::leaves_its_base;
-use super::record::{Payload, Record};
+use super::record::{ClientBody, Payload, Record};
 use super::state::{AppState, Live};
 use super::upload::{self, Read, Rest, Upload};
 use super::upstream::RequestBody;
@@ -32,7 +31,10 @@ const MAX_PATH: usize = 8 * 1024;
 type Answer = (Response<Payload>, Option<usize>);
 
 /// Everything below `/v1/`.
-pub(crate) async fn v1(State(state): State<Arc<AppState>>, request: Request) -> Response<Body> {
+pub(crate) async fn v1<B>(state: Arc<AppState>, request: Request<B>) -> Response<ClientBody>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
     let (mut head, body) = request.into_parts();
     let mut record = Record::start(state, &mut head);
     let live = Arc::clone(record.live());
@@ -53,12 +55,15 @@ struct Prepared {
 }
 
 /// Reads a request as far as it must be known for its routing. An error is the answer to it, which may be a good one.
-async fn prepare(
+async fn prepare<B>(
     live: &Live,
     record: &mut Record,
     mut head: request::Parts,
-    body: Body,
-) -> Result<Prepared, Response<Bytes>> {
+    body: B,
+) -> Result<Prepared, Response<Bytes>>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
     if !is_authorized(&live.server.auth_tokens, &head.headers) {
         return Err(answer::unauthorized());
     }

@@ -3,32 +3,38 @@
 use axum::http::header::{self, HeaderMap, HeaderName};
 
 /// RFC 9110 section 7.6.1, and `proxy-connection`, which is none but is treated so everywhere.
-static HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// What identifies an account: the client's with the gateway must not reach a provider, the gateway's with a provider must
 /// not reach a client.
-static CREDENTIALS: [HeaderName; 7] = [
-    header::AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-goog-api-key"),
-    HeaderName::from_static("anthropic-api-key"),
-    HeaderName::from_static("openai-organization"),
-    HeaderName::from_static("openai-project"),
-];
+fn is_credential(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "x-api-key"
+            | "api-key"
+            | "x-goog-api-key"
+            | "anthropic-api-key"
+            | "openai-organization"
+            | "openai-project"
+    )
+}
 
-/// Removes what concerns only one connection, the headers that `connection` names included.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+/// Removes what concerns only one connection, the headers that `connection` names included, and what identifies an account.
+fn strip(headers: &mut HeaderMap, is_one_way: fn(&str) -> bool) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -36,25 +42,24 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
-        headers.remove(name);
-    }
-}
-
-fn strip(headers: &mut HeaderMap, one_way: &[HeaderName]) {
-    strip_hop_by_hop(headers);
-    for name in CREDENTIALS.iter().chain(one_way) {
+    // There are fewer headers than names to look for.
+    let is_stripped = |name: &&HeaderName| {
+        let name = name.as_str();
+        is_hop_by_hop(name) || is_credential(name) || is_one_way(name)
+    };
+    let stripped: Vec<HeaderName> = headers.keys().filter(is_stripped).cloned().collect();
+    for name in stripped.iter().chain(&named) {
         headers.remove(name);
     }
 }
 
 pub(crate) fn to_provider(headers: &mut HeaderMap) {
     // The provider's own host, the body's own length; and the body is at hand, so there is nothing to expect.
-    strip(headers, &[header::COOKIE, header::HOST, header::CONTENT_LENGTH, header::EXPECT]);
+    strip(headers, |name| matches!(name, "cookie" | "host" | "content-length" | "expect"));
 }
 
 pub(crate) fn to_client(headers: &mut HeaderMap) {
-    strip(headers, &[header::SET_COOKIE, header::WWW_AUTHENTICATE]);
+    strip(headers, |name| matches!(name, "set-cookie" | "www-authenticate"));
 }
 
 #[cfg(test)]

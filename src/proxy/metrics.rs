@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
@@ -16,84 +17,104 @@ use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
 const BOUNDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
+/// Counts in several copies, which are added up when somebody asks: two threads that count together fight over a cache line,
+/// which takes longer than everything else about counting.
+#[derive(Debug, Default)]
+struct Sharded<T>([CachePadded<T>; SHARDS]);
+
+const SHARDS: usize = 16;
+
+impl<T> Sharded<T> {
+    /// The copy of this thread, shared only if there are more threads than copies.
+    fn mine(&self) -> &T {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static MINE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
+        }
+        &self.0[MINE.with(|mine| *mine)]
+    }
+
+    fn sum(&self, of: impl Fn(&T) -> &AtomicU64) -> u64 {
+        self.0.iter().map(|shard| of(shard).load(Ordering::Relaxed)).sum()
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
 /// How long things took.
 #[derive(Debug, Default)]
-pub(crate) struct Times {
+struct Times {
     /// Not cumulated; what is above the last bound comes last.
     buckets: [AtomicU64; BOUNDS.len() + 1],
     micros: AtomicU64,
 }
 
 impl Times {
-    pub(crate) fn record(&self, time: Duration) {
+    fn record(&self, time: Duration) {
         let seconds = time.as_secs_f64();
-        let bucket = BOUNDS.partition_point(|bound| *bound < seconds);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        count(&self.buckets[BOUNDS.partition_point(|bound| *bound < seconds)]);
         self.micros.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    fn metric(&self) -> Histogram {
-        let mut histogram = Histogram::default();
-        let mut count = 0;
-        let mut buckets = Vec::new();
-        // The encoder adds the last one, without a bound, by itself.
-        for (bound, bucket) in BOUNDS.iter().zip(&self.buckets) {
-            count += bucket.load(Ordering::Relaxed);
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(*bound);
-            bucket.set_cumulative_count(count);
-            buckets.push(bucket);
-        }
-        histogram.set_bucket(buckets);
-        histogram.set_sample_count(count + self.buckets[BOUNDS.len()].load(Ordering::Relaxed));
-        histogram.set_sample_sum(Duration::from_micros(self.micros.load(Ordering::Relaxed)).as_secs_f64());
-        histogram
     }
 }
 
 /// Of one provider.
 #[derive(Debug, Default)]
-pub(crate) struct ProviderMetrics {
-    /// Requests sent its way, by how that ended.
-    outcomes: [AtomicU64; Outcome::ALL.len()],
+pub(crate) struct ProviderMetrics(Sharded<ProviderCounts>);
+
+#[derive(Debug, Default)]
+struct ProviderCounts {
     asked: AtomicU64,
+    /// Of those that are over, how they ended.
+    outcomes: [AtomicU64; Outcome::ALL.len()],
     probes: AtomicU64,
     rejections: AtomicU64,
-    in_flight: AtomicI64,
     first_byte: Times,
     whole: Times,
 }
 
 impl ProviderMetrics {
     pub(crate) fn begin(&self, is_probe: bool) {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let mine = self.0.mine();
+        count(&mine.asked);
         if is_probe {
-            self.probes.fetch_add(1, Ordering::Relaxed);
+            count(&mine.probes);
         }
     }
 
+    /// Once for each [`begin`](Self::begin).
     pub(crate) fn end(&self, outcome: Outcome, took: Duration) {
-        self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.whole.record(took);
+        let mine = self.0.mine();
+        count(&mine.outcomes[outcome as usize]);
+        mine.whole.record(took);
     }
 
     pub(crate) fn first_byte(&self, took: Duration) {
-        self.first_byte.record(took);
+        self.0.mine().first_byte.record(took);
     }
 
     pub(crate) fn reject(&self) {
-        self.rejections.fetch_add(1, Ordering::Relaxed);
+        count(&self.0.mine().rejections);
     }
 
     /// Requests that were sent its way, probes included.
     pub(crate) fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
+        self.0.sum(|counts| &counts.asked)
     }
 
     pub(crate) fn probes(&self) -> u64 {
-        self.probes.load(Ordering::Relaxed)
+        self.0.sum(|counts| &counts.probes)
+    }
+
+    pub(crate) fn outcome(&self, outcome: Outcome) -> u64 {
+        self.0.sum(|counts| &counts.outcomes[outcome as usize])
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        // In this order: what begins and ends in between must not make it negative.
+        let over = Outcome::ALL.iter().map(|outcome| self.outcome(*outcome)).sum();
+        self.asked().saturating_sub(over)
     }
 }
 
@@ -101,13 +122,18 @@ impl ProviderMetrics {
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     providers: Mutex<BTreeMap<String, Arc<ProviderMetrics>>>,
-    /// By the hundreds of the status; 0 where the client left before there was one.
-    requests: [AtomicU64; 6],
-    in_flight: AtomicI64,
-    times: Times,
+    requests: Sharded<RequestCounts>,
     pub(crate) connections: AtomicI64,
     pub(crate) reloads: AtomicU64,
     pub(crate) failed_reloads: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct RequestCounts {
+    begun: AtomicU64,
+    /// Of those that are over, by the hundreds of the status; 0 where the client left before there was one.
+    classes: [AtomicU64; 6],
+    times: Times,
 }
 
 impl Metrics {
@@ -121,14 +147,14 @@ impl Metrics {
     }
 
     pub(crate) fn begin(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        count(&self.requests.mine().begun);
     }
 
+    /// Once for each [`begin`](Self::begin).
     pub(crate) fn end(&self, status: Option<u16>, took: Duration) {
-        let class = status.map_or(0, |status| usize::from(status / 100).min(5));
-        self.requests[class].fetch_add(1, Ordering::Relaxed);
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.times.record(took);
+        let mine = self.requests.mine();
+        count(&mine.classes[status.map_or(0, |status| usize::from(status / 100).min(5))]);
+        mine.times.record(took);
     }
 
     /// In Prometheus' text format.
@@ -148,24 +174,24 @@ impl Metrics {
     }
 
     fn encode_gateway(&self, page: &mut Page, log_lines_lost: u64) {
-        let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-        for (class, count) in classes.iter().zip(&self.requests) {
+        let class = |index: usize| self.requests.sum(|counts| &counts.classes[index]);
+        let over: u64 = (0..6).map(class).sum();
+        for (index, name) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
             let help = "Requests that are over, by the class of the answer's status; none: the client left before there was one.";
-            page.count("fusebox_requests_total", help, &[("status", class)], count);
+            page.count("fusebox_requests_total", help, &[("status", name)], class(index));
         }
-        page.gauge("fusebox_requests_in_flight", "Requests that are not over.", &[], float(&self.in_flight));
-        page.times("fusebox_request_seconds", "From a request's headers to the end of its answer.", &[], &self.times);
-        page.gauge("fusebox_client_connections", "Connections of clients.", &[], float(&self.connections));
-        for (result, count) in [("applied", &self.reloads), ("refused", &self.failed_reloads)] {
-            page.count(
-                "fusebox_config_reloads_total",
-                "Times the configuration was read anew.",
-                &[("result", result)],
-                count,
-            );
+        let in_flight = self.requests.sum(|counts| &counts.begun).saturating_sub(over);
+        page.gauge("fusebox_requests_in_flight", "Requests that are not over.", &[], float(in_flight));
+        let help = "From a request's headers to the end of its answer.";
+        page.times("fusebox_request_seconds", help, &[], &self.requests, |counts| &counts.times);
+        let connections = u64::try_from(self.connections.load(Ordering::Relaxed)).unwrap_or_default();
+        page.gauge("fusebox_client_connections", "Connections of clients.", &[], float(connections));
+        for (result, counter) in [("applied", &self.reloads), ("refused", &self.failed_reloads)] {
+            let help = "Times the configuration was read anew.";
+            page.count("fusebox_config_reloads_total", help, &[("result", result)], counter.load(Ordering::Relaxed));
         }
         let help = "Lines of the access log that were lost because they could not be written fast enough.";
-        page.count("fusebox_access_log_lost_lines_total", help, &[], &AtomicU64::new(log_lines_lost));
+        page.count("fusebox_access_log_lost_lines_total", help, &[], log_lines_lost);
     }
 }
 
@@ -181,34 +207,34 @@ fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
     let help = "Until the open circuit takes a probe; 0 if it is not open.";
     let next = breaker.next_probe_in.unwrap_or_default().as_secs_f64();
     page.gauge("fusebox_circuit_probe_in_seconds", help, &[provider], next);
-    #[expect(clippy::cast_precision_loss, reason = "nobody can have 2^53 requests waiting")]
-    page.gauge("fusebox_circuit_waiters", "Requests that wait for the probe.", &[provider], breaker.waiters as f64);
-    let trips = AtomicU64::new(breaker.trip_count);
-    page.count("fusebox_circuit_trips_total", "Times the circuit went from closed to open.", &[provider], &trips);
-    let failed = AtomicU64::new(breaker.failed_probe_count);
-    page.count("fusebox_circuit_failed_probes_total", "Probes that failed.", &[provider], &failed);
+    let waiters = float(breaker.waiters as u64);
+    page.gauge("fusebox_circuit_waiters", "Requests that wait for the probe.", &[provider], waiters);
+    let help = "Times the circuit went from closed to open.";
+    page.count("fusebox_circuit_trips_total", help, &[provider], breaker.trip_count);
+    page.count("fusebox_circuit_failed_probes_total", "Probes that failed.", &[provider], breaker.failed_probe_count);
 }
 
 fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {
     let provider = ("provider", name);
-    page.count("fusebox_circuit_probes_total", "Requests that were the probe.", &[provider], &metrics.probes);
+    page.count("fusebox_circuit_probes_total", "Requests that were the probe.", &[provider], metrics.probes());
     let help = "Requests that the circuit kept away from the provider.";
-    page.count("fusebox_circuit_rejections_total", help, &[provider], &metrics.rejections);
+    page.count("fusebox_circuit_rejections_total", help, &[provider], metrics.0.sum(|counts| &counts.rejections));
     for outcome in Outcome::ALL {
         let labels = [provider, ("outcome", outcome.as_str())];
         let help = "Requests sent to the provider that are over, by how they ended.";
-        page.count("fusebox_attempts_total", help, &labels, &metrics.outcomes[outcome as usize]);
+        page.count("fusebox_attempts_total", help, &labels, metrics.outcome(outcome));
     }
     let help = "Requests sent to the provider that are not over.";
-    page.gauge("fusebox_attempts_in_flight", help, &[provider], float(&metrics.in_flight));
-    let help = "From sending a request to the first piece of a good answer.";
-    page.times("fusebox_first_byte_seconds", help, &[provider], &metrics.first_byte);
-    page.times("fusebox_attempt_seconds", "From sending a request to its end.", &[provider], &metrics.whole);
+    page.gauge("fusebox_attempts_in_flight", help, &[provider], float(metrics.in_flight()));
+    let help = "From sending a request to a good answer: to all of it, or to the first piece of a stream.";
+    page.times("fusebox_first_byte_seconds", help, &[provider], &metrics.0, |counts| &counts.first_byte);
+    let help = "From sending a request to its end.";
+    page.times("fusebox_attempt_seconds", help, &[provider], &metrics.0, |counts| &counts.whole);
 }
 
-#[expect(clippy::cast_precision_loss, reason = "nobody can have 2^53 requests in flight")]
-fn float(count: &AtomicI64) -> f64 {
-    count.load(Ordering::Relaxed) as f64
+#[expect(clippy::cast_precision_loss, reason = "the format has floats only")]
+fn float(count: u64) -> f64 {
+    count as f64
 }
 
 /// Families by name.
@@ -234,10 +260,9 @@ impl Page {
         family.mut_metric().push(metric);
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "the format has floats only")]
-    fn count(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], count: &AtomicU64) {
+    fn count(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], count: u64) {
         let mut counter = Counter::default();
-        counter.set_value(count.load(Ordering::Relaxed) as f64);
+        counter.set_value(float(count));
         let mut metric = Metric::default();
         metric.set_counter(counter);
         self.add(name, help, MetricType::COUNTER, labels, metric);
@@ -251,9 +276,32 @@ impl Page {
         self.add(name, help, MetricType::GAUGE, labels, metric);
     }
 
-    fn times(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], times: &Times) {
+    fn times<T>(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        labels: &[(&str, &str)],
+        counts: &Sharded<T>,
+        times: impl Fn(&T) -> &Times,
+    ) {
+        let in_bucket = |index: usize| counts.sum(|counts| &times(counts).buckets[index]);
+        let mut cumulated = 0;
+        let mut buckets = Vec::new();
+        for (index, bound) in BOUNDS.into_iter().enumerate() {
+            cumulated += in_bucket(index);
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(cumulated);
+            buckets.push(bucket);
+        }
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets);
+        // The encoder makes the last bucket, without a bound, of the count.
+        histogram.set_sample_count(cumulated + in_bucket(BOUNDS.len()));
+        let micros = counts.sum(|counts| &times(counts).micros);
+        histogram.set_sample_sum(Duration::from_micros(micros).as_secs_f64());
         let mut metric = Metric::default();
-        metric.set_histogram(times.metric());
+        metric.set_histogram(histogram);
         self.add(name, help, MetricType::HISTOGRAM, labels, metric);
     }
 }

@@ -3,8 +3,9 @@
 //! A request's way: `server` accepts it; `forward` reads it (`upload`, `model`) and picks the candidates that its breakers
 //! admit; `attempt` asks one of them and judges the answer by `classify`; `upstream` knows how a request reaches a provider,
 //! and is the only one that does; `stream` judges the rest of a stream while it passes through, with `sse` for the ends of
-//! its events; `record` tells of it in headers, access log and `metrics`. `state` holds what `config` turned into.
+//! its events; `record` tells of it in headers, `access_log` and `metrics`. `state` holds what `config` turned into.
 
+mod access_log;
 mod answer;
 mod attempt;
 mod classify;

@@ -2,18 +2,17 @@
 //! in the metrics. It is written when it is dropped, so that a client that leaves is not forgotten.
 
 use std::error::Error;
-use std::io::Write;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::http::header::HeaderName;
 use axum::http::{HeaderValue, Method, Response, Uri, request};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::classify::Outcome;
@@ -143,7 +142,7 @@ impl Record {
     }
 
     /// The answer to the client. `provider`: whose it is; without one it is the gateway's own.
-    pub(crate) fn answer(mut self, answer: Response<Payload>, provider: Option<usize>) -> Response<Body> {
+    pub(crate) fn answer(mut self, answer: Response<Payload>, provider: Option<usize>) -> Response<ClientBody> {
         let (mut head, payload) = answer.into_parts();
         head.headers.insert(REQUEST_ID, self.id.clone());
         let name = provider.map_or(HeaderValue::from_static("none"), |index| self.live.providers[index].header.clone());
@@ -158,21 +157,17 @@ impl Record {
             // It will not be asked for its body.
             self.end = End::Complete;
         }
-        Response::from_parts(head, Body::new(ClientBody { payload, record: self }))
+        Response::from_parts(head, ClientBody { payload, record: self })
     }
 
-    fn line(&self) -> Vec<u8> {
+    fn write_line(&self, text: &mut Vec<u8>) {
         let name = |attempt: &Attempt| self.live.providers[attempt.provider].name.as_str();
-        let attempts: Vec<_> = self
-            .attempts
-            .iter()
-            .map(|attempt| {
-                let (outcome, took) = attempt.ended.expect("ended before");
-                AttemptLine { provider: name(attempt), outcome: outcome.as_str(), ms: millis(took) }
-            })
-            .collect();
-        let is_blamed = |attempt: &&Attempt| attempt.ended.is_some_and(|(outcome, _)| outcome.is_failure());
-        let answered = |attempt: &&Attempt| attempt.ended.is_some_and(|(outcome, _)| outcome == Outcome::Ok);
+        let outcome = |attempt: &Attempt| attempt.ended.map_or(Outcome::ClientLeft, |(outcome, _)| outcome);
+        let attempt_line = |attempt: &Attempt| AttemptLine {
+            provider: name(attempt),
+            outcome: outcome(attempt).as_str(),
+            ms: millis(attempt.ended.map_or_else(|| attempt.started.elapsed(), |(_, took)| took)),
+        };
         let line = Line {
             time: now(),
             id: self.id.to_str().unwrap_or_default(),
@@ -182,18 +177,16 @@ impl Record {
             model: self.model.as_deref(),
             status: self.status,
             end: self.end,
-            provider: self.attempts.last().filter(answered).map(name),
-            attempts,
-            blamed: self.attempts.iter().filter(is_blamed).map(name).collect(),
+            provider: self.attempts.last().filter(|last| outcome(last) == Outcome::Ok).map(name),
+            attempts: Each(self.attempts.iter().map(attempt_line)),
+            blamed: Each(self.attempts.iter().filter(|attempt| outcome(attempt).is_failure()).map(name)),
             stream: self.is_stream,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             first_byte_ms: self.first_byte.map(millis),
             ms: millis(self.started.elapsed()),
         };
-        let mut text = serde_json::to_vec(&line).expect("texts and numbers");
-        text.push(b'\n');
-        text
+        serde_json::to_writer(text, &line).expect("texts and numbers");
     }
 }
 
@@ -204,15 +197,15 @@ impl Drop for Record {
         if self.live.server.access_log
             && let Some(log) = self.state.access_log()
         {
-            // What is lost is counted by the writer.
-            let _ = log.clone().write(&self.line());
+            log.push(|line| self.write_line(line));
         }
     }
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
-    time: String,
+struct Line<'a, A: Serialize, B: Serialize> {
+    #[serde(serialize_with = "as_text")]
+    time: humantime::Rfc3339Timestamp,
     id: &'a str,
     method: &'a str,
     path: &'a str,
@@ -220,8 +213,8 @@ struct Line<'a> {
     status: Option<u16>,
     end: End,
     provider: Option<&'a str>,
-    attempts: Vec<AttemptLine<'a>>,
-    blamed: Vec<&'a str>,
+    attempts: A,
+    blamed: B,
     stream: bool,
     bytes_in: u64,
     bytes_out: u64,
@@ -242,12 +235,25 @@ fn millis(duration: Duration) -> f64 {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a log is read beside other logs, which go by the wall clock")]
-fn now() -> String {
-    humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
+fn now() -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_millis(std::time::SystemTime::now())
+}
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// An array of what an iterator gives, without collecting it first.
+struct Each<I>(I);
+
+impl<I: Iterator<Item: Serialize> + Clone> Serialize for Each<I> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.clone())
+    }
 }
 
 /// An answer's body on its way, with its record.
-struct ClientBody {
+pub(crate) struct ClientBody {
     payload: Payload,
     record: Record,
 }

@@ -1,5 +1,6 @@
 //! Routes and the accept loop.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -7,25 +8,32 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use http_body_util::Either;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
+use super::access_log::AccessLog;
 use super::config::ServerConfig;
+use super::record::ClientBody;
 use super::state::AppState;
 use super::{answer, forward, health};
 
 /// The clients' routes: everything below `/v1/`, `/health` and `/ready`; `/metrics` where operators have no port of their own.
 pub fn create_router(state: Arc<AppState>) -> Router {
-    let mut router = Router::new().route("/v1/{*path}", any(forward::v1));
+    let v1 = async |State(state), request: Request| forward::v1(state, request).await.map(Body::new);
+    let mut router = Router::new().route("/v1/{*path}", any(v1));
     if state.live().server.admin_listen.is_none() {
         router = router.route("/metrics", get(metrics_for_clients));
     }
@@ -47,7 +55,7 @@ fn finish(router: Router<Arc<AppState>>, state: Arc<AppState>) -> Router {
 }
 
 async fn metrics(State(state): State<Arc<AppState>>) -> Response {
-    let text = state.metrics.encode(&state.circuit_breakers, state.log_lines_lost());
+    let text = state.metrics.encode(&state.circuit_breakers, state.access_log().map_or(0, AccessLog::lost));
     (StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -142,7 +150,7 @@ async fn accept_until(
             },
             () = &mut shutdown => return graceful,
         };
-        let service = TowerToHyperService::new(router.clone());
+        let service = service(state, &router, audience);
         let connection = http(&state.live().server).serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection);
         let counted = matches!(audience, Audience::Clients).then(|| Counted::new(state));
@@ -153,6 +161,26 @@ async fn accept_until(
             drop((counted, place));
         });
     }
+}
+
+/// As the router answers, without its boxes around a client's request to a model.
+fn service(
+    state: &Arc<AppState>,
+    router: &Router,
+    audience: Audience,
+) -> impl HttpService<Incoming, ResBody = Either<ClientBody, Body>, Error = Infallible, Future: Send> + Send + 'static {
+    let (state, router) = (Arc::clone(state), router.clone());
+    service_fn(move |request: hyper::Request<Incoming>| {
+        let is_v1 = matches!(audience, Audience::Clients)
+            && request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());
+        let (state, router) = (Arc::clone(&state), (!is_v1).then(|| router.clone()));
+        async move {
+            match router {
+                None => Ok(forward::v1(state, request).await.map(Either::Left)),
+                Some(router) => Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)),
+            }
+        }
+    })
 }
 
 fn http(server: &ServerConfig) -> http1::Builder {

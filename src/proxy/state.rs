@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tracing::{error, info, warn};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
+use super::access_log::AccessLog;
 use super::attempt::Provider;
 use super::config::{GatewayConfig, ProviderConfig, ServerConfig};
 use super::metrics::Metrics;
@@ -71,20 +71,6 @@ impl Live {
     }
 }
 
-/// The writer has a thread of its own, so that no request waits for a slow disk.
-struct AccessLog {
-    writer: NonBlocking,
-    lost: ErrorCounter,
-    /// Writes what is left when it is dropped.
-    _guard: WorkerGuard,
-}
-
-impl fmt::Debug for AccessLog {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AccessLog")
-    }
-}
-
 impl AppState {
     /// Prepares the providers. Nothing is connected yet, and no access log is written.
     ///
@@ -105,8 +91,7 @@ impl AppState {
         config: &GatewayConfig,
         writer: impl Write + Send + 'static,
     ) -> Result<Arc<Self>, SetupError> {
-        let (writer, guard) = NonBlockingBuilder::default().thread_name("fusebox-access-log").finish(writer);
-        Self::build(config, Some(AccessLog { lost: writer.error_counter(), writer, _guard: guard }))
+        Self::build(config, Some(AccessLog::new(writer)))
     }
 
     fn build(config: &GatewayConfig, access_log: Option<AccessLog>) -> Result<Arc<Self>, SetupError> {
@@ -191,12 +176,8 @@ impl AppState {
         self.live.load_full()
     }
 
-    pub(crate) fn access_log(&self) -> Option<&NonBlocking> {
-        self.access_log.as_ref().map(|log| &log.writer)
-    }
-
-    pub(crate) fn log_lines_lost(&self) -> u64 {
-        self.access_log.as_ref().map_or(0, |log| log.lost.dropped_lines() as u64)
+    pub(crate) fn access_log(&self) -> Option<&AccessLog> {
+        self.access_log.as_ref()
     }
 
     pub(crate) fn begin_drain(&self) {

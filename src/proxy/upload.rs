@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::http::{Response, StatusCode};
 use bytes::{Bytes, BytesMut};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
@@ -61,7 +61,7 @@ pub(crate) enum Read {
 /// What has not been read yet.
 #[derive(Debug)]
 pub(crate) struct Rest {
-    body: Body,
+    body: UnsyncBoxBody<Bytes, Fault>,
     /// What it may still have.
     left: u64,
     max: u64,
@@ -69,7 +69,10 @@ pub(crate) struct Rest {
 }
 
 /// Reads a body, up to what is kept.
-pub(crate) async fn read(mut body: Body, limits: &ServerConfig) -> Result<Read, Fault> {
+pub(crate) async fn read<B>(mut body: B, limits: &ServerConfig) -> Result<Read, Fault>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
     let (max, patience) = (limits.max_body_bytes, limits.body_timeout);
     if body.size_hint().lower() > max {
         return Err(Fault::TooLong { limit: max });
@@ -102,6 +105,7 @@ pub(crate) async fn read(mut body: Body, limits: &ServerConfig) -> Result<Read, 
         }
         if length > limits.replay_body_bytes {
             let begun = if parts.is_empty() { whole } else { parts.freeze() };
+            let body = body.map_err(|_| Fault::Broken).boxed_unsync();
             return Ok(Read::Begun(begun, Rest { body, left: max - length, max, patience }));
         }
     }
@@ -172,7 +176,7 @@ impl Upload {
     }
 }
 
-impl http_body::Body for Upload {
+impl Body for Upload {
     type Data = Bytes;
     type Error = Fault;
 

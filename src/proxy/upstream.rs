@@ -16,6 +16,7 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Response, Uri, request};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -35,8 +36,29 @@ use super::upload::{Fault, Upload};
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
 const MAX_IDLE: usize = 256;
 
-/// What a provider answers with.
-pub(crate) type UpstreamBody = hyper::body::Incoming;
+/// What a provider answers with. When it has been read, its connection can be used again.
+pub(crate) struct UpstreamBody {
+    // Dropped in this order: a body that has not been read to its end closes the connection.
+    body: Incoming,
+    _loan: Loan,
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 /// What it is asked with.
 pub(crate) enum RequestBody {
@@ -168,6 +190,41 @@ pub(crate) struct Upstream {
     idle: Arc<Mutex<Vec<Idle>>>,
 }
 
+/// A connection in use.
+struct Loan {
+    connection: Option<Connection>,
+    idle: Arc<Mutex<Vec<Idle>>>,
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take().filter(|connection| !connection.is_closed()) else { return };
+        if connection.is_ready() {
+            return rest(&self.idle, connection);
+        }
+        // The answer has arrived, but the task that reads it has not seen that yet.
+        let idle = Arc::clone(&self.idle);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if connection.ready().await.is_ok() {
+                    rest(&idle, connection);
+                }
+            });
+        }
+    }
+}
+
+fn rest(idle: &Mutex<Vec<Idle>>, connection: Connection) {
+    let mut idle = idle.lock();
+    let since = Instant::now();
+    // The stack is in the order of their rest: what is too old lies at its bottom.
+    let expired = idle.partition_point(|idle| since - idle.since >= IDLE_LIMIT);
+    idle.drain(..expired);
+    if idle.len() < MAX_IDLE {
+        idle.push(Idle { connection, since });
+    }
+}
+
 type Connection = SendRequest<RequestBody>;
 
 struct Idle {
@@ -218,21 +275,18 @@ impl Upstream {
             && let Some(mut connection) = self.take_idle()
         {
             match connection.send_request(self.request(head, RequestBody::Whole(bytes.clone()))).await {
-                Ok(response) => {
-                    self.keep(connection);
-                    return Ok(response);
-                }
+                Ok(response) => return Ok(self.lend(response, connection)),
                 // That was an answer, if not one of HTTP.
                 Err(error) if error.is_parse() => return Err(SendError::Connection(error)),
                 Err(error) => debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed"),
             }
         }
-        let connected = tokio::time::timeout(self.connect_timeout, self.connect()).await;
+        // In a box: most requests need none, and all that await this one would be as large as it.
+        let connected = Box::pin(tokio::time::timeout(self.connect_timeout, self.connect())).await;
         let mut connection =
             connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?.map_err(SendError::Connect)?;
         let response = connection.send_request(self.request(head, body)).await.map_err(SendError::Connection)?;
-        self.keep(connection);
-        Ok(response)
+        Ok(self.lend(response, connection))
     }
 
     /// What a provider says about a request may quote its key.
@@ -252,21 +306,9 @@ impl Upstream {
         Ok(sender)
     }
 
-    /// Puts a connection back for the next request, once the answer on it has been read to its end.
-    fn keep(&self, mut connection: Connection) {
-        let idle = Arc::clone(&self.idle);
-        tokio::spawn(async move {
-            if connection.ready().await.is_ok() {
-                let mut idle = idle.lock();
-                let since = Instant::now();
-                // The stack is in the order of their rest: what is too old lies at its bottom.
-                let expired = idle.partition_point(|idle| since - idle.since >= IDLE_LIMIT);
-                idle.drain(..expired);
-                if idle.len() < MAX_IDLE {
-                    idle.push(Idle { connection, since });
-                }
-            }
-        });
+    fn lend(&self, response: Response<Incoming>, connection: Connection) -> Response<UpstreamBody> {
+        let loan = Loan { connection: Some(connection), idle: Arc::clone(&self.idle) };
+        response.map(|body| UpstreamBody { body, _loan: loan })
     }
 
     fn take_idle(&self) -> Option<Connection> {

@@ -1,6 +1,7 @@
 //! What passes between a client and a provider, and what is refused before any provider is asked.
 
 use tokio::io::AsyncReadExt;
+use tower::ServiceExt;
 
 use crate::support::{CHAT, Gateway, Provider, answer, read};
 
@@ -169,4 +170,17 @@ async fn headers_and_connections_have_their_limits() {
     }
     drop(first);
     assert_eq!(answer.await.status, 200);
+}
+
+#[tokio::test]
+async fn the_router_for_embedders_answers_as_the_server_does() {
+    let a = Provider::with_status(200).await;
+    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let router = fusebox::proxy::create_router(std::sync::Arc::clone(&gateway.state));
+    for (path, status) in [("/v1/x", 200), ("/health", 405), ("/v1/", 404), ("/other", 404)] {
+        let request = gateway.request(path, CHAT).map(axum::body::Body::new);
+        assert_eq!(router.clone().oneshot(request).await.unwrap().status(), status, "{path}");
+        assert_eq!(gateway.post(path, CHAT).await.status, status, "{path}");
+    }
+    assert_eq!(a.hits(), 2);
 }

@@ -1,12 +1,17 @@
 //! The binary: what it does with a signal, and what its demo shows.
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use crate::support::{CHAT, DEADLINE, Provider, nobody, one_by_one, streamed};
 
@@ -24,11 +29,12 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
     let mut gateway = Command::new(env!("CARGO_BIN_EXE_fusebox"))
         .args(["serve", "--config"])
         .arg(&file)
+        .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let start = std::time::Instant::now();
-    while tokio::net::TcpStream::connect(address).await.is_err() {
+    let start = Instant::now();
+    while TcpStream::connect(address).await.is_err() {
         assert!(start.elapsed() < DEADLINE);
         tokio::task::yield_now().await;
     }
@@ -39,7 +45,7 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
     let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
     let (response, ()) = tokio::join!(client.request(request), async { sender.send_data("1".into()).await.unwrap() });
     assert!(Command::new("kill").arg(gateway.id().to_string()).status().unwrap().success());
-    while tokio::net::TcpStream::connect(address).await.is_ok() {
+    while TcpStream::connect(address).await.is_ok() {
         assert!(start.elapsed() < DEADLINE);
         tokio::task::yield_now().await;
     }
@@ -50,9 +56,104 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
     assert!(tokio::time::timeout(DEADLINE, ended).await.unwrap().unwrap().success());
 }
 
-fn demo(fault: &str) -> Value {
+/// The binary, serving a configuration, and its standard error; ended when it is dropped.
+struct Serving {
+    process: Child,
+    address: SocketAddr,
+    file: PathBuf,
+    log: BufReader<ChildStderr>,
+}
+
+impl Serving {
+    async fn start(name: &str, providers: &str) -> Self {
+        let address = nobody().await;
+        let file = std::env::temp_dir().join(format!("fusebox-test-{}-{name}.toml", std::process::id()));
+        std::fs::write(&file, format!("[server]\nlisten = '{address}'\n{providers}")).unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_fusebox"))
+            .args(["serve", "--log", "json", "--config"])
+            .arg(&file)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(process.stderr.take().unwrap());
+        let start = Instant::now();
+        while TcpStream::connect(address).await.is_err() {
+            assert!(start.elapsed() < DEADLINE);
+            tokio::task::yield_now().await;
+        }
+        Self { process, address, file, log }
+    }
+
+    /// Replaces the file, says so, and returns the log up to the line that has `until`.
+    fn reload(&mut self, providers: &str, until: &str) -> String {
+        std::fs::write(&self.file, format!("[server]\nlisten = '{}'\n{providers}", self.address)).unwrap();
+        self.signal("-HUP");
+        let mut text = String::new();
+        while !text.contains(until) {
+            assert_ne!(self.log.read_line(&mut text).unwrap(), 0, "{text}");
+        }
+        text
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+    }
+
+    async fn ask(&self) -> (u16, String) {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let request = hyper::Request::post(format!("http://{}/v1/chat/completions", self.address));
+        let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+        let response = client.request(request).await.unwrap();
+        let provider = response.headers()["x-fusebox-provider"].to_str().unwrap().to_owned();
+        (response.status().as_u16(), provider)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+fn provider(name: &str, provider: &Provider) -> String {
+    format!("[[providers]]\nname = '{name}'\nurl = 'http://{}/v1'\nmodels = ['m']\n", provider.address)
+}
+
+#[tokio::test]
+async fn sighup_reads_the_configuration_anew_and_refuses_one_with_mistakes() {
+    let (a, b) = (Provider::with_status(200).await, Provider::with_status(200).await);
+    let mut gateway = Serving::start("sighup", &provider("a", &a)).await;
+    assert_eq!(gateway.ask().await, (200, "a".to_owned()));
+    gateway.reload(&provider("b", &b), "the configuration was read anew");
+    assert_eq!(gateway.ask().await, (200, "b".to_owned()));
+    let log = gateway.reload("[[providers]]\nname = 'c'\nmodels = 3", "the configuration was refused");
+    for mistake in [":3: providers[0].url is missing", ":5: providers[0].models is 3"] {
+        assert!(log.contains(mistake), "{log}");
+    }
+    assert_eq!(gateway.ask().await, (200, "b".to_owned()));
+}
+
+#[tokio::test]
+async fn the_access_log_is_on_standard_output_and_whole_when_the_program_ends() {
+    let a = Provider::with_status(200).await;
+    let mut gateway = Serving::start("access-log", &provider("a", &a)).await;
+    for _ in 0..3 {
+        gateway.ask().await;
+    }
+    gateway.signal("-TERM");
+    let mut text = String::new();
+    gateway.process.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines.iter().all(|line| line["provider"] == "a" && line["status"] == 200), "{text}");
+}
+
+fn demo(fault: &str, stream_share: &str) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_fusebox"))
-        .args(["demo", "--outage", "3s", "--rate", "50", "--json", "--fault", fault])
+        .args(["demo", "--outage", "3s", "--rate", "50", "--json", "--fault", fault, "--stream-share", stream_share])
         .output()
         .unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();
@@ -60,30 +161,90 @@ fn demo(fault: &str) -> Value {
     serde_json::from_str(&shown).unwrap()
 }
 
-/// What holds for every fault. No time is judged: it only has to be there.
-fn check(summary: &Value) {
-    let number = |name: &str| summary[name].as_f64().unwrap_or_else(|| panic!("{name}: {summary}"));
-    assert_eq!(summary["client_errors"], 0, "{summary}");
+fn number(summary: &Value, name: &str) -> f64 {
+    summary[name].as_f64().unwrap_or_else(|| panic!("{name}: {summary}"))
+}
+
+/// What holds for every fault that opens the circuit. No time is judged: it only has to be there.
+fn check(summary: &Value, outcome: &str) {
+    let number = |name: &str| number(summary, name);
     assert!(number("requests") >= 200.0 && number("trips") >= 1.0 && number("probes") >= 1.0, "{summary}");
     // The threshold, a probe for each open interval of 2 s, what was under way, and 3 because that is counted from outside,
     // up to a few milliseconds after the trip.
     assert!(number("faulty_provider_hits") <= 3.0 + 2.0 + number("in_flight_at_trip") + 3.0, "{summary}");
+    assert!(summary["faulty_provider_outcomes"][outcome].as_f64().unwrap() >= 3.0, "{summary}");
     for time in ["time_to_open_ms", "time_to_close_ms", "p50_ms", "p99_ms"] {
         assert!(number(time) > 0.0, "{summary}");
     }
 }
 
+fn check_unnoticed(summary: &Value, outcome: &str) {
+    check(summary, outcome);
+    assert_eq!(summary["client_errors"], 0, "{summary}");
+}
+
 #[test]
 fn the_demo_loses_a_provider_that_answers_500_and_no_client_notices() {
-    check(&demo("500"));
+    let summary = demo("500", "0.5");
+    check_unnoticed(&summary, "5xx");
+    assert_eq!(summary["faults_served"]["500"], summary["faulty_provider_hits"], "as the provider itself counts");
 }
 
 #[test]
 fn the_demo_loses_a_provider_that_hangs_and_no_client_notices() {
-    check(&demo("hang"));
+    check_unnoticed(&demo("hang", "0.5"), "first_byte_timeout");
 }
 
 #[test]
 fn the_demo_loses_a_provider_that_refuses_connections_and_no_client_notices() {
-    check(&demo("refuse"));
+    check_unnoticed(&demo("refuse", "0.5"), "connect");
+}
+
+#[test]
+fn the_demo_goes_round_a_provider_that_answers_429_and_blames_nobody() {
+    let summary = demo("429", "0.5");
+    assert_eq!((&summary["client_errors"], &summary["trips"]), (&json!(0), &json!(0)), "{summary}");
+    assert!(number(&summary, "faulty_provider_hits") >= 100.0, "every request tries it: {summary}");
+}
+
+#[test]
+fn the_demo_loses_a_provider_that_cuts_its_answers_off_and_no_client_notices() {
+    check_unnoticed(&demo("abort", "0"), "cut");
+}
+
+#[test]
+fn the_demo_loses_a_provider_that_drips_and_no_client_notices() {
+    check_unnoticed(&demo("slow", "0"), "total_timeout");
+}
+
+#[test]
+fn the_demo_cuts_no_more_streams_than_a_provider_was_serving_when_its_circuit_opened_and_one_per_probe() {
+    let summary = demo("abort", "1");
+    check(&summary, "cut");
+    // Those that opened it, those under way, one per probe; and 3 as above.
+    let most = 3.0 + number(&summary, "in_flight_at_trip") + number(&summary, "probes") + 3.0;
+    assert!((3.0..=most).contains(&number(&summary, "cut_streams")), "{summary}");
+    assert_eq!(summary["client_errors"], summary["cut_streams"], "and each ends with an error event: {summary}");
+}
+
+#[test]
+fn the_demo_prints_lines_where_there_is_no_terminal() {
+    let output = Command::new(env!("CARGO_BIN_EXE_fusebox"))
+        .args(["demo", "--outage", "100ms", "--rate", "50", "--fault", "500"])
+        .output()
+        .unwrap();
+    let (out, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success() && out.starts_with("requests  ") && !out.contains('\x1b'), "{out}");
+    for part in ["primary fails with 500", "primary    open ", "next probe in", "(5xx: 500 Internal Server Error)"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+}
+
+#[test]
+fn the_demo_says_what_it_takes() {
+    for wrong in [["--stream-share", "2"], ["--fault", "500"], ["--rate", "0"], ["--outage", "soon"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_fusebox")).arg("demo").args(wrong).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains(wrong[0]), "{wrong:?}");
+    }
 }

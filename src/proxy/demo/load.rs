@@ -1,10 +1,9 @@
-//! `fusebox demo --outage`: requests at a steady rate, an outage in the middle, and what came of it.
+//! Requests at a steady rate; and with `--outage`, an outage in their midst and what came of it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use axum::http::{Request, StatusCode, header};
@@ -13,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -20,7 +20,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::provider::Fault;
 use super::{MODEL, OPEN_FOR, Stage};
-use crate::{CircuitBreaker, CircuitState};
+use crate::CircuitState;
+use crate::proxy::attempt::Provider;
+use crate::proxy::classify::Outcome;
 
 const HEALTHY: Duration = Duration::from_secs(1);
 /// No request takes longer unless it is lost.
@@ -28,22 +30,124 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 type Http = Client<HttpConnector, Full<Bytes>>;
 
-/// How one request went.
-struct Sample {
-    latency: Duration,
-    error: Option<String>,
+/// An open loop: a request is sent when it is due, however many are still waiting.
+pub(super) struct Load {
+    rate: u32,
+    stream_share: f64,
+    in_flight: AtomicI64,
+    samples: Mutex<Vec<Sample>>,
 }
+
+/// How one request went.
+#[derive(Clone)]
+pub(super) struct Sample {
+    pub(super) latency: Duration,
+    pub(super) error: Option<String>,
+    is_cut: bool,
+}
+
+impl Load {
+    pub(super) fn new(rate: u32, stream_share: f64) -> Self {
+        Self { rate, stream_share, in_flight: AtomicI64::new(0), samples: Mutex::default() }
+    }
+
+    pub(super) fn rate(&self) -> u32 {
+        self.rate
+    }
+
+    pub(super) fn in_flight(&self) -> i64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The samples from the `from`-th on.
+    pub(super) fn samples(&self, from: usize) -> Vec<Sample> {
+        self.samples.lock().get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// Never ends by itself; dropping it drops what is under way.
+    pub(super) async fn send(&self, gateway: SocketAddr) {
+        self.send_until(gateway, std::future::pending()).await;
+    }
+
+    /// Sends until `over` completes, and waits for what is under way then.
+    async fn send_until(&self, gateway: SocketAddr, over: impl Future<Output = ()>) {
+        let http: Http = Client::builder(TokioExecutor::new()).build_http();
+        let mut requests = JoinSet::new();
+        let mut due = interval(Duration::from_secs(1) / self.rate);
+        due.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let mut over = std::pin::pin!(over);
+        let mut streams = 0.0;
+        let done = |sample: Sample| {
+            self.in_flight.fetch_sub(1, Ordering::Relaxed);
+            self.samples.lock().push(sample);
+        };
+        loop {
+            tokio::select! {
+                _ = due.tick() => {}
+                () = &mut over => break,
+            }
+            // Spread evenly: every other one, every tenth.
+            streams += self.stream_share;
+            let is_stream = streams >= 1.0;
+            streams -= f64::from(u8::from(is_stream));
+            self.in_flight.fetch_add(1, Ordering::Relaxed);
+            let http = http.clone();
+            requests.spawn(async move { ask(&http, gateway, is_stream).await });
+            while let Some(ended) = requests.try_join_next() {
+                done(ended.expect("no request panics"));
+            }
+        }
+        while let Some(ended) = requests.join_next().await {
+            done(ended.expect("no request panics"));
+        }
+    }
+}
+
+async fn ask(http: &Http, gateway: SocketAddr, is_stream: bool) -> Sample {
+    let start = Instant::now();
+    let body = json!({"model": MODEL, "stream": is_stream, "messages": [{"role": "user", "content": "Hello"}]});
+    let request = Request::post(format!("http://{gateway}/v1/chat/completions"))
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::from(body.to_string()))
+        .expect("a valid request");
+    let answered = timeout(PATIENCE, async {
+        let response = http.request(request).await.map_err(|error| format!("no answer: {error}"))?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| format!("cut: {error}"))?.to_bytes();
+        let is_complete = if is_stream { body.ends_with(b"data: [DONE]\n\n") } else { body.ends_with(b"}") };
+        match status {
+            StatusCode::OK if is_complete => Ok(()),
+            StatusCode::OK if memchr::memmem::find(&body, b"event: error\n").is_some() => Err(CUT.to_owned()),
+            StatusCode::OK => Err("incomplete".to_owned()),
+            _ => Err(format!("status {status}")),
+        }
+    });
+    let error = answered.await.map_or_else(|_| Some(format!("no answer within {PATIENCE:?}")), Result::err);
+    Sample { latency: start.elapsed(), is_cut: error.as_deref() == Some(CUT), error }
+}
+
+const CUT: &str = "a stream that ended with an error event";
 
 /// What came of it all. Times are in milliseconds.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
     fault: &'static str,
     outage_ms: f64,
+    rate: u32,
+    stream_share: f64,
     requests: usize,
+    /// Cut streams included.
     client_errors: usize,
-    /// Requests that the gateway sent to the failing provider.
+    /// Streams that broke off after they had begun, and ended with an error event.
+    cut_streams: usize,
+    /// Requests that the gateway sent to the failing provider during the outage.
     faulty_provider_hits: u64,
-    in_flight_at_trip: Option<usize>,
+    /// Of those, the ones it was just serving when its circuit opened.
+    in_flight_at_trip: Option<u64>,
+    /// How the requests ended that were sent to it during the outage.
+    faulty_provider_outcomes: BTreeMap<&'static str, u64>,
+    /// How many requests met each fault, as the failing provider itself counted them.
+    faults_served: BTreeMap<&'static str, u64>,
     probes: u64,
     trips: u64,
     time_to_open_ms: Option<f64>,
@@ -55,26 +159,25 @@ pub(super) struct Summary {
     errors: BTreeMap<String, usize>,
 }
 
-/// When the first provider's circuit first opened, and how many requests were in flight; and when it last closed.
+/// When the first provider's circuit first opened, and how many requests it was serving; and when it last closed.
 #[derive(Default)]
 struct Seen {
-    opened: Option<(Instant, usize)>,
+    opened: Option<(Instant, u64)>,
     closed: Option<Instant>,
 }
 
-pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault, rate: u32) -> Summary {
+pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summary {
     let primary = &stage.providers[0];
     let provider = stage.primary();
-    let asked = || provider.metrics.asked();
+    let rate = stage.load.rate();
     eprintln!("{rate} requests/s; {} fails with {} for {outage:?}, then heals", primary.name(), fault.as_str());
-    let over = AtomicBool::new(false);
-    let in_flight = Arc::new(());
+    let (end, over) = tokio::sync::oneshot::channel::<()>();
     let script = async {
         sleep(HEALTHY).await;
-        let (began, asked_before) = (Instant::now(), asked());
+        let (began, asked, outcomes) = (Instant::now(), provider.metrics.asked(), outcomes(&provider));
         primary.set(Some(fault)).await;
         sleep(outage).await;
-        let hits = asked() - asked_before;
+        let hits = provider.metrics.asked() - asked;
         primary.set(None).await;
         let healed = Instant::now();
         // One more open interval, and time for the probe, before giving up on the circuit.
@@ -83,28 +186,43 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault, rate: u
             sleep(Duration::from_millis(10)).await;
         }
         sleep(HEALTHY).await;
-        over.store(true, Ordering::Relaxed);
-        (began, healed, hits)
+        drop(end);
+        (began, healed, hits, outcomes)
     };
-    let ((began, healed, hits), samples, seen) = tokio::join!(
-        script,
-        send_until(&over, stage.gateway, rate, &in_flight),
-        watch_until(&over, &provider.breaker, &in_flight)
-    );
+    let sending = stage.load.send_until(stage.gateway, async {
+        // An error says that the sender is gone.
+        let _ = over.await;
+    });
+    let mut seen = Seen::default();
+    let (began, healed, hits, before) = tokio::select! {
+        (script, ()) = async { tokio::join!(script, sending) } => script,
+        () = watch(&provider, &mut seen) => unreachable!("it watches for ever"),
+    };
 
+    let samples = stage.load.samples(0);
     let mut latencies: Vec<Duration> = samples.iter().filter(|s| s.error.is_none()).map(|s| s.latency).collect();
     latencies.sort_unstable();
     let mut errors = BTreeMap::new();
     for error in samples.iter().filter_map(|sample| sample.error.clone()) {
         *errors.entry(error).or_default() += 1;
     }
+    let mut during = outcomes(&provider);
+    during.retain(|name, count| {
+        *count -= before.get(name).copied().unwrap_or_default();
+        *name != Outcome::Ok.as_str() && *count > 0
+    });
     Summary {
         fault: fault.as_str(),
         outage_ms: millis(outage),
+        rate,
+        stream_share: stage.load.stream_share,
         requests: samples.len(),
         client_errors: errors.values().sum(),
+        cut_streams: samples.iter().filter(|sample| sample.is_cut).count(),
         faulty_provider_hits: hits,
         in_flight_at_trip: seen.opened.map(|(_, in_flight)| in_flight),
+        faulty_provider_outcomes: during,
+        faults_served: primary.faults(),
         probes: provider.metrics.probes(),
         trips: provider.breaker.trip_count(),
         time_to_open_ms: seen.opened.map(|(at, _)| millis(at - began)),
@@ -115,83 +233,34 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault, rate: u
     }
 }
 
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+fn outcomes(provider: &Provider) -> BTreeMap<&'static str, u64> {
+    Outcome::ALL.iter().map(|outcome| (outcome.as_str(), provider.metrics.outcome(*outcome))).collect()
+}
+
+pub(super) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
     sorted.get(index).copied().unwrap_or_default()
 }
 
-fn millis(duration: Duration) -> f64 {
+pub(super) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e5).round() / 100.0
 }
 
-/// An open loop: a request is sent when it is due, however many are still waiting. Every other one asks for a stream.
-async fn send_until(over: &AtomicBool, gateway: SocketAddr, rate: u32, in_flight: &Arc<()>) -> Vec<Sample> {
-    let http: Http = Client::builder(TokioExecutor::new()).build_http();
-    let mut requests = JoinSet::new();
-    let mut samples = Vec::new();
-    let mut due = interval(Duration::from_secs(1) / rate);
-    due.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut stream = false;
-    while !over.load(Ordering::Relaxed) {
-        due.tick().await;
-        stream = !stream;
-        let (http, counted) = (http.clone(), Arc::clone(in_flight));
-        requests.spawn(async move {
-            let sample = ask(&http, gateway, stream).await;
-            drop(counted);
-            sample
-        });
-        while let Some(done) = requests.try_join_next() {
-            samples.push(done.expect("no request panics"));
-        }
-    }
-    samples.extend(requests.join_all().await);
-    samples
-}
-
-async fn ask(http: &Http, gateway: SocketAddr, stream: bool) -> Sample {
-    let start = Instant::now();
-    let body = json!({"model": MODEL, "stream": stream, "messages": [{"role": "user", "content": "Hello"}]});
-    let request = Request::post(format!("http://{gateway}/v1/chat/completions"))
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::from(body.to_string()))
-        .expect("a valid request");
-    let answered = timeout(PATIENCE, async {
-        let response = http.request(request).await.map_err(|error| format!("no answer: {error}"))?;
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(|error| format!("cut: {error}"))?.to_bytes();
-        let complete = if stream { body.ends_with(b"data: [DONE]\n\n") } else { body.ends_with(b"}") };
-        match (status, complete) {
-            (StatusCode::OK, true) => Ok(()),
-            (StatusCode::OK, false) => Err("incomplete".to_owned()),
-            _ => Err(format!("status {status}")),
-        }
-    });
-    let error = answered.await.map_or_else(|_| Some(format!("no answer within {PATIENCE:?}")), Result::err);
-    Sample { latency: start.elapsed(), error }
-}
-
-async fn watch_until(over: &AtomicBool, breaker: &CircuitBreaker, in_flight: &Arc<()>) -> Seen {
-    let start = Instant::now();
-    let mut seen = Seen::default();
+async fn watch(provider: &Provider, seen: &mut Seen) {
     let mut before = CircuitState::Closed;
     let mut ticks = interval(Duration::from_millis(1));
-    while !over.load(Ordering::Relaxed) {
+    loop {
         ticks.tick().await;
-        let current = breaker.state();
-        if current == before {
-            continue;
+        let current = provider.breaker.state();
+        if current != before {
+            if current == CircuitState::Closed {
+                seen.closed = Some(Instant::now());
+            } else if seen.opened.is_none() {
+                seen.opened = Some((Instant::now(), provider.metrics.in_flight()));
+            }
+            before = current;
         }
-        let now = Instant::now();
-        eprintln!("  {:6.2} s  {}: {before} -> {current}", (now - start).as_secs_f64(), breaker.name());
-        if current == CircuitState::Closed {
-            seen.closed = Some(now);
-        } else if seen.opened.is_none() {
-            seen.opened = Some((now, Arc::strong_count(in_flight) - 1));
-        }
-        before = current;
     }
-    seen
 }
 
 impl fmt::Display for Summary {
@@ -203,6 +272,9 @@ impl fmt::Display for Summary {
             writeln!(f, "  {count:>6}  {error}")?;
         }
         writeln!(f, "faulty provider hits  {}", self.faulty_provider_hits)?;
+        for (outcome, count) in &self.faulty_provider_outcomes {
+            writeln!(f, "  {count:>6}  {outcome}")?;
+        }
         if let Some(in_flight) = self.in_flight_at_trip {
             writeln!(f, "in flight at the trip {in_flight}")?;
         }

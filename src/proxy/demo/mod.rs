@@ -2,10 +2,12 @@
 
 mod load;
 mod provider;
+mod screen;
 mod view;
 
 use std::error::Error;
 use std::future::Future;
+use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use axum::routing::post;
 use clap::Args;
 use tokio::net::TcpListener;
 
-use self::load::Summary;
+use self::load::{Load, Summary};
 use self::provider::Simulated;
 use super::attempt::Provider;
 use super::config::GatewayConfig;
@@ -28,11 +30,14 @@ pub use self::provider::Fault;
 
 const MODEL: &str = "demo";
 const OPEN_FOR: Duration = Duration::from_secs(2);
+/// For somebody who looks on.
+const QUIET_RATE: u32 = 20;
+const OUTAGE_RATE: u32 = 100;
 
 /// What `fusebox demo` takes.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Send requests, break the first provider for so long, heal it, and end with a summary.
+    /// Break the first provider for so long, heal it, and end with a summary.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub outage: Option<Duration>,
     /// How the first provider fails during the outage.
@@ -41,12 +46,20 @@ pub struct Options {
     /// Print the summary as one JSON object on the last line of standard output; all else goes to standard error.
     #[arg(long, requires = "outage")]
     pub json: bool,
-    /// Requests per second during the outage.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000), requires = "outage")]
-    pub rate: u32,
+    /// Requests per second. Default: 100 with --outage; else 20 on a terminal, and none elsewhere.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rate: Option<u32>,
+    /// Which share of the requests asks for a stream, from 0 to 1.
+    #[arg(long, default_value_t = 0.5, value_parser = share)]
+    pub stream_share: f64,
     /// The gateway's port; the one after it breaks and heals the providers. Default: 8080, or any with --outage.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=65_534))]
     pub port: Option<u16>,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a number from 0 to 1".to_owned())
 }
 
 /// The two providers and the gateway in front of them.
@@ -55,6 +68,7 @@ struct Stage {
     providers: [Arc<Simulated>; 2],
     gateway: SocketAddr,
     control: SocketAddr,
+    load: Arc<Load>,
 }
 
 /// Runs the demo until it is over or `stop` completes.
@@ -68,11 +82,15 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let control = bind(if port == 0 { 0 } else { port + 1 }).await?;
     let providers = [Simulated::start("primary").await?, Simulated::start("fallback").await?];
     let config = GatewayConfig::from_toml(&config_text(&providers))?;
+    let on_screen = std::io::stdout().is_terminal() && !options.json;
+    let default_rate = if options.outage.is_some() { OUTAGE_RATE } else { QUIET_RATE };
+    let is_loaded = options.rate.is_some() || options.outage.is_some() || on_screen;
     let stage = Stage {
         state: AppState::new(&config)?,
         providers,
         gateway: gateway.local_addr()?,
         control: control.local_addr()?,
+        load: Arc::new(Load::new(options.rate.unwrap_or(default_rate), options.stream_share)),
     };
     let (finish, finished) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(run_server(Arc::clone(&stage.state), gateway, None, async {
@@ -81,20 +99,28 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     }));
     tokio::spawn(axum::serve(control, control_router(&stage.providers)).into_future());
 
-    match options.outage {
+    let show = async {
+        if on_screen { screen::show(&stage).await } else { view::print_changes(&stage, options.outage.is_some()).await }
+    };
+    let summary = match options.outage {
         None => {
-            print!("{}", instructions(&stage));
+            print!("{}", instructions(&stage, on_screen));
             tokio::select! {
-                () = view::watch(&stage) => {}
-                () = stop => {}
+                () = show => None,
+                () = stage.load.send(stage.gateway), if is_loaded => None,
+                () = stop => None,
             }
         }
         Some(outage) => {
             tokio::select! {
-                summary = load::drive(&stage, outage, options.fault, options.rate) => report(&summary, options.json),
-                () = stop => {}
+                summary = load::drive(&stage, outage, options.fault) => Some(summary),
+                () = show => None,
+                () = stop => None,
             }
         }
+    };
+    if let Some(summary) = summary {
+        report(&summary, options.json);
     }
     drop(finish);
     server.await?;
@@ -110,14 +136,16 @@ async fn bind(port: u16) -> Result<TcpListener, String> {
 fn config_text(providers: &[Arc<Simulated>; 2]) -> String {
     let provider = |provider: &Arc<Simulated>| {
         format!(
-            "[[providers]]\nname = '{}'\nurl = 'http://{}/v1'\nmodels = ['{MODEL}']\napi_key = 'simulated'\n\
-             timeouts.first_byte = '1s'\n",
+            "[[providers]]\nname = '{}'\nurl = 'http://{}/v1'\nmodels = ['{MODEL}']\napi_key = 'simulated'\n",
             provider.name(),
             provider.address()
         )
     };
     let open_for = OPEN_FOR.as_secs();
-    let head = format!("[server]\ndrain_limit = '1s'\n[breaker]\nopen_for = '{open_for}s'\n");
+    let head = format!(
+        "[server]\ndrain_limit = '1s'\n[breaker]\nopen_for = '{open_for}s'\n\
+         [timeouts]\nfirst_byte = '1s'\nidle = '1s'\ntotal = '2s'\n"
+    );
     head + &providers.each_ref().map(provider).concat()
 }
 
@@ -130,7 +158,7 @@ fn control_router(providers: &[Arc<Simulated>; 2]) -> Router {
         };
         let fault = match Fault::parse(&fault) {
             Ok(fault) => fault,
-            Err(expected) => return (StatusCode::NOT_FOUND, expected.to_owned()),
+            Err(expected) => return (StatusCode::NOT_FOUND, expected),
         };
         provider.set(fault).await;
         (StatusCode::OK, format!("{name}: {}\n", fault.map_or("healthy", Fault::as_str)))
@@ -138,17 +166,20 @@ fn control_router(providers: &[Arc<Simulated>; 2]) -> Router {
     Router::new().route("/{provider}/{fault}", post(set))
 }
 
-fn instructions(stage: &Stage) -> String {
+fn instructions(stage: &Stage, on_screen: bool) -> String {
     let Stage { gateway, control, .. } = stage;
+    let end = if on_screen { "q" } else { "Ctrl-C" };
+    let faults = Fault::all().map(Fault::as_str).collect::<Vec<_>>().join(", ");
     format!(
-        "fusebox demo: a gateway in front of two simulated providers, primary and fallback. Ctrl-C ends it.
+        "fusebox demo: a gateway in front of two simulated providers, primary and fallback. {end} ends it.
 
 ask       curl -i http://{gateway}/v1/chat/completions -H 'content-type: application/json' \\
                -d '{{\"model\": \"{MODEL}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'
 stream    curl -N http://{gateway}/v1/chat/completions -H 'content-type: application/json' \\
                -d '{{\"model\": \"{MODEL}\", \"stream\": true, \"messages\": []}}'
 health    curl http://{gateway}/health
-break     curl -X POST http://{control}/primary/500      (or hang, or refuse)
+metrics   curl http://{gateway}/metrics
+break     curl -X POST http://{control}/primary/500      (any of {faults})
 heal      curl -X POST http://{control}/primary/heal
 
 "

@@ -1,9 +1,11 @@
 //! A provider that answers like `OpenAI`'s API and can be told to fail.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -23,6 +25,8 @@ use tokio::sync::watch;
 
 const WORDS: [&str; 6] = ["The ", "circuit ", "is ", "closed ", "again", "."];
 const THINKING: Duration = Duration::from_millis(2);
+/// Between two bytes of an answer that drips.
+const DRIP: Duration = Duration::from_millis(50);
 const REBIND: Duration = Duration::from_millis(20);
 
 /// How a simulated provider fails.
@@ -35,22 +39,41 @@ pub enum Fault {
     Hang,
     /// Nobody listens on its port.
     Refuse,
+    /// It answers 429.
+    #[value(name = "429")]
+    Http429,
+    /// It breaks off in the middle of its answers.
+    Abort,
+    /// Its answers drip, a byte at a time.
+    Slow,
 }
 
 impl Fault {
+    const COUNT: usize = 6;
+
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        Self::value_variants().iter().copied()
+    }
+
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Fault::Http500 => "500",
             Fault::Hang => "hang",
             Fault::Refuse => "refuse",
+            Fault::Http429 => "429",
+            Fault::Abort => "abort",
+            Fault::Slow => "slow",
         }
     }
 
     /// `heal` is no fault; an error says what would be one.
-    pub(super) fn parse(text: &str) -> Result<Option<Self>, &'static str> {
+    pub(super) fn parse(text: &str) -> Result<Option<Self>, String> {
         match text {
             "heal" => Ok(None),
-            _ => Self::from_str(text, false).map(Some).map_err(|_| "expected heal, 500, hang or refuse\n"),
+            _ => Self::from_str(text, false).map(Some).map_err(|_| {
+                let faults: Vec<_> = Self::all().map(Self::as_str).collect();
+                format!("expected heal or one of {}\n", faults.join(", "))
+            }),
         }
     }
 }
@@ -61,6 +84,8 @@ pub(super) struct Simulated {
     fault: watch::Sender<Option<Fault>>,
     /// Whether the port is listened on, which follows the fault with a delay.
     listening: watch::Sender<bool>,
+    /// Requests that met each fault. Who is refused cannot be counted here.
+    faults: [AtomicU64; Fault::COUNT],
 }
 
 impl Simulated {
@@ -71,6 +96,7 @@ impl Simulated {
             address: listener.local_addr()?,
             fault: watch::Sender::new(None),
             listening: watch::Sender::new(true),
+            faults: Default::default(),
         });
         tokio::spawn(Arc::clone(&simulated).serve(listener));
         Ok(simulated)
@@ -82,6 +108,16 @@ impl Simulated {
 
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    pub(super) fn fault(&self) -> Option<Fault> {
+        *self.fault.borrow()
+    }
+
+    /// How many requests met each fault that any met.
+    pub(super) fn faults(&self) -> BTreeMap<&'static str, u64> {
+        let counts = self.faults.iter().map(|count| count.load(Ordering::Relaxed));
+        Fault::all().map(Fault::as_str).zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
     /// Breaks or heals it, and returns when that has taken effect.
@@ -131,34 +167,49 @@ impl Simulated {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        #[derive(Deserialize)]
+        #[derive(Default, Deserialize)]
         struct Asked {
             #[serde(default)]
             stream: bool,
             model: String,
         }
+        let path = request.uri().path().to_owned();
+        let is_form =
+            request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/"));
         let Ok(body) = request.into_body().collect().await else {
             return status(StatusCode::BAD_REQUEST, &json!({}));
         };
-        let Ok(asked) = serde_json::from_slice::<Asked>(&body.to_bytes()) else {
+        let asked = if is_form { Ok(Asked::default()) } else { serde_json::from_slice(&body.to_bytes()) };
+        let Ok(asked) = asked else {
             return status(StatusCode::BAD_REQUEST, &json!({"error": {"message": "no model"}}));
         };
-        let fault = *self.fault.borrow();
+        let fault = self.fault();
+        if let Some(fault) = fault.filter(|fault| *fault != Fault::Refuse) {
+            self.faults[fault as usize].fetch_add(1, Ordering::Relaxed);
+        }
         match fault {
-            // Whoever got in before the port was closed is served.
-            None | Some(Fault::Refuse) => {}
             Some(Fault::Http500) => {
                 return status(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": {"message": "simulated fault"}}));
             }
+            Some(Fault::Http429) => {
+                let mut answer =
+                    status(StatusCode::TOO_MANY_REQUESTS, &json!({"error": {"message": "simulated fault"}}));
+                answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+                return answer;
+            }
             Some(Fault::Hang) => std::future::pending().await,
+            // Whoever got in before the port was closed is served.
+            None | Some(Fault::Refuse | Fault::Abort | Fault::Slow) => {}
         }
         tokio::time::sleep(THINKING).await;
-        let (kind, parts) = if asked.stream {
-            ("text/event-stream", stream(&asked.model))
-        } else {
-            ("application/json", completion(&asked.model))
+        let (kind, parts) = match path.as_str() {
+            "/v1/embeddings" => ("application/json", halves(&embedding(&asked.model))),
+            "/v1/audio/transcriptions" => ("application/json", halves(&json!({"text": WORDS.concat()}))),
+            "/v1/files" => ("application/json", halves(&file())),
+            _ if asked.stream => ("text/event-stream", stream(&asked.model)),
+            _ => ("application/json", halves(&completion(&asked.model))),
         };
-        send(kind, parts)
+        send(kind, parts, fault)
     }
 }
 
@@ -169,15 +220,28 @@ fn status(status: StatusCode, body: &Value) -> Response<Body> {
     response
 }
 
-/// Sends the parts one after the other.
-fn send(kind: &'static str, parts: Vec<Bytes>) -> Response<Body> {
-    let (mut sender, body) = Channel::<Bytes, Infallible>::new(1);
+/// Sends the parts one after the other; with a fault, not to the end, or a byte at a time.
+fn send(kind: &'static str, mut parts: Vec<Bytes>, fault: Option<Fault>) -> Response<Body> {
+    let (mut sender, body) = Channel::<Bytes, io::Error>::new(1);
+    let mut pause = THINKING;
+    match fault {
+        Some(Fault::Abort) => parts.truncate(parts.len() / 2),
+        Some(Fault::Slow) => {
+            let whole = Bytes::from(parts.concat());
+            parts = (0..whole.len()).map(|at| whole.slice(at..=at)).collect();
+            pause = DRIP;
+        }
+        _ => {}
+    }
     tokio::spawn(async move {
         for part in parts {
             if sender.send_data(part).await.is_err() {
                 return;
             }
-            tokio::time::sleep(THINKING).await;
+            tokio::time::sleep(pause).await;
+        }
+        if fault == Some(Fault::Abort) {
+            sender.abort(io::Error::other("simulated fault"));
         }
     });
     let mut response = Response::new(Body::new(body));
@@ -197,14 +261,31 @@ fn stream(model: &str) -> Vec<Bytes> {
     words.chain([event(json!({}), Some("stop")), Bytes::from_static(b"data: [DONE]\n\n")]).collect()
 }
 
-fn completion(model: &str) -> Vec<Bytes> {
-    let body = json!({
+fn completion(model: &str) -> Value {
+    json!({
         "id": "chatcmpl-demo", "object": "chat.completion", "created": 0, "model": model,
         "choices": [{
             "index": 0, "message": {"role": "assistant", "content": WORDS.concat()}, "finish_reason": "stop",
         }],
         "usage": {"prompt_tokens": 1, "completion_tokens": WORDS.len(), "total_tokens": 1 + WORDS.len()},
-    });
+    })
+}
+
+fn embedding(model: &str) -> Value {
+    json!({
+        "object": "list", "model": model, "usage": {"prompt_tokens": 1, "total_tokens": 1},
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}],
+    })
+}
+
+fn file() -> Value {
+    json!({
+        "id": "file-demo", "object": "file", "bytes": 4, "created_at": 0, "filename": "demo.jsonl", "purpose": "batch",
+        "status": "processed",
+    })
+}
+
+fn halves(body: &Value) -> Vec<Bytes> {
     let text = Bytes::from(body.to_string());
     let half = text.len() / 2;
     vec![text.slice(..half), text.slice(half..)]

@@ -1,48 +1,33 @@
-//! The circuits, live in the terminal.
+//! The circuits, as lines: for a log, a pipe, a test.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _, stdout};
 use std::time::Duration;
 
-use crossterm::{cursor, queue, terminal};
 use tokio::time::{Instant, interval};
 
 use super::Stage;
 use crate::{BreakerSnapshot, CircuitState};
 
-/// Redraws a table on a terminal; elsewhere writes a line whenever a circuit changes.
-pub(super) async fn watch(stage: &Stage) {
-    let live = stdout().is_terminal();
+/// Prints every change of a circuit; to standard error where standard output is for the summary.
+pub(super) async fn print_changes(stage: &Stage, to_stderr: bool) {
     let start = Instant::now();
-    let mut shown = String::new();
     let mut states: Vec<CircuitState> = Vec::new();
-    let mut ticks = interval(Duration::from_millis(if live { 100 } else { 10 }));
+    let mut ticks = interval(Duration::from_millis(1));
     loop {
         ticks.tick().await;
         let snapshots = stage.state.circuit_breakers.snapshots();
         let now: Vec<CircuitState> = snapshots.iter().map(|snapshot| snapshot.state).collect();
-        if live {
-            let text = snapshots.iter().map(row).collect::<String>();
-            // A terminal that is gone is no reason to end the gateway.
-            let _ = redraw(&shown, &text);
-            shown = text;
-        } else if now != states {
-            println!("after {:.1?}", start.elapsed());
-            print!("{}", snapshots.iter().map(row).collect::<String>());
+        if now != states {
+            let mut text = format!("after {:.2} s\n", start.elapsed().as_secs_f64());
+            text.extend(snapshots.iter().map(row));
+            if to_stderr {
+                eprint!("{text}");
+            } else {
+                print!("{text}");
+            }
+            states = now;
         }
-        states = now;
     }
-}
-
-fn redraw(before: &str, now: &str) -> std::io::Result<()> {
-    let mut out = stdout();
-    let lines = u16::try_from(before.lines().count()).unwrap_or_default();
-    if lines > 0 {
-        queue!(out, cursor::MoveToPreviousLine(lines))?;
-    }
-    queue!(out, terminal::Clear(terminal::ClearType::FromCursorDown))?;
-    write!(out, "{now}")?;
-    out.flush()
 }
 
 fn row(snapshot: &BreakerSnapshot) -> String {
