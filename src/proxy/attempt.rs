@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, ready};
 
 use axum::http::header::{self, HeaderMap};
@@ -23,7 +24,7 @@ use super::stream::JudgedStream;
 use super::upload::Progress;
 use super::upstream::{Chain, RequestBody, SendError, Tls, Upstream, UpstreamBody};
 use super::{answer, headers};
-use crate::{CircuitBreaker, OwnedPermit};
+use crate::CircuitBreaker;
 
 /// An answer that is no good is held up to this size at least, since it says why.
 const MIN_HELD: u64 = 64 << 10;
@@ -38,6 +39,9 @@ pub(crate) struct Provider {
     pub(crate) breaker: Arc<CircuitBreaker>,
     pub(crate) metrics: Arc<ProviderMetrics>,
     upstream: Upstream,
+    since: Instant,
+    /// When the newest request was sent that failed, in microseconds after `since`.
+    newest_failure: AtomicU64,
 }
 
 /// What asking a provider led to.
@@ -95,7 +99,25 @@ impl Provider {
             config,
             breaker,
             metrics,
+            since: Instant::now(),
+            newest_failure: AtomicU64::new(0),
         }
+    }
+
+    /// A request failed that was sent then.
+    pub(crate) fn note_failure(&self, sent: Instant) {
+        self.newest_failure.fetch_max(self.micros(sent), Ordering::Relaxed);
+    }
+
+    /// Whether a request failed that was sent later. What was sent before an outage may well be answered during it; that says
+    /// nothing about now, and must not end a row of failures.
+    pub(crate) fn has_failed_since(&self, sent: Instant) -> bool {
+        self.newest_failure.load(Ordering::Relaxed) > self.micros(sent)
+    }
+
+    /// Never 0: no failure has been at 0.
+    fn micros(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// Sends a request and waits for the answer: for all of it, or for the first piece of a stream.
@@ -103,8 +125,7 @@ impl Provider {
     /// # Cancel safety
     ///
     /// Dropping it, because the client has left, counts against nobody.
-    pub(crate) async fn ask(&self, permit: OwnedPermit, question: Question<'_>, record: &mut Record) -> Asked {
-        let permit = permit.cancel_on_drop();
+    pub(crate) async fn ask(&self, question: Question<'_>, record: &mut Record) -> Asked {
         let timeouts = &self.config.timeouts;
         let Question { head, body, progress, limits } = question;
         let started = Instant::now();
@@ -115,8 +136,7 @@ impl Provider {
         let until = || since() + timeouts.first_byte.min(timeouts.total);
         let sent = within(timer.as_mut(), until, pin!(self.upstream.send(head, body))).await;
         if let Some(fault) = progress.and_then(Progress::fault) {
-            permit.cancel();
-            record.end_attempt(Outcome::ClientLeft);
+            record.settle(Outcome::ClientLeft, &"");
             return Asked::Refused(fault.answer().map(Payload::Whole));
         }
         let response = match sent {
@@ -127,9 +147,9 @@ impl Provider {
                     SendError::ConnectTimeout(_) => Outcome::ConnectTimeout,
                     SendError::Connection(_) => Outcome::Connection,
                 };
-                return failed(permit, record, outcome, &error);
+                return failed(record, outcome, &error);
             }
-            None => return self.failed_late(permit, record, since()),
+            None => return self.failed_late(record, since()),
         };
         let (mut head, mut body) = response.into_parts();
         headers::to_client(&mut head.headers);
@@ -137,7 +157,7 @@ impl Provider {
         if outcome != Outcome::Ok {
             let max = limits.replay_answer_bytes.max(MIN_HELD);
             let said = self.hold(timer, &mut body, max, since()).await.ok();
-            return self.judge_refusal(permit, record, outcome, head, said);
+            return self.judge_refusal(record, outcome, head, said);
         }
 
         let is_events = has_type(&head.headers, &["text/event-stream"]);
@@ -145,19 +165,18 @@ impl Provider {
         let first = if is_stream || limits.replay_answer_bytes == 0 {
             match within(timer, until, pin!(next(&mut body))).await {
                 Some(Ok(first)) => first,
-                Some(Err(error)) => return failed(permit, record, Outcome::Cut, &Chain(&error)),
-                None => return self.failed_late(permit, record, since()),
+                Some(Err(error)) => return failed(record, Outcome::Cut, &Chain(&error)),
+                None => return self.failed_late(record, since()),
             }
         } else {
             match self.hold(timer, &mut body, limits.replay_answer_bytes, since()).await {
                 Ok(Held::Whole(whole)) => {
                     record.first_byte();
-                    permit.success();
-                    record.end_attempt(Outcome::Ok);
+                    record.settle(Outcome::Ok, &"");
                     return Asked::Answered(Response::from_parts(head, Payload::Whole(whole)));
                 }
                 Ok(Held::TooLong(begun)) => Some(begun),
-                Err((outcome, message)) => return failed(permit, record, outcome, &message),
+                Err((outcome, message)) => return failed(record, outcome, &message),
             }
         };
         record.first_byte();
@@ -166,7 +185,7 @@ impl Provider {
             head.headers.remove(header::CONTENT_LENGTH);
         }
         let mut stream = JudgedStream::new(body, first, is_events, timeouts, since());
-        stream.judge(permit, &self.breaker, timeouts, since(), record);
+        stream.begin(&self.breaker, timeouts, since(), record);
         Asked::Answered(Response::from_parts(head, Payload::Stream(Box::new(stream))))
     }
 
@@ -215,22 +234,9 @@ impl Provider {
     }
 
     /// An answer in another class than 2xx or 3xx. `said` is `None` if its body broke off.
-    fn judge_refusal(
-        &self,
-        permit: OwnedPermit,
-        record: &mut Record,
-        outcome: Outcome,
-        head: response::Parts,
-        said: Option<Held>,
-    ) -> Asked {
+    fn judge_refusal(&self, record: &mut Record, outcome: Outcome, head: response::Parts, said: Option<Held>) -> Asked {
         let status = head.status;
-        record.end_attempt(outcome);
-        if outcome.is_failure() {
-            fail(permit, outcome, status);
-        } else {
-            // What the client did wrong, or asked too often, says nothing about the provider.
-            permit.cancel();
-        }
+        record.settle(outcome, &status);
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN) {
             warn!(provider = self.name, %status, "a provider refused the gateway's account");
         }
@@ -254,13 +260,13 @@ impl Provider {
         }
     }
 
-    fn failed_late(&self, permit: OwnedPermit, record: &mut Record, since: Instant) -> Asked {
+    fn failed_late(&self, record: &mut Record, since: Instant) -> Asked {
         let timeouts = &self.config.timeouts;
         if Instant::now() >= since + timeouts.total {
-            return failed(permit, record, Outcome::TotalTimeout, &"nothing of the body within the total timeout");
+            return failed(record, Outcome::TotalTimeout, &"nothing of the body within the total timeout");
         }
         let message = format!("nothing of the body within {:?}", timeouts.first_byte);
-        failed(permit, record, Outcome::FirstByteTimeout, &message)
+        failed(record, Outcome::FirstByteTimeout, &message)
     }
 }
 
@@ -278,9 +284,8 @@ fn too_late(outcome: Outcome) -> (Outcome, String) {
     (outcome, what.to_owned())
 }
 
-fn failed(permit: OwnedPermit, record: &mut Record, outcome: Outcome, message: &dyn fmt::Display) -> Asked {
-    record.end_attempt(outcome);
-    fail(permit, outcome, message);
+fn failed(record: &mut Record, outcome: Outcome, message: &dyn fmt::Display) -> Asked {
+    record.settle(outcome, message);
     let declined = Declined { answer: answer::unreachable().map(Payload::Whole), is_its_own: false, outcome };
     let is_timeout = declined.usefulness() == 2;
     Asked::Declined(if is_timeout {
@@ -288,14 +293,6 @@ fn failed(permit: OwnedPermit, record: &mut Record, outcome: Outcome, message: &
     } else {
         declined
     })
-}
-
-/// Records a failure and logs it: the breaker itself logs only the one that it opens on. At the rate of failures that a
-/// breaker lets through, a line each is not too much.
-pub(crate) fn fail(permit: OwnedPermit, outcome: Outcome, message: impl fmt::Display) {
-    let error_type = outcome.as_str();
-    warn!(provider = permit.breaker().name(), error_type, error = %message, "a provider failed");
-    permit.failure(error_type, message);
 }
 
 /// The next piece of a body, `None` at its end. What is no data is passed over.

@@ -179,9 +179,9 @@ async fn route(live: &Live, record: &mut Record, prepared: Prepared) -> Answer {
                 (RequestBody::Upload(Box::new(upload)), Some(progress))
             }
         };
-        record.begin_attempt(index, permit.kind() == crate::PermitType::Probe);
+        record.begin_attempt(index, permit);
         let question = Question { head: &head, body, progress: progress.as_deref(), limits: &live.server };
-        let asked = provider.ask(permit, question, record).await;
+        let asked = provider.ask(question, record).await;
         if let Some(progress) = &progress {
             record.set_bytes_in(progress.bytes());
         }

@@ -14,10 +14,12 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::classify::Outcome;
 use super::state::{AppState, Live};
 use super::stream::JudgedStream;
+use crate::{OwnedPermit, PermitType};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROVIDER: HeaderName = HeaderName::from_static("x-fusebox-provider");
@@ -60,6 +62,8 @@ pub(crate) struct Record {
     uri: Uri,
     model: Option<Box<str>>,
     attempts: Vec<Attempt>,
+    /// Of the attempt that lasts, until it is judged.
+    permit: Option<OwnedPermit>,
     status: Option<u16>,
     bytes_in: u64,
     bytes_out: u64,
@@ -89,6 +93,7 @@ impl Record {
             uri: head.uri.clone(),
             model: None,
             attempts: Vec::new(),
+            permit: None,
             status: None,
             bytes_in: 0,
             bytes_out: 0,
@@ -116,17 +121,42 @@ impl Record {
         self.is_replayable = false;
     }
 
-    pub(crate) fn begin_attempt(&mut self, provider: usize, is_probe: bool) {
-        self.live.providers[provider].metrics.begin(is_probe);
+    /// A client that leaves says nothing about a provider: what is not settled counts for nothing.
+    pub(crate) fn begin_attempt(&mut self, provider: usize, permit: OwnedPermit) {
+        self.live.providers[provider].metrics.begin(permit.kind() == PermitType::Probe);
+        self.permit = Some(permit.cancel_on_drop());
         self.attempts.push(Attempt { provider, started: Instant::now(), ended: None });
     }
 
-    /// Ends the attempt that lasts, if one does.
-    pub(crate) fn end_attempt(&mut self, outcome: Outcome) {
+    /// Of the attempt that lasts.
+    pub(crate) fn permit(&mut self) -> &mut Option<OwnedPermit> {
+        &mut self.permit
+    }
+
+    /// Ends the attempt that lasts, if one does, and judges it. The breaker itself logs only the failure that it opens on; at
+    /// the rate of failures that a breaker lets through, a line each is not too much.
+    pub(crate) fn settle(&mut self, outcome: Outcome, message: &dyn fmt::Display) {
         let Some(attempt) = self.attempts.last_mut().filter(|attempt| attempt.ended.is_none()) else { return };
+        let provider = &self.live.providers[attempt.provider];
+        if outcome.is_failure() {
+            let error_type = outcome.as_str();
+            warn!(provider = provider.name, error_type, error = %message, "a provider failed");
+        }
+        if let Some(permit) = self.permit.take() {
+            if outcome.is_failure() {
+                provider.note_failure(attempt.started);
+                permit.failure(outcome.as_str(), message);
+            } else if outcome == Outcome::Ok
+                && (permit.kind() == PermitType::Probe || !provider.has_failed_since(attempt.started))
+            {
+                permit.success();
+            } else {
+                permit.cancel();
+            }
+        }
         let took = attempt.started.elapsed();
         attempt.ended = Some((outcome, took));
-        self.live.providers[attempt.provider].metrics.end(outcome, took);
+        provider.metrics.end(outcome, took);
     }
 
     /// A good answer begins.
@@ -192,7 +222,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.end_attempt(Outcome::ClientLeft);
+        self.settle(Outcome::ClientLeft, &"");
         self.state.metrics.end(self.status, self.started.elapsed());
         if self.live.server.access_log
             && let Some(log) = self.state.access_log()

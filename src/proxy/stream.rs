@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::attempt::fail;
 use super::classify::Outcome;
 use super::config::Timeouts;
 use super::record::{End, Record};
@@ -21,14 +20,13 @@ use crate::{CircuitBreaker, OwnedPermit, PermitType};
 
 type Passed = Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>>;
 
-/// A body that resolves its permit when it ends. If the client leaves first, the permit is dropped, which is neutral.
+/// A body that settles its attempt when it ends.
 pub(crate) struct JudgedStream {
     body: UpstreamBody,
     /// Read ahead, to see whether the body begins at all.
     first: Option<Bytes>,
     /// Of a stream of events.
     events: Option<Events>,
-    permit: Option<OwnedPermit>,
     /// When a probe that is judged at its end has run for long enough.
     proven: Option<(Instant, Arc<CircuitBreaker>)>,
     idle: Duration,
@@ -51,7 +49,6 @@ impl JudgedStream {
             body,
             first,
             events: is_events.then(Events::default),
-            permit: None,
             proven: None,
             idle: timeouts.idle,
             until: started + timeouts.total,
@@ -61,31 +58,29 @@ impl JudgedStream {
         }
     }
 
-    /// Takes charge of the permit. A good beginning is all that is asked of a probe, so that nobody waits for a whole stream;
-    /// the rest is then judged as an ordinary call. But where the circuit was opened by answers that broke off, a good
-    /// beginning proves nothing: that probe is judged at its end, or when it has run for as long as its lease is safe (a
-    /// `first_byte` and an `idle`; the lease has one `idle` more, within which something happens).
-    pub(crate) fn judge(
+    /// A good beginning is all that is asked of a probe, so that nobody waits for a whole stream; the rest is then judged as an
+    /// ordinary call. But where the circuit was opened by answers that broke off, a good beginning proves nothing: that probe
+    /// is judged at its end, or when it has run for as long as its lease is safe (a `first_byte` and an `idle`; the lease has
+    /// one `idle` more, within which something happens).
+    pub(crate) fn begin(
         &mut self,
-        permit: OwnedPermit,
         breaker: &Arc<CircuitBreaker>,
         timeouts: &Timeouts,
         started: Instant,
         record: &mut Record,
     ) {
-        self.permit = match permit.kind() {
-            PermitType::Normal => Some(permit),
-            PermitType::Probe if opened_by_broken_answers(breaker) => {
+        let permit = record.permit();
+        if let Some(probe) = permit.take_if(|permit| permit.kind() == PermitType::Probe) {
+            if opened_by_broken_answers(breaker) {
+                *permit = Some(probe);
                 self.proven = Some((started + timeouts.first_byte + timeouts.idle, Arc::clone(breaker)));
-                Some(permit)
+            } else {
+                probe.success();
+                *permit = ordinary_permit(breaker);
             }
-            PermitType::Probe => {
-                permit.success();
-                ordinary_permit(breaker)
-            }
-        };
+        }
         if self.body.is_end_stream() {
-            self.succeed(record);
+            succeed(record);
         }
     }
 
@@ -123,7 +118,7 @@ impl JudgedStream {
                         return self.break_off(record, Outcome::Cut, &Chain(&error).to_string());
                     }
                     Poll::Ready(None) => {
-                        self.succeed(record);
+                        succeed(record);
                         self.is_over = true;
                         let rest = self.events.as_mut().map(Events::rest).unwrap_or_default();
                         return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
@@ -136,7 +131,7 @@ impl JudgedStream {
             };
             self.pausing = false;
             if self.body.is_end_stream() {
-                self.succeed(record);
+                succeed(record);
             } else {
                 let now = Instant::now();
                 if now >= self.until {
@@ -144,10 +139,10 @@ impl JudgedStream {
                     return self.break_off(record, outcome, &message);
                 }
                 if let Some((_, breaker)) = self.proven.take_if(|(proven, _)| now >= *proven)
-                    && let Some(permit) = self.permit.take()
+                    && let Some(probe) = record.permit().take()
                 {
-                    permit.success();
-                    self.permit = ordinary_permit(&breaker);
+                    probe.success();
+                    *record.permit() = ordinary_permit(&breaker);
                 }
             }
             let passed = match &mut self.events {
@@ -180,19 +175,8 @@ impl JudgedStream {
         (Outcome::TotalTimeout, "the body took longer than the total timeout".into())
     }
 
-    fn succeed(&mut self, record: &mut Record) {
-        if let Some(permit) = self.permit.take() {
-            permit.success();
-        }
-        record.end_attempt(Outcome::Ok);
-        record.set_end(End::Complete);
-    }
-
     fn break_off(&mut self, record: &mut Record, outcome: Outcome, message: &str) -> Passed {
-        if let Some(permit) = self.permit.take() {
-            fail(permit, outcome, message);
-        }
-        record.end_attempt(outcome);
+        record.settle(outcome, &message);
         record.set_end(End::Cut);
         self.is_over = true;
         // To the client without what only an operator should see.
@@ -206,6 +190,11 @@ impl JudgedStream {
             None => Err(message.into()),
         }))
     }
+}
+
+fn succeed(record: &mut Record) {
+    record.settle(Outcome::Ok, &"");
+    record.set_end(End::Complete);
 }
 
 fn opened_by_broken_answers(breaker: &CircuitBreaker) -> bool {

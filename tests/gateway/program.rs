@@ -1,13 +1,16 @@
 //! The binary: what it does with a signal, and what its demo shows.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::StatusCode;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
@@ -72,7 +75,7 @@ impl Serving {
         let mut process = Command::new(env!("CARGO_BIN_EXE_fusebox"))
             .args(["serve", "--log", "json", "--config"])
             .arg(&file)
-            .stdout(Stdio::piped())
+            .stdout(std::fs::File::create(file.with_extension("log")).unwrap())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -110,11 +113,21 @@ impl Serving {
     }
 }
 
+impl Serving {
+    async fn get(&self, path: &str) -> String {
+        let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let uri = format!("http://{}{path}", self.address).parse().unwrap();
+        let body = client.get(uri).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+}
+
 impl Drop for Serving {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
         let _ = std::fs::remove_file(&self.file);
+        let _ = std::fs::remove_file(self.file.with_extension("log"));
     }
 }
 
@@ -136,6 +149,79 @@ async fn sighup_reads_the_configuration_anew_and_refuses_one_with_mistakes() {
     assert_eq!(gateway.ask().await, (200, "b".to_owned()));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_reloads_under_load_fail_no_request_and_lose_no_breaker_state() {
+    let (bad, good) = (Provider::with_status(500).await, Provider::with_status(200).await);
+    let providers = ["bad", "good"].iter().zip([&bad, &good]).map(|(name, at)| provider(name, at)).collect::<String>();
+    let extra = provider("extra", &good);
+    let config = move |number: usize| {
+        let (idle, failures) = if number.is_multiple_of(2) { ("30s", 3) } else { ("40s", 4) };
+        let extra = if number.is_multiple_of(3) { &*extra } else { "" };
+        format!(
+            "[timeouts]\nidle = '{idle}'\n[breaker]\nopen_for = '1h'\nfailure_threshold = {failures}\n{providers}{extra}"
+        )
+    };
+    let mut gateway = Serving::start("reloads", &config(0)).await;
+    for _ in 0..3 {
+        gateway.ask().await;
+    }
+    let address = gateway.address;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let load = tokio::spawn(async move {
+        let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let mut due = tokio::time::interval(Duration::from_millis(2));
+        let mut requests = tokio::task::JoinSet::new();
+        while !over.load(Ordering::Relaxed) {
+            due.tick().await;
+            let client = client.clone();
+            requests.spawn(async move {
+                let request = hyper::Request::post(format!("http://{address}/v1/chat/completions"));
+                let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+                let response = client.request(request).await.unwrap();
+                assert!(response.status() == StatusCode::OK && response.headers()["x-fusebox-provider"] == "good");
+                response.into_body().collect().await.unwrap();
+            });
+        }
+        requests.join_all().await.len()
+    });
+    let mut gateway = tokio::task::spawn_blocking(move || {
+        for number in 1..=200 {
+            gateway.reload(&config(number), "the configuration was read anew");
+            // So that some requests come in between.
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        gateway
+    })
+    .await
+    .unwrap();
+    is_over.store(true, Ordering::Relaxed);
+    let requests = load.await.unwrap();
+    assert!(requests >= 500, "{requests}");
+    assert_eq!(bad.hits(), 3, "its circuit was open all the time");
+    // The last answer is counted a moment after it has arrived.
+    let all = format!("fusebox_requests_total{{status=\"2xx\"}} {}", requests + 3);
+    let start = Instant::now();
+    let metrics = loop {
+        let metrics = gateway.get("/metrics").await;
+        if start.elapsed() > DEADLINE || metrics.lines().any(|line| line == all) {
+            break metrics;
+        }
+    };
+    for line in [
+        "fusebox_circuit_state{provider=\"bad\",state=\"open\"} 1",
+        "fusebox_circuit_trips_total{provider=\"bad\"} 1",
+        "fusebox_circuit_failures{provider=\"bad\"} 3",
+        "fusebox_config_reloads_total{result=\"applied\"} 200",
+        &all,
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+    eprintln!("{requests} requests, 200 reloads, no failed request");
+    gateway.signal("-TERM");
+    assert!(gateway.process.wait().unwrap().success());
+}
+
 #[tokio::test]
 async fn the_access_log_is_on_standard_output_and_whole_when_the_program_ends() {
     let a = Provider::with_status(200).await;
@@ -144,8 +230,8 @@ async fn the_access_log_is_on_standard_output_and_whole_when_the_program_ends() 
         gateway.ask().await;
     }
     gateway.signal("-TERM");
-    let mut text = String::new();
-    gateway.process.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(gateway.process.wait().unwrap().success());
+    let text = std::fs::read_to_string(gateway.file.with_extension("log")).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 3);
     assert!(lines.iter().all(|line| line["provider"] == "a" && line["status"] == 200), "{text}");

@@ -119,6 +119,21 @@ async fn a_whole_answer_ends_a_row_of_failures() {
 }
 
 #[tokio::test]
+async fn a_request_that_was_sent_before_a_failure_ends_no_row_of_failures() {
+    let (mut sender, response) = streamed();
+    let a = Provider::start(one_by_one(vec![response, answer(500), answer(200)])).await;
+    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
+    gateway.ask().await;
+    drop(sender);
+    response.into_body().collect().await.unwrap();
+    gateway.log(2).await;
+    assert_eq!(gateway.failures_of("a"), 1, "it says how the provider was, not how it is");
+    gateway.ask().await;
+    gateway.until(|gateway| gateway.failures_of("a") == 0).await;
+}
+
+#[tokio::test]
 async fn the_rest_of_a_probes_stream_is_judged_as_an_ordinary_call() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![answer(500), response])).await;
