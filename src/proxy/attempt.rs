@@ -2,32 +2,32 @@
 //! can do better.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Poll, ready};
+use std::time::Duration;
 
 use axum::http::header::{self, HeaderMap};
 use axum::http::{HeaderValue, Response, StatusCode, request, response};
-use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
-use http_body_util::BodyExt;
-use tokio::time::{Instant, Sleep, sleep};
+use serde::de::IgnoredAny;
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::classify::Outcome;
 use super::config::{ProviderConfig, ServerConfig};
+use super::hold::{Held, hold, next, within};
 use super::metrics::ProviderMetrics;
 use super::record::{Payload, Record};
 use super::stream::JudgedStream;
 use super::upload::Progress;
-use super::upstream::{Chain, RequestBody, SendError, Tls, Upstream, UpstreamBody};
+use super::upstream::{Chain, RequestBody, SendError, Tls, Upstream};
 use super::{answer, headers};
 use crate::CircuitBreaker;
 
 /// An answer that is no good is held up to this size at least, since it says why.
 const MIN_HELD: u64 = 64 << 10;
+/// How long such a body may take, where another provider may do better.
+const MAX_EXCUSE: Duration = Duration::from_secs(1);
 
 /// A provider and its breaker.
 #[derive(Debug)]
@@ -152,16 +152,28 @@ impl Provider {
             None => return self.failed_late(record, since()),
         };
         let (mut head, mut body) = response.into_parts();
+        // Otherwise its end is the connection's, and looks the same whether it was meant or not.
+        let has_an_end =
+            [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
         headers::to_client(&mut head.headers);
         let outcome = Outcome::of(head.status);
         if outcome != Outcome::Ok {
+            // Before its body is there: what it says does not change what it is.
+            record.settle(outcome, &head.status);
             let max = limits.replay_answer_bytes.max(MIN_HELD);
-            let said = self.hold(timer, &mut body, max, since()).await.ok();
-            return self.judge_refusal(record, outcome, head, said);
+            let said = hold(timer, &mut body, max, since(), timeouts);
+            let said = match outcome {
+                Outcome::ClientError => said.await.ok(),
+                // Who could do better should not have to wait for it.
+                _ => tokio::time::timeout(MAX_EXCUSE, said).await.ok().and_then(Result::ok),
+            };
+            return self.refused(outcome, head, said);
         }
 
-        let is_events = has_type(&head.headers, &["text/event-stream"]);
-        let is_stream = is_events || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
+        let is_event_stream = has_type(&head.headers, &["text/event-stream"]);
+        // A compressed one, which was not asked for, can only be passed on as it is.
+        let is_events = is_event_stream && !head.headers.contains_key(header::CONTENT_ENCODING);
+        let is_stream = is_event_stream || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
         let first = if is_stream || limits.replay_answer_bytes == 0 {
             match within(timer, until, pin!(next(&mut body))).await {
                 Some(Ok(first)) => first,
@@ -169,8 +181,11 @@ impl Provider {
                 None => return self.failed_late(record, since()),
             }
         } else {
-            match self.hold(timer, &mut body, limits.replay_answer_bytes, since()).await {
+            match hold(timer, &mut body, limits.replay_answer_bytes, since(), timeouts).await {
                 Ok(Held::Whole(whole)) => {
+                    if !has_an_end && has_type(&head.headers, &["application/json"]) && !is_json(&whole) {
+                        return failed(record, Outcome::Cut, &"the connection was closed within a JSON document");
+                    }
                     record.first_byte();
                     record.settle(Outcome::Ok, &"");
                     return Asked::Answered(Response::from_parts(head, Payload::Whole(whole)));
@@ -189,54 +204,9 @@ impl Provider {
         Asked::Answered(Response::from_parts(head, Payload::Stream(Box::new(stream))))
     }
 
-    /// Reads a body that is no stream.
-    async fn hold(
-        &self,
-        mut timer: Pin<&mut Sleep>,
-        body: &mut UpstreamBody,
-        max: u64,
-        since: Instant,
-    ) -> Result<Held, (Outcome, String)> {
-        let timeouts = &self.config.timeouts;
-        let mut whole = Bytes::new();
-        let mut parts = BytesMut::new();
-        let mut until = since + timeouts.first_byte.min(timeouts.total);
-        let mut limit = Outcome::FirstByteTimeout;
-        loop {
-            let data = match within(timer.as_mut(), || until, pin!(next(body))).await {
-                Some(Ok(Some(data))) => data,
-                Some(Ok(None)) => break,
-                Some(Err(error)) => return Err((Outcome::Cut, Chain(&error).to_string())),
-                None if Instant::now() >= since + timeouts.total => return Err(too_late(Outcome::TotalTimeout)),
-                None => return Err(too_late(limit)),
-            };
-            // Most answers come in one piece, which then need not be copied.
-            if whole.is_empty() && parts.is_empty() {
-                whole = data;
-            } else {
-                parts.extend_from_slice(&std::mem::take(&mut whole));
-                parts.extend_from_slice(&data);
-            }
-            if (whole.len() + parts.len()) as u64 > max {
-                return Ok(Held::TooLong(if parts.is_empty() { whole } else { parts.freeze() }));
-            }
-            if body.is_end_stream() {
-                break;
-            }
-            let now = Instant::now();
-            if now >= since + timeouts.total {
-                return Err(too_late(Outcome::TotalTimeout));
-            }
-            until = (now + timeouts.idle).min(since + timeouts.total);
-            limit = Outcome::IdleTimeout;
-        }
-        Ok(Held::Whole(if parts.is_empty() { whole } else { parts.freeze() }))
-    }
-
-    /// An answer in another class than 2xx or 3xx. `said` is `None` if its body broke off.
-    fn judge_refusal(&self, record: &mut Record, outcome: Outcome, head: response::Parts, said: Option<Held>) -> Asked {
+    /// An answer in another class than 2xx or 3xx. `said` is `None` if its body did not come whole.
+    fn refused(&self, outcome: Outcome, head: response::Parts, said: Option<Held>) -> Asked {
         let status = head.status;
-        record.settle(outcome, &status);
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN) {
             warn!(provider = self.name, %status, "a provider refused the gateway's account");
         }
@@ -270,20 +240,6 @@ impl Provider {
     }
 }
 
-enum Held {
-    Whole(Bytes),
-    TooLong(Bytes),
-}
-
-fn too_late(outcome: Outcome) -> (Outcome, String) {
-    let what = match outcome {
-        Outcome::FirstByteTimeout => "nothing of the body in time",
-        Outcome::IdleTimeout => "no further piece of the body in time",
-        _ => "the body took longer than the total timeout",
-    };
-    (outcome, what.to_owned())
-}
-
 fn failed(record: &mut Record, outcome: Outcome, message: &dyn fmt::Display) -> Asked {
     record.settle(outcome, message);
     let declined = Declined { answer: answer::unreachable().map(Payload::Whole), is_its_own: false, outcome };
@@ -295,14 +251,8 @@ fn failed(record: &mut Record, outcome: Outcome, message: &dyn fmt::Display) -> 
     })
 }
 
-/// The next piece of a body, `None` at its end. What is no data is passed over.
-async fn next(body: &mut UpstreamBody) -> Result<Option<Bytes>, hyper::Error> {
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            return Ok(Some(data));
-        }
-    }
-    Ok(None)
+fn is_json(text: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(text).is_ok()
 }
 
 fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
@@ -310,28 +260,4 @@ fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
     types
         .iter()
         .any(|wanted| value.get(..wanted.len()).is_some_and(|start| start.eq_ignore_ascii_case(wanted.as_bytes())))
-}
-
-/// Runs a future until the time that `until` tells, which may move on meanwhile. The timer is only set if the future has to
-/// wait. No `async fn`, which would keep the future twice.
-fn within<T>(
-    mut timer: Pin<&mut Sleep>,
-    until: impl Fn() -> Instant,
-    mut future: Pin<&mut impl Future<Output = T>>,
-) -> impl Future<Output = Option<T>> {
-    poll_fn(move |cx| {
-        if let Poll::Ready(value) = future.as_mut().poll(cx) {
-            return Poll::Ready(Some(value));
-        }
-        loop {
-            let at = until();
-            if timer.deadline() != at {
-                timer.as_mut().reset(at);
-            }
-            ready!(timer.as_mut().poll(cx));
-            if until() <= at {
-                return Poll::Ready(None);
-            }
-        }
-    })
 }

@@ -54,8 +54,9 @@ fn strip(headers: &mut HeaderMap, is_one_way: fn(&str) -> bool) {
 }
 
 pub(crate) fn to_provider(headers: &mut HeaderMap) {
-    // The provider's own host, the body's own length; and the body is at hand, so there is nothing to expect.
-    strip(headers, |name| matches!(name, "cookie" | "host" | "content-length" | "expect"));
+    // The provider's own host, the body's own length; the body is at hand, so there is nothing to expect; and what comes back
+    // is looked at, for the ends of events and for quoted keys, which takes answers that are not compressed.
+    strip(headers, |name| matches!(name, "accept-encoding" | "cookie" | "host" | "content-length" | "expect"));
 }
 
 pub(crate) fn to_client(headers: &mut HeaderMap) {

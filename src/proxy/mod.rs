@@ -1,9 +1,10 @@
 //! The gateway: an OpenAI-compatible reverse proxy that fails over from one LLM provider to the next.
 //!
 //! A request's way: `server` accepts it; `forward` reads it (`upload`, `model`) and picks the candidates that its breakers
-//! admit; `attempt` asks one of them and judges the answer by `classify`; `upstream` knows how a request reaches a provider,
-//! and is the only one that does; `stream` judges the rest of a stream while it passes through, with `sse` for the ends of
-//! its events; `record` tells of it in headers, `access_log` and `metrics`. `state` holds what `config` turned into.
+//! admit; `attempt` asks one of them, reads its answer (`hold`) and judges it by `classify`; `upstream` knows how a request
+//! reaches a provider, and is the only one that does; `stream` judges the rest of a stream while it passes through, with
+//! `sse` for the ends of its events; `record` tells of it in headers, `access_log` and `metrics`. `state` holds what `config`
+//! turned into.
 
 mod access_log;
 mod answer;
@@ -14,6 +15,7 @@ pub mod demo;
 mod forward;
 mod headers;
 mod health;
+mod hold;
 mod metrics;
 mod model;
 mod path;

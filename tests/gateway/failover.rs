@@ -17,6 +17,18 @@ async fn a_5xx_fails_over_and_the_circuit_opens_at_the_threshold() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_what_a_failing_provider_has_to_say() {
+    let (quiet, mut endless) = streamed();
+    *endless.status_mut() = axum::http::StatusCode::SERVICE_UNAVAILABLE;
+    let (a, b) = (Provider::start(one_by_one(vec![endless])).await, Provider::with_status(200).await);
+    // The timeouts of a whole answer are those of a test that failed.
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    assert!(gateway.ask().await.is_by(&b));
+    assert_eq!(gateway.failures_of("a"), 1);
+    drop(quiet);
+}
+
+#[tokio::test]
 async fn a_refused_connection_fails_over() {
     let b = Provider::with_status(200).await;
     let gateway = Gateway::over(&[nobody().await, b.address], "", "", "").await;

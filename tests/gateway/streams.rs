@@ -91,6 +91,19 @@ async fn a_stream_that_is_no_event_stream_is_cut_where_it_breaks_off() {
 }
 
 #[tokio::test]
+async fn a_compressed_stream_is_passed_on_as_it_is() {
+    let (mut sender, mut response) = streamed();
+    response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    let a = Provider::start(one_by_one(vec![response])).await;
+    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let response = gateway.begin_with(&mut sender, "\x1f no end of an event").await;
+    let mut body = response.into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "\x1f no end of an event");
+    sender.abort(std::io::Error::other("gone"));
+    assert!(body.collect().await.is_err(), "nothing can be said within it");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_a_stream_counts_against_nobody() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![answer(500), response])).await;

@@ -145,7 +145,7 @@ async fn metrics_count_requests_attempts_and_what_the_circuits_did() {
 }
 
 #[tokio::test]
-async fn every_metric_is_in_the_documented_table_with_its_type_and_labels_and_nothing_else_is() {
+async fn every_metric_outcome_and_field_of_the_log_is_documented_and_nothing_else_is() {
     let a = Provider::with_status(200).await;
     let mut gateway = Gateway::start(&[&a], "", "", "").await;
     gateway.ask().await;
@@ -179,9 +179,17 @@ async fn every_metric_is_in_the_documented_table_with_its_type_and_labels_and_no
         .map(|(outcome, _)| outcome.to_owned())
         .collect();
     let (_, list) = documented.split_once("## Outcomes").unwrap();
+    let (list, log) = list.split_once("## The access log").unwrap();
     let listed: BTreeSet<_> =
         list.lines().filter(|line| line.starts_with("| `")).map(|line| cells(line)[1].clone()).collect();
     assert_eq!(outcomes, listed);
+
+    let example = log.lines().find(|line| line.starts_with('{')).unwrap();
+    let example: serde_json::Value = serde_json::from_str(example).unwrap();
+    let keys = |line: &serde_json::Value| line.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let line = &gateway.log(1).await[0];
+    assert_eq!(keys(line), keys(&example), "as the access log is documented");
+    assert_eq!(keys(&line["attempts"][0]), keys(&example["attempts"][0]));
 }
 
 #[tokio::test]

@@ -5,26 +5,44 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::support::{Gateway, Provider, dripped, one_by_one};
+use crate::support::{CHAT, Gateway, Provider, dripped, one_by_one};
+
+/// Answers one request with these bytes, and closes the connection.
+async fn answer_raw(listener: &TcpListener, answer: &str) {
+    let (mut connection, _) = listener.accept().await.unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(CHAT.as_bytes()) {
+        connection.read_buf(&mut request).await.unwrap();
+    }
+    connection.write_all(answer.as_bytes()).await.unwrap();
+}
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_in_the_middle_fails_over_unseen() {
+async fn an_answer_that_breaks_off_in_the_middle_fails_over_unseen_whether_or_not_it_had_a_length() {
+    for head in ["content-length: 100\r\n", "content-type: application/json\r\nconnection: close\r\n"] {
+        let a = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let b = Provider::with_status(200).await;
+        let gateway = Gateway::over(&[a.local_addr().unwrap(), b.address], "", "", "").await;
+        let half = format!("HTTP/1.1 200 OK\r\n{head}\r\n{{\"half\":");
+        let (answer, ()) = tokio::join!(gateway.ask(), answer_raw(&a, &half));
+        assert!(answer.is_by(&b) && answer.body == "{\"status\":200}");
+        assert_eq!((answer.header("x-fusebox-provider"), answer.header("x-fusebox-attempts")), ("b", "2"));
+        let log = &gateway.log(1).await[0];
+        assert_eq!((&log["attempts"][0]["outcome"], &log["blamed"]), (&json!("cut"), &json!(["a"])), "{head}");
+        assert_eq!(gateway.failures_of("a"), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_whose_end_is_the_connections_is_whole_if_it_is_a_json_document_or_none_at_all() {
     let a = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let b = Provider::with_status(200).await;
-    let gateway = Gateway::over(&[a.local_addr().unwrap(), b.address], "", "", "").await;
-    let (answer, ()) = tokio::join!(gateway.ask(), async {
-        let (mut connection, _) = a.accept().await.unwrap();
-        let mut request = Vec::new();
-        while !request.ends_with(b"}]}") && !request.ends_with(b"\"m\"}") {
-            connection.read_buf(&mut request).await.unwrap();
-        }
-        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"half\":").await.unwrap();
-    });
-    assert!(answer.is_by(&b) && answer.body == "{\"status\":200}");
-    assert_eq!((answer.header("x-fusebox-provider"), answer.header("x-fusebox-attempts")), ("b", "2"));
-    let log = &gateway.log(1).await[0];
-    assert_eq!((&log["attempts"][0]["outcome"], &log["blamed"]), (&json!("cut"), &json!(["a"])));
-    assert_eq!(gateway.failures_of("a"), 1);
+    let gateway = Gateway::over(&[a.local_addr().unwrap()], "", "", "").await;
+    for (kind, body) in [("application/json", "{\"a\":1}"), ("text/plain", "{\"half\":")] {
+        let whole = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n{body}");
+        let (answer, ()) = tokio::join!(gateway.ask(), answer_raw(&a, &whole));
+        assert_eq!((answer.status, &answer.body[..]), (200, body.as_bytes()));
+    }
+    assert_eq!(gateway.failures_of("a"), 0);
 }
 
 #[tokio::test]
