@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::http::header::{self, HeaderMap};
 use axum::http::{HeaderValue, Response, StatusCode, request, response};
 use serde::de::IgnoredAny;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::classify::Outcome;
@@ -128,10 +128,10 @@ impl Provider {
     pub(crate) async fn ask(&self, question: Question<'_>, record: &mut Record) -> Asked {
         let timeouts = &self.config.timeouts;
         let Question { head, body, progress, limits } = question;
-        let started = Instant::now();
+        let started = record.attempt_started();
         // While the client's body is still coming, it is not the provider who is late.
         let since = || progress.map_or(started, |progress| progress.since().max(started));
-        let mut timer = pin!(sleep(timeouts.first_byte));
+        let mut timer = pin!(sleep_until(started + timeouts.first_byte));
 
         let until = || since() + timeouts.first_byte.min(timeouts.total);
         let sent = within(timer.as_mut(), until, pin!(self.upstream.send(head, body))).await;

@@ -79,8 +79,12 @@ impl Record {
         let is_usable =
             |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
         let id = head.headers.get(&REQUEST_ID).filter(|id| is_usable(id)).cloned().unwrap_or_else(|| {
-            let id = format!("{:032x}", fastrand::u128(..));
-            HeaderValue::try_from(id).expect("hexadecimal digits")
+            let mut id = [0; 32];
+            let random = fastrand::u128(..).to_le_bytes();
+            for (digits, byte) in id.chunks_exact_mut(2).zip(random) {
+                digits.copy_from_slice(&[byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+            }
+            HeaderValue::from_bytes(&id).expect("hexadecimal digits")
         });
         head.headers.insert(REQUEST_ID, id.clone());
         state.metrics.begin();
@@ -166,6 +170,11 @@ impl Record {
         }
     }
 
+    /// When the attempt that lasts began.
+    pub(crate) fn attempt_started(&self) -> Instant {
+        self.attempts.last().map_or(self.started, |attempt| attempt.started)
+    }
+
     /// How the request ended, as far as is known.
     pub(crate) fn set_end(&mut self, end: End) {
         self.end = end;
@@ -190,7 +199,7 @@ impl Record {
         Response::from_parts(head, ClientBody { payload, record: self })
     }
 
-    fn write_line(&self, text: &mut Vec<u8>) {
+    fn write_line(&self, text: &mut Vec<u8>, took: Duration) {
         let name = |attempt: &Attempt| self.live.providers[attempt.provider].name.as_str();
         let outcome = |attempt: &Attempt| attempt.ended.map_or(Outcome::ClientLeft, |(outcome, _)| outcome);
         let attempt_line = |attempt: &Attempt| AttemptLine {
@@ -214,7 +223,7 @@ impl Record {
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             first_byte_ms: self.first_byte.map(millis),
-            ms: millis(self.started.elapsed()),
+            ms: millis(took),
         };
         serde_json::to_writer(text, &line).expect("texts and numbers");
     }
@@ -223,11 +232,12 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         self.settle(Outcome::ClientLeft, &"");
-        self.state.metrics.end(self.status, self.started.elapsed());
+        let took = self.started.elapsed();
+        self.state.metrics.end(self.status, took);
         if self.live.server.access_log
             && let Some(log) = self.state.access_log()
         {
-            log.push(|line| self.write_line(line));
+            log.push(|line| self.write_line(line, took));
         }
     }
 }

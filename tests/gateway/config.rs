@@ -134,6 +134,19 @@ fn the_example_file_documents_every_setting_and_loads() {
     std::fs::remove_file(&file).unwrap();
 }
 
+#[test]
+fn the_configuration_in_the_readme_loads() {
+    let readme = include_str!("../../README.md");
+    let (_, block) = readme.split_once("```toml\n").unwrap();
+    let text = block.split("```").next().unwrap();
+    // A process has one environment, and tests run side by side.
+    let filled = ["FUSEBOX_TOKEN", "OPENAI_API_KEY", "AZURE_API_KEY"]
+        .iter()
+        .fold(text.to_owned(), |text, name| text.replace(&format!("${{{name}}}"), "from-the-environment"));
+    let plan = GatewayConfig::from_toml(&filled).unwrap().to_string();
+    assert!(plan.contains("model     gpt-4.1: openai, then azure") && !filled.contains("${"), "{plan}");
+}
+
 fn is_setting(line: &str) -> bool {
     line.split_once(" = ").is_some_and(|(name, _)| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
 }
