@@ -256,8 +256,9 @@ impl CircuitBreaker {
     }
 
     /// Replaces the settings, and keeps the state. An open circuit keeps the time at which it takes a probe, a probe its
-    /// lease; but the remaining open time may not be longer than the new `open_for`, give or take a minute: such a circuit
-    /// takes a probe at once. A lower `failure_threshold` that has been reached opens the circuit with the next failure.
+    /// lease, unless what is left is longer than the new setting by more than a minute: then the circuit takes a probe at
+    /// once, and the next call takes the probe over. A lower `failure_threshold` that has been reached opens the circuit with
+    /// the next failure.
     ///
     /// # Examples
     ///

@@ -112,6 +112,8 @@ fn run(work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> Ex
 
 async fn serve(file: PathBuf, config: GatewayConfig) -> Result<(), Box<dyn std::error::Error>> {
     let state = AppState::with_access_log(&config, standard_output()?)?;
+    // Before anybody is told that it runs: until then the signal ends the process.
+    let reloading = reload_on_sighup(Arc::clone(&state), file)?;
     let listener = bind("server.listen", config.server.listen).await?;
     let admin = match config.server.admin_listen {
         Some(address) => Some(bind("server.admin_listen", address).await?),
@@ -121,7 +123,7 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Result<(), Box<dyn std::
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.local_addr()?, "listening for operators");
     }
-    tokio::spawn(reload_on_sighup(Arc::clone(&state), file));
+    tokio::spawn(reloading);
     run_server(state, listener, admin, shutdown()).await;
     Ok(())
 }
@@ -138,19 +140,24 @@ fn standard_output() -> std::io::Result<impl std::io::Write + Send + 'static> {
     Ok(std::io::BufWriter::new(output))
 }
 
-async fn reload_on_sighup(state: Arc<AppState>, file: PathBuf) {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut hangups = signal(SignalKind::hangup()).expect("SIGHUP can be listened for");
+/// From now on; what is returned has to be polled for it.
+#[cfg(unix)]
+fn reload_on_sighup(state: Arc<AppState>, file: PathBuf) -> std::io::Result<impl Future<Output = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangups = signal(SignalKind::hangup())?;
+    Ok(async move {
         while hangups.recv().await.is_some() {
             let (state, file) = (Arc::clone(&state), file.clone());
             // A panic in there has been printed, and the next signal gets its chance.
             let _ = tokio::task::spawn_blocking(move || state.reload_file(&file)).await;
         }
-    }
-    #[cfg(not(unix))]
-    drop((state, file));
+    })
+}
+
+/// There is no such signal.
+#[cfg(not(unix))]
+fn reload_on_sighup(_: Arc<AppState>, _: PathBuf) -> std::io::Result<impl Future<Output = ()> + Send> {
+    Ok(std::future::ready(()))
 }
 
 async fn bind(field: &str, address: SocketAddr) -> Result<TcpListener, String> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,7 +23,7 @@ pub(crate) struct AccessLog {
     /// Buffers that have been written and can be used again. A buffer that one thread allocates and another one frees has
     /// the two fight over the allocator's lock.
     spare: Receiver<Vec<u8>>,
-    lost: AtomicU64,
+    lost: Arc<AtomicU64>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -30,10 +31,12 @@ impl AccessLog {
     pub(crate) fn new(writer: impl Write + Send + 'static) -> Self {
         let (lines, waiting) = bounded(MAX_WAITING);
         let (written, spare) = bounded(MAX_WAITING);
-        let write = move || write(writer, &waiting, &written);
+        let lost = Arc::new(AtomicU64::new(0));
+        let not_written = Arc::clone(&lost);
+        let write = move || write(writer, &waiting, &written, &not_written);
         let writer =
             std::thread::Builder::new().name("access-log".into()).spawn(write).expect("a thread can be started");
-        Self { lines: Some(lines), spare, lost: AtomicU64::new(0), writer: Some(writer) }
+        Self { lines: Some(lines), spare, lost, writer: Some(writer) }
     }
 
     /// Takes a line, which `fill` writes into an empty buffer.
@@ -47,7 +50,7 @@ impl AccessLog {
         }
     }
 
-    /// Lines that could not be written fast enough.
+    /// Lines that could not be written, or not fast enough.
     pub(crate) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -72,19 +75,29 @@ impl fmt::Debug for AccessLog {
 
 /// Sleeps until there is a line; then looks every now and then, as long as there are more.
 #[expect(clippy::disallowed_methods, reason = "it is a thread of its own, and no test")]
-fn write(mut writer: impl Write, waiting: &Receiver<Vec<u8>>, written: &Sender<Vec<u8>>) {
+fn write(mut writer: impl Write, waiting: &Receiver<Vec<u8>>, written: &Sender<Vec<u8>>, lost: &AtomicU64) {
+    let mut is_failing = false;
     while let Ok(first) = waiting.recv() {
         let mut next = Some(first);
         while let Some(first) = next {
             let mut result = Ok(());
+            let mut lines = 0;
             for line in std::iter::once(first).chain(waiting.try_iter()) {
+                lines += 1;
                 result = result.and_then(|()| writer.write_all(&line));
                 // If there are enough of them, this one is freed.
                 let _ = written.try_send(line);
             }
-            if let Err(error) = result.and_then(|()| writer.flush()) {
-                warn!(%error, "the access log could not be written");
+            let result = result.and_then(|()| writer.flush());
+            if let Err(error) = &result {
+                // Of those that were written together, nobody knows which.
+                lost.fetch_add(lines, Ordering::Relaxed);
+                // Once, and not fifty times a second as long as the disk is full.
+                if !is_failing {
+                    warn!(%error, "the access log cannot be written");
+                }
             }
+            is_failing = result.is_err();
             std::thread::sleep(PAUSE);
             next = waiting.try_recv().ok();
         }
@@ -93,8 +106,6 @@ fn write(mut writer: impl Write, waiting: &Receiver<Vec<u8>>, written: &Sender<V
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use parking_lot::{Condvar, Mutex};
 
     use super::*;
@@ -151,7 +162,8 @@ mod tests {
         let log = AccessLog::new(Broken);
         log.push(|line| line.push(b'x'));
         log.push(|line| line.push(b'y'));
-        assert_eq!(log.lost(), 0);
+        let lost = Arc::clone(&log.lost);
         drop(log);
+        assert_eq!(lost.load(Ordering::Relaxed), 2, "and what it could not write is counted");
     }
 }

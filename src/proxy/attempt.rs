@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::classify::Outcome;
-use super::config::{ProviderConfig, ServerConfig};
-use super::hold::{Held, hold, next, within};
+use super::config::{ProviderConfig, ServerConfig, Timeouts};
+use super::hold::{Held, hold, late, next, within};
 use super::metrics::ProviderMetrics;
 use super::record::{Payload, Record};
 use super::stream::JudgedStream;
@@ -32,7 +32,6 @@ const MAX_EXCUSE: Duration = Duration::from_secs(1);
 /// A provider and its breaker.
 #[derive(Debug)]
 pub(crate) struct Provider {
-    pub(crate) name: String,
     /// The name, as a header has it.
     pub(crate) header: HeaderValue,
     pub(crate) config: ProviderConfig,
@@ -69,7 +68,7 @@ impl Declined {
         match self.outcome {
             Outcome::RateLimited => 4,
             Outcome::ServerError => 3,
-            Outcome::FirstByteTimeout | Outcome::IdleTimeout | Outcome::TotalTimeout | Outcome::ConnectTimeout => 2,
+            outcome if outcome.is_timeout() => 2,
             outcome if outcome.is_failure() => 1,
             _ => 0,
         }
@@ -93,7 +92,6 @@ impl Provider {
         tls: &Tls,
     ) -> Self {
         Self {
-            name: config.name.clone(),
             header: HeaderValue::from_str(&config.name).expect("checked in the config"),
             upstream: Upstream::new(&config, tls),
             config,
@@ -102,6 +100,10 @@ impl Provider {
             since: Instant::now(),
             newest_failure: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.config.name
     }
 
     /// A request failed that was sent then.
@@ -149,7 +151,7 @@ impl Provider {
                 };
                 return failed(record, outcome, &error);
             }
-            None => return self.failed_late(record, since()),
+            None => return failed_late(record, since(), timeouts),
         };
         let (mut head, mut body) = response.into_parts();
         // Otherwise its end is the connection's, and looks the same whether it was meant or not.
@@ -178,7 +180,7 @@ impl Provider {
             match within(timer, until, pin!(next(&mut body))).await {
                 Some(Ok(first)) => first,
                 Some(Err(error)) => return failed(record, Outcome::Cut, &Chain(&error)),
-                None => return self.failed_late(record, since()),
+                None => return failed_late(record, since(), timeouts),
             }
         } else {
             match hold(timer, &mut body, limits.replay_answer_bytes, since(), timeouts).await {
@@ -199,8 +201,7 @@ impl Provider {
             // Its length changes if it ends with an error.
             head.headers.remove(header::CONTENT_LENGTH);
         }
-        let mut stream = JudgedStream::new(body, first, is_events, timeouts, since());
-        stream.begin(&self.breaker, timeouts, since(), record);
+        let stream = JudgedStream::begin(self, body, first, is_events, since(), record);
         Asked::Answered(Response::from_parts(head, Payload::Stream(Box::new(stream))))
     }
 
@@ -208,7 +209,7 @@ impl Provider {
     fn refused(&self, outcome: Outcome, head: response::Parts, said: Option<Held>) -> Asked {
         let status = head.status;
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN) {
-            warn!(provider = self.name, %status, "a provider refused the gateway's account");
+            warn!(provider = self.name(), %status, "a provider refused the gateway's account");
         }
         let own = match said {
             _ if outcome == Outcome::Protocol => None,
@@ -229,26 +230,17 @@ impl Provider {
             _ => Asked::Declined(Declined { answer, is_its_own, outcome }),
         }
     }
-
-    fn failed_late(&self, record: &mut Record, since: Instant) -> Asked {
-        let timeouts = &self.config.timeouts;
-        if Instant::now() >= since + timeouts.total {
-            return failed(record, Outcome::TotalTimeout, &"nothing of the body within the total timeout");
-        }
-        let message = format!("nothing of the body within {:?}", timeouts.first_byte);
-        failed(record, Outcome::FirstByteTimeout, &message)
-    }
 }
 
 fn failed(record: &mut Record, outcome: Outcome, message: &dyn fmt::Display) -> Asked {
     record.settle(outcome, message);
-    let declined = Declined { answer: answer::unreachable().map(Payload::Whole), is_its_own: false, outcome };
-    let is_timeout = declined.usefulness() == 2;
-    Asked::Declined(if is_timeout {
-        Declined { answer: answer::timed_out().map(Payload::Whole), ..declined }
-    } else {
-        declined
-    })
+    let answer = if outcome.is_timeout() { answer::timed_out() } else { answer::unreachable() };
+    Asked::Declined(Declined { answer: answer.map(Payload::Whole), is_its_own: false, outcome })
+}
+
+fn failed_late(record: &mut Record, since: Instant, timeouts: &Timeouts) -> Asked {
+    let (outcome, message) = late(Outcome::FirstByteTimeout, since, timeouts);
+    failed(record, outcome, &message)
 }
 
 fn is_json(text: &[u8]) -> bool {

@@ -91,6 +91,11 @@ impl Outcome {
         !matches!(self, Self::Ok | Self::ClientError | Self::Declined | Self::RateLimited | Self::ClientLeft)
     }
 
+    /// Whether it did not do something in time.
+    pub(crate) fn is_timeout(self) -> bool {
+        matches!(self, Self::ConnectTimeout | Self::FirstByteTimeout | Self::IdleTimeout | Self::TotalTimeout)
+    }
+
     /// Whether an error of this type says that answers begin well and then break off: of such a provider a good first byte
     /// proves nothing.
     pub(crate) fn breaks_off(error_type: &str) -> bool {

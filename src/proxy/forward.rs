@@ -129,7 +129,7 @@ fn takes_files(path: &str) -> bool {
 /// `GET /v1/models` and `GET /v1/models/{id}`.
 fn models(live: &Live, path: &str) -> Option<Response<Bytes>> {
     let object = |model: &str, provider: &Provider| -> Value {
-        json!({"id": model, "object": "model", "created": 0, "owned_by": provider.name})
+        json!({"id": model, "object": "model", "created": 0, "owned_by": provider.name()})
     };
     let models = live.models();
     let below = path.strip_prefix("/v1/models")?;

@@ -4,13 +4,14 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 
 use super::classify::Outcome;
 use super::config::Timeouts;
+use super::pieces::Pieces;
 use super::upstream::{Chain, UpstreamBody};
 
 /// As much of a body as was read.
@@ -20,13 +21,16 @@ pub(crate) enum Held {
     TooLong(Bytes),
 }
 
-fn too_late(outcome: Outcome) -> (Outcome, String) {
-    let what = match outcome {
-        Outcome::FirstByteTimeout => "nothing of the body in time",
-        Outcome::IdleTimeout => "no further piece of the body in time",
-        _ => "the body took longer than the total timeout",
-    };
-    (outcome, what.to_owned())
+/// What has passed, and what there is to say about it: `limit`, unless it is the whole that took too long.
+pub(crate) fn late(limit: Outcome, since: Instant, timeouts: &Timeouts) -> (Outcome, String) {
+    let Timeouts { first_byte, idle, total, .. } = timeouts;
+    if Instant::now() >= since + *total {
+        (Outcome::TotalTimeout, format!("the body was not whole within {total:?}"))
+    } else if limit == Outcome::IdleTimeout {
+        (limit, format!("no further piece of the body within {idle:?}"))
+    } else {
+        (limit, format!("nothing of the body within {first_byte:?}"))
+    }
 }
 
 /// Reads a body of an answer to a request that was sent at `since`.
@@ -41,39 +45,32 @@ pub(crate) async fn hold(
     since: Instant,
     timeouts: &Timeouts,
 ) -> Result<Held, (Outcome, String)> {
-    let mut whole = Bytes::new();
-    let mut parts = BytesMut::new();
-    let mut until = since + timeouts.first_byte.min(timeouts.total);
+    let whole_by = since + timeouts.total;
+    let mut pieces = Pieces::default();
     let mut limit = Outcome::FirstByteTimeout;
+    let mut until = whole_by.min(since + timeouts.first_byte);
     loop {
         let data = match within(timer.as_mut(), || until, pin!(next(body))).await {
             Some(Ok(Some(data))) => data,
             Some(Ok(None)) => break,
             Some(Err(error)) => return Err((Outcome::Cut, Chain(&error).to_string())),
-            None if Instant::now() >= since + timeouts.total => return Err(too_late(Outcome::TotalTimeout)),
-            None => return Err(too_late(limit)),
+            None => return Err(late(limit, since, timeouts)),
         };
-        // Most answers come in one piece, which then need not be copied.
-        if whole.is_empty() && parts.is_empty() {
-            whole = data;
-        } else {
-            parts.extend_from_slice(&std::mem::take(&mut whole));
-            parts.extend_from_slice(&data);
-        }
-        if (whole.len() + parts.len()) as u64 > max {
-            return Ok(Held::TooLong(if parts.is_empty() { whole } else { parts.freeze() }));
+        pieces.push(data);
+        if pieces.len() > max {
+            return Ok(Held::TooLong(pieces.into_bytes()));
         }
         if body.is_end_stream() {
             break;
         }
-        let now = Instant::now();
-        if now >= since + timeouts.total {
-            return Err(too_late(Outcome::TotalTimeout));
-        }
-        until = (now + timeouts.idle).min(since + timeouts.total);
         limit = Outcome::IdleTimeout;
+        let now = Instant::now();
+        if now >= whole_by {
+            return Err(late(limit, since, timeouts));
+        }
+        until = whole_by.min(now + timeouts.idle);
     }
-    Ok(Held::Whole(if parts.is_empty() { whole } else { parts.freeze() }))
+    Ok(Held::Whole(pieces.into_bytes()))
 }
 
 /// The next piece of a body, `None` at its end. What is no data is passed over.

@@ -190,7 +190,7 @@ impl Metrics {
             let help = "Times the configuration was read anew.";
             page.count("fusebox_config_reloads_total", help, &[("result", result)], counter.load(Ordering::Relaxed));
         }
-        let help = "Lines of the access log that were lost because they could not be written fast enough.";
+        let help = "Lines of the access log that could not be written, or not fast enough.";
         page.count("fusebox_access_log_lost_lines_total", help, &[], log_lines_lost);
     }
 }

@@ -19,6 +19,7 @@ mod hold;
 mod metrics;
 mod model;
 mod path;
+mod pieces;
 mod record;
 mod server;
 mod sse;

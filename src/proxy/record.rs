@@ -144,7 +144,7 @@ impl Record {
         let provider = &self.live.providers[attempt.provider];
         if outcome.is_failure() {
             let error_type = outcome.as_str();
-            warn!(provider = provider.name, error_type, error = %message, "a provider failed");
+            warn!(provider = provider.name(), error_type, error = %message, "a provider failed");
         }
         if let Some(permit) = self.permit.take() {
             if outcome.is_failure() {
@@ -200,7 +200,7 @@ impl Record {
     }
 
     fn write_line(&self, text: &mut Vec<u8>, took: Duration) {
-        let name = |attempt: &Attempt| self.live.providers[attempt.provider].name.as_str();
+        let name = |attempt: &Attempt| self.live.providers[attempt.provider].name();
         let outcome = |attempt: &Attempt| attempt.ended.map_or(Outcome::ClientLeft, |(outcome, _)| outcome);
         let attempt_line = |attempt: &Attempt| AttemptLine {
             provider: name(attempt),

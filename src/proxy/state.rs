@@ -112,8 +112,7 @@ impl AppState {
 
     /// Applies another configuration. Requests under way end with the one they began with; no connection of a client is
     /// closed. A provider of the same name keeps its breaker's state, and one that is configured as before its connections
-    /// too. `listen`, `admin_listen` and `max_connections` are not
-    /// applied.
+    /// too. `listen`, `admin_listen` and `max_connections` are not applied.
     ///
     /// # Errors
     ///
@@ -123,12 +122,12 @@ impl AppState {
         let tls = Tls::new(config.server.ca_file.as_deref())?;
         let before = self.live();
         let live = Live::new(config, tls, Some(&before), &self.circuit_breakers, &self.metrics);
-        let is_kept = |name: &str| live.providers.iter().any(|provider| provider.name == name);
-        let gone: Vec<_> = before.providers.iter().filter(|provider| !is_kept(&provider.name)).collect();
+        let is_kept = |name: &str| live.providers.iter().any(|provider| provider.name() == name);
+        let gone: Vec<_> = before.providers.iter().filter(|provider| !is_kept(provider.name())).collect();
         self.metrics.keep_only(is_kept);
         self.live.store(Arc::new(live));
         for provider in gone {
-            self.circuit_breakers.remove(&provider.name);
+            self.circuit_breakers.remove(provider.name());
         }
         Ok(())
     }
@@ -199,7 +198,7 @@ impl Live {
     ) -> Self {
         let same_tls = before.is_some_and(|before| before.tls.trusts_the_same(&tls));
         let provider = |config: &ProviderConfig| {
-            let old = before.and_then(|before| before.providers.iter().find(|old| old.name == config.name));
+            let old = before.and_then(|before| before.providers.iter().find(|old| old.name() == config.name));
             match old {
                 Some(old) if same_tls && old.config == *config => Arc::clone(old),
                 _ => {

@@ -5,14 +5,16 @@ use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
+use super::attempt::Provider;
 use super::classify::Outcome;
 use super::config::Timeouts;
+use super::hold::late;
+use super::pieces::{Pause, size_with};
 use super::record::{End, Record};
 use super::sse::Events;
 use super::upstream::{Chain, UpstreamBody};
@@ -29,59 +31,46 @@ pub(crate) struct JudgedStream {
     events: Option<Events>,
     /// When a probe that is judged at its end has run for long enough.
     proven: Option<(Instant, Arc<CircuitBreaker>)>,
-    idle: Duration,
-    until: Instant,
-    pause: Option<Pin<Box<Sleep>>>,
-    pausing: bool,
+    timeouts: Timeouts,
+    /// When the request was sent.
+    since: Instant,
+    pause: Pause,
     is_over: bool,
 }
 
 impl JudgedStream {
-    /// For a body that has begun well, with `first`. A request that was sent at `started` has until then plus `total`.
-    pub(crate) fn new(
-        body: UpstreamBody,
-        first: Option<Bytes>,
-        is_events: bool,
-        timeouts: &Timeouts,
-        started: Instant,
-    ) -> Self {
-        Self {
-            body,
-            first,
-            events: is_events.then(Events::default),
-            proven: None,
-            idle: timeouts.idle,
-            until: started + timeouts.total,
-            pause: None,
-            pausing: false,
-            is_over: false,
-        }
-    }
-
+    /// For a body that has begun well, with `first`.
+    ///
     /// A good beginning is all that is asked of a probe, so that nobody waits for a whole stream; the rest is then judged as an
     /// ordinary call. But where the circuit was opened by answers that broke off, a good beginning proves nothing: that probe
     /// is judged at its end, or when it has run for as long as its lease is safe (a `first_byte` and an `idle`; the lease has
     /// one `idle` more, within which something happens).
     pub(crate) fn begin(
-        &mut self,
-        breaker: &Arc<CircuitBreaker>,
-        timeouts: &Timeouts,
-        started: Instant,
+        provider: &Provider,
+        body: UpstreamBody,
+        first: Option<Bytes>,
+        is_events: bool,
+        since: Instant,
         record: &mut Record,
-    ) {
+    ) -> Self {
+        let timeouts = provider.config.timeouts.clone();
+        let breaker = &provider.breaker;
         let permit = record.permit();
+        let mut proven = None;
         if let Some(probe) = permit.take_if(|permit| permit.kind() == PermitType::Probe) {
             if opened_by_broken_answers(breaker) {
                 *permit = Some(probe);
-                self.proven = Some((started + timeouts.first_byte + timeouts.idle, Arc::clone(breaker)));
+                proven = Some((since + timeouts.first_byte + timeouts.idle, Arc::clone(breaker)));
             } else {
                 probe.success();
                 *permit = ordinary_permit(breaker);
             }
         }
-        if self.body.is_end_stream() {
+        if body.is_end_stream() {
             succeed(record);
         }
+        let events = is_events.then(Events::default);
+        Self { body, first, events, proven, timeouts, since, pause: Pause::default(), is_over: false }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -94,15 +83,7 @@ impl JudgedStream {
             // It may end otherwise than the provider meant it.
             return SizeHint::default();
         }
-        let ahead = self.first.as_ref().map_or(0, Bytes::len) as u64;
-        let rest = self.body.size_hint();
-        let mut hint = SizeHint::new();
-        // The upper bound first: `SizeHint` asserts that the lower one is not above it.
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + ahead);
-        }
-        hint.set_lower(rest.lower() + ahead);
-        hint
+        size_with(self.first.as_ref(), &self.body.size_hint())
     }
 
     pub(crate) fn poll(&mut self, record: &mut Record, cx: &mut Context<'_>) -> Passed {
@@ -111,8 +92,10 @@ impl JudgedStream {
                 Some(first) => first,
                 None => match Pin::new(&mut self.body).poll_frame(cx) {
                     Poll::Pending => {
-                        let (outcome, message) = ready!(self.poll_pause(cx));
-                        return self.break_off(record, outcome, &message);
+                        // Its time counts only while the client is ready for more: a slow client is not the provider's fault.
+                        let whole_by = self.since + self.timeouts.total;
+                        ready!(self.pause.poll(|| whole_by.min(Instant::now() + self.timeouts.idle), cx));
+                        return self.break_off_late(record);
                     }
                     Poll::Ready(Some(Err(error))) => {
                         return self.break_off(record, Outcome::Cut, &Chain(&error).to_string());
@@ -129,14 +112,13 @@ impl JudgedStream {
                     },
                 },
             };
-            self.pausing = false;
+            self.pause.end();
             if self.body.is_end_stream() {
                 succeed(record);
             } else {
                 let now = Instant::now();
-                if now >= self.until {
-                    let (outcome, message) = Self::too_long();
-                    return self.break_off(record, outcome, &message);
+                if now >= self.since + self.timeouts.total {
+                    return self.break_off_late(record);
                 }
                 if let Some((_, breaker)) = self.proven.take_if(|(proven, _)| now >= *proven)
                     && let Some(probe) = record.permit().take()
@@ -156,23 +138,9 @@ impl JudgedStream {
         Poll::Ready(None)
     }
 
-    /// The time counts only while the client is ready for more: a slow client is not the provider's fault.
-    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<(Outcome, String)> {
-        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(self.until)));
-        if !self.pausing {
-            self.pausing = true;
-            pause.as_mut().reset((Instant::now() + self.idle).min(self.until));
-        }
-        ready!(pause.as_mut().poll(cx));
-        Poll::Ready(if Instant::now() >= self.until {
-            Self::too_long()
-        } else {
-            (Outcome::IdleTimeout, format!("no further piece of the body within {:?}", self.idle))
-        })
-    }
-
-    fn too_long() -> (Outcome, String) {
-        (Outcome::TotalTimeout, "the body took longer than the total timeout".into())
+    fn break_off_late(&mut self, record: &mut Record) -> Passed {
+        let (outcome, message) = late(Outcome::IdleTimeout, self.since, &self.timeouts);
+        self.break_off(record, outcome, &message)
     }
 
     fn break_off(&mut self, record: &mut Record, outcome: Outcome, message: &str) -> Passed {

@@ -9,15 +9,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::http::{Response, StatusCode};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::Mutex;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::answer;
 use super::config::ServerConfig;
+use super::pieces::{Pause, Pieces, size_with};
 
 /// Why a body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +78,7 @@ where
     if body.size_hint().lower() > max {
         return Err(Fault::TooLong { limit: max });
     }
-    let mut whole = Bytes::new();
-    let mut parts = BytesMut::new();
+    let mut pieces = Pieces::default();
     while !body.is_end_stream() {
         let frame = match timeout(patience, body.frame()).await {
             Ok(Some(Ok(frame))) => frame,
@@ -87,29 +87,17 @@ where
             Err(_) => return Err(Fault::Stalled { limit: patience }),
         };
         let Ok(data) = frame.into_data() else { continue };
-        // Most bodies come in one piece, which then need not be copied.
-        if parts.is_empty() && whole.is_empty() {
-            whole = data;
-        } else {
-            if parts.is_empty() {
-                parts.reserve(
-                    usize::try_from(body.size_hint().lower()).unwrap_or(0).min(1 << 20) + whole.len() + data.len(),
-                );
-                parts.extend_from_slice(&std::mem::take(&mut whole));
-            }
-            parts.extend_from_slice(&data);
-        }
-        let length = (whole.len() + parts.len()) as u64;
+        pieces.push(data);
+        let length = pieces.len();
         if length > max {
             return Err(Fault::TooLong { limit: max });
         }
         if length > limits.replay_body_bytes {
-            let begun = if parts.is_empty() { whole } else { parts.freeze() };
             let body = body.map_err(|_| Fault::Broken).boxed_unsync();
-            return Ok(Read::Begun(begun, Rest { body, left: max - length, max, patience }));
+            return Ok(Read::Begun(pieces.into_bytes(), Rest { body, left: max - length, max, patience }));
         }
     }
-    Ok(Read::Whole(if parts.is_empty() { whole } else { parts.freeze() }))
+    Ok(Read::Whole(pieces.into_bytes()))
 }
 
 /// How far a body has got that is passed on as it comes.
@@ -145,8 +133,7 @@ impl Progress {
 pub(crate) struct Upload {
     begun: Option<Bytes>,
     rest: Rest,
-    pause: Pin<Box<Sleep>>,
-    pausing: bool,
+    pause: Pause,
     progress: Arc<Progress>,
 }
 
@@ -158,12 +145,12 @@ impl Upload {
             bytes: 0,
             fault: None,
         })));
-        let pause = Box::pin(sleep(rest.patience));
-        (Self { begun: Some(begun), rest, pause, pausing: false, progress: Arc::clone(&progress) }, progress)
+        let pause = Pause::default();
+        (Self { begun: Some(begun), rest, pause, progress: Arc::clone(&progress) }, progress)
     }
 
     fn pass(&mut self, data: &Bytes) {
-        self.pausing = false;
+        self.pause.end();
         let mut state = self.progress.0.lock();
         state.moved = Instant::now();
         state.waits_for_client = false;
@@ -187,14 +174,10 @@ impl Body for Upload {
             return Poll::Ready(Some(Ok(Frame::data(begun))));
         }
         let Poll::Ready(frame) = Pin::new(&mut this.rest.body).poll_frame(cx) else {
-            if !this.pausing {
-                this.pausing = true;
-                let until = Instant::now() + this.rest.patience;
-                this.pause.as_mut().reset(until);
-                this.progress.0.lock().waits_for_client = true;
-            }
-            ready!(this.pause.as_mut().poll(cx));
-            return this.fail(Fault::Stalled { limit: this.rest.patience });
+            this.progress.0.lock().waits_for_client = true;
+            let patience = this.rest.patience;
+            ready!(this.pause.poll(|| Instant::now() + patience, cx));
+            return this.fail(Fault::Stalled { limit: patience });
         };
         match frame {
             None => {
@@ -220,14 +203,6 @@ impl Body for Upload {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let begun = self.begun.as_ref().map_or(0, Bytes::len) as u64;
-        let rest = self.rest.body.size_hint();
-        let mut hint = SizeHint::new();
-        // The upper bound first: `SizeHint` asserts that the lower one is not above it.
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + begun);
-        }
-        hint.set_lower(rest.lower() + begun);
-        hint
+        size_with(self.begun.as_ref(), &self.rest.body.size_hint())
     }
 }

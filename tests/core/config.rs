@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fusebox::{CircuitBreaker, CircuitState, Config, ConfigBuilder, PermitType};
+use fusebox::{CircuitBreaker, CircuitState, Config, ConfigBuilder, PermitType, RejectionReason};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TICK: Duration = Duration::from_millis(1);
@@ -89,4 +89,23 @@ async fn a_breaker_keeps_its_state_when_its_settings_are_replaced() {
     assert_eq!(breaker.snapshot().next_probe_in, Some(Duration::from_secs(3600)));
     set(|config| config.open_for(TICK * 500));
     assert_eq!(breaker.try_acquire().unwrap().kind(), PermitType::Probe, "nobody waits for longer than is right now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_lease_is_shortened_to_less_than_has_passed_is_taken_over_once() {
+    let breaker = crate::support::breaker();
+    let with_lease = |lease| breaker.config().to_builder().probe_lease(lease).build().unwrap();
+    breaker.set_config(&with_lease(Duration::from_secs(600)));
+    crate::support::trip(&breaker);
+    tokio::time::advance(breaker.config().open_for()).await;
+    let old = breaker.try_acquire().unwrap();
+    breaker.set_config(&with_lease(Duration::from_secs(10)));
+    let new = breaker.try_acquire().unwrap();
+    assert_eq!(new.kind(), PermitType::Probe);
+    let refused = breaker.try_acquire().unwrap_err();
+    assert_eq!((refused.reason(), refused.retry_after()), (RejectionReason::ProbeInFlight, Duration::from_secs(10)));
+    old.success();
+    assert_eq!(breaker.state(), CircuitState::HalfOpen, "it is over");
+    new.success();
+    assert_eq!(breaker.state(), CircuitState::Closed);
 }

@@ -194,8 +194,9 @@ async fn when_every_circuit_is_open_the_answer_is_a_503_with_the_soonest_retry_a
 #[tokio::test]
 async fn a_probe_in_flight_is_waited_for_only_if_nobody_else_can_answer() {
     let (mut probe, response) = streamed();
-    let a = Provider::start(one_by_one(vec![answer(500), response, answer(200)])).await;
-    let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    let gateway =
+        Gateway::answering(vec![answer(500), response, answer(200)], "", "failure_threshold = 1\nopen_for = '1ms'", "")
+            .await;
     assert_eq!(gateway.ask().await.status, 500);
     gateway.reopens("a").await;
 
@@ -246,8 +247,13 @@ async fn looking_at_a_candidate_does_not_use_up_its_probe() {
 
 #[tokio::test]
 async fn a_429_to_the_probe_hands_the_probe_on() {
-    let a = Provider::start(one_by_one(vec![answer(500), answer(429), answer(200)])).await;
-    let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    let gateway = Gateway::answering(
+        vec![answer(500), answer(429), answer(200)],
+        "",
+        "failure_threshold = 1\nopen_for = '1ms'",
+        "",
+    )
+    .await;
     gateway.ask().await;
     gateway.reopens("a").await;
     assert_eq!(gateway.ask().await.status, 429);

@@ -8,8 +8,7 @@ use crate::support::{CHAT, Gateway, Provider, answer, one_by_one, streamed};
 #[tokio::test]
 async fn a_stream_passes_chunk_by_chunk_as_it_comes() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     let mut body = response.into_body();
     // The second chunk is sent only when the first has arrived.
@@ -36,8 +35,7 @@ async fn broken(response: hyper::Response<hyper::body::Incoming>) -> (String, St
 #[tokio::test]
 async fn a_stream_that_breaks_off_ends_with_an_error_event_after_the_last_whole_one_and_counts_as_a_failure() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\ndata: {\"half").await;
     assert_eq!(gateway.failures_of("a"), 0);
     sender.abort(std::io::Error::other("gone"));
@@ -57,8 +55,7 @@ async fn a_stream_that_breaks_off_ends_with_an_error_event_after_the_last_whole_
 #[tokio::test]
 async fn a_stream_that_falls_silent_ends_with_an_error_event_after_the_idle_timeout() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "timeouts.idle = '50ms'").await;
+    let gateway = Gateway::answering(vec![response], "", "", "timeouts.idle = '50ms'").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     assert_eq!(broken(response).await.1, "The provider fell silent in the middle of the answer.");
     assert_eq!(gateway.breaker("a").snapshot().failure_count, 1);
@@ -68,8 +65,7 @@ async fn a_stream_that_falls_silent_ends_with_an_error_event_after_the_idle_time
 #[tokio::test]
 async fn a_stream_that_drips_for_too_long_ends_with_an_error_event_after_the_total_timeout() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "timeouts.total = '100ms'").await;
+    let gateway = Gateway::answering(vec![response], "", "", "timeouts.total = '100ms'").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     let dripping = tokio::spawn(async move { while sender.send_data(":\n\n".into()).await.is_ok() {} });
     assert_eq!(broken(response).await.1, "The provider took too long for the whole answer.");
@@ -82,8 +78,7 @@ async fn a_stream_that_drips_for_too_long_ends_with_an_error_event_after_the_tot
 async fn a_stream_that_is_no_event_stream_is_cut_where_it_breaks_off() {
     let (mut sender, mut response) = streamed();
     response.headers_mut().insert("content-type", "audio/mpeg".parse().unwrap());
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "ID3").await;
     sender.abort(std::io::Error::other("gone"));
     assert!(response.into_body().collect().await.is_err(), "half a piece of music must not look whole");
@@ -94,8 +89,7 @@ async fn a_stream_that_is_no_event_stream_is_cut_where_it_breaks_off() {
 async fn a_compressed_stream_is_passed_on_as_it_is() {
     let (mut sender, mut response) = streamed();
     response.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "\x1f no end of an event").await;
     let mut body = response.into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "\x1f no end of an event");
@@ -106,8 +100,7 @@ async fn a_compressed_stream_is_passed_on_as_it_is() {
 #[tokio::test]
 async fn a_client_that_leaves_a_stream_counts_against_nobody() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![answer(500), response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let gateway = Gateway::answering(vec![answer(500), response], "", "", "").await;
     gateway.ask().await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     drop(response);
@@ -134,8 +127,7 @@ async fn a_whole_answer_ends_a_row_of_failures() {
 #[tokio::test]
 async fn a_request_that_was_sent_before_a_failure_ends_no_row_of_failures() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![response, answer(500), answer(200)])).await;
-    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let gateway = Gateway::answering(vec![response, answer(500), answer(200)], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     gateway.ask().await;
     drop(sender);
@@ -149,8 +141,8 @@ async fn a_request_that_was_sent_before_a_failure_ends_no_row_of_failures() {
 #[tokio::test]
 async fn the_rest_of_a_probes_stream_is_judged_as_an_ordinary_call() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![answer(500), response])).await;
-    let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    let gateway =
+        Gateway::answering(vec![answer(500), response], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
     gateway.ask().await;
     gateway.reopens("a").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
@@ -250,8 +242,7 @@ async fn a_client_that_goes_away_is_neutral_and_hands_its_probe_on() {
 #[tokio::test]
 async fn a_drain_lets_streams_finish_and_refuses_new_connections() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let mut gateway = Gateway::start(&[&a], "", "", "").await;
+    let mut gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "1").await;
     gateway.stop();
     while tokio::net::TcpStream::connect(gateway.address).await.is_ok() {
@@ -266,8 +257,7 @@ async fn a_drain_lets_streams_finish_and_refuses_new_connections() {
 #[tokio::test]
 async fn a_drain_ends_at_its_limit() {
     let (mut sender, response) = streamed();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let mut gateway = Gateway::start(&[&a], "drain_limit = '50ms'", "", "").await;
+    let mut gateway = Gateway::answering(vec![response], "drain_limit = '50ms'", "", "").await;
     let response = gateway.begin_with(&mut sender, "1").await;
     gateway.stop();
     (&mut gateway.server).await.unwrap();

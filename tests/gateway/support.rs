@@ -148,6 +148,12 @@ impl Gateway {
         Self::over(&addresses, server, breaker, extra).await
     }
 
+    /// In front of one provider, which gives these answers in order.
+    pub(crate) async fn answering(responses: Vec<Response<Body>>, server: &str, breaker: &str, extra: &str) -> Self {
+        let a = Provider::start(one_by_one(responses)).await;
+        Self::start(&[&a], server, breaker, extra).await
+    }
+
     pub(crate) async fn over(providers: &[SocketAddr], server: &str, breaker: &str, extra: &str) -> Self {
         let mut text = format!("[server]\n{server}\n[breaker]\n{breaker}\n");
         for (name, address) in ["a", "b", "c"].iter().zip(providers) {

@@ -69,8 +69,7 @@ async fn an_answer_that_stalls_or_drips_for_too_long_fails_over_unseen() {
 #[tokio::test]
 async fn an_answer_in_many_pieces_arrives_whole() {
     let (mut sender, response) = dripped();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "", "", "").await;
+    let gateway = Gateway::answering(vec![response], "", "", "").await;
     let (answer, ()) = tokio::join!(gateway.ask(), async {
         for piece in ["{\"a\"", ":", "1", "}"] {
             sender.send_data(piece.into()).await.unwrap();
@@ -86,8 +85,7 @@ async fn an_answer_too_long_to_be_held_is_passed_on_and_judged_to_its_end() {
     let long = "x".repeat(5000);
     let (mut sender, response) = dripped();
     let whole = axum::response::Response::new(long.clone().into());
-    let a = Provider::start(one_by_one(vec![whole, response])).await;
-    let gateway = Gateway::start(&[&a], "replay_answer_bytes = 1000", "", "").await;
+    let gateway = Gateway::answering(vec![whole, response], "replay_answer_bytes = 1000", "", "").await;
     let answer = gateway.ask().await;
     assert_eq!((answer.status, answer.body.len(), answer.header("content-length")), (200, 5000, "5000"));
 
@@ -100,8 +98,7 @@ async fn an_answer_too_long_to_be_held_is_passed_on_and_judged_to_its_end() {
 #[tokio::test]
 async fn with_nothing_held_an_answer_is_passed_on_as_it_comes() {
     let (mut sender, response) = dripped();
-    let a = Provider::start(one_by_one(vec![response])).await;
-    let gateway = Gateway::start(&[&a], "replay_answer_bytes = 0", "", "").await;
+    let gateway = Gateway::answering(vec![response], "replay_answer_bytes = 0", "", "").await;
     let response = gateway.begin_with(&mut sender, "{").await;
     assert_eq!(response.status(), 200);
     sender.send_data("}".into()).await.unwrap();

@@ -54,11 +54,11 @@ impl Secret {
 
     /// `text` with stars wherever it has the secret.
     pub(crate) fn strike_out(&self, text: Bytes) -> Bytes {
-        if memmem::find(&text, self.0.as_bytes()).is_none() {
+        let places: Vec<_> = memmem::find_iter(&text, self.0.as_bytes()).collect();
+        if places.is_empty() {
             return text;
         }
         let mut struck_out = text.to_vec();
-        let places: Vec<_> = memmem::find_iter(&text, self.0.as_bytes()).collect();
         for at in places {
             struck_out[at..at + self.0.len()].fill(b'*');
         }

@@ -311,13 +311,8 @@ impl<'r, 'i> Section<'r, 'i> {
     pub(super) fn duration(&mut self, field: &'static str, range: RangeInclusive<Duration>, target: &mut Duration) {
         match self.any_duration(field) {
             Some(duration) if !range.contains(&duration) => {
-                let (shortest, longest) = (range.start(), humantime::format_duration(*range.end()));
-                let expected = if shortest.is_zero() {
-                    format!("0s to {longest}")
-                } else {
-                    format!("{} to {longest}", humantime::format_duration(*shortest))
-                };
-                self.mistake(field, &humantime::format_duration(duration).to_string(), &expected);
+                let [is, shortest, longest] = [duration, *range.start(), *range.end()].map(humantime::format_duration);
+                self.mistake(field, &is.to_string(), &format!("{shortest} to {longest}"));
             }
             Some(duration) => *target = duration,
             None => {}

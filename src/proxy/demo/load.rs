@@ -1,6 +1,6 @@
 //! Requests at a steady rate; and with `--outage`, an outage in their midst and what came of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,8 +36,18 @@ pub(super) struct Load {
     rate: u32,
     stream_share: f64,
     in_flight: AtomicI64,
-    samples: Mutex<Vec<Sample>>,
+    samples: Mutex<Samples>,
 }
+
+/// The newest of them, so that a demo that runs for days does not grow.
+#[derive(Default)]
+struct Samples {
+    newest: VecDeque<Sample>,
+    forgotten: usize,
+}
+
+/// More than an outage of several minutes has.
+const MAX_SAMPLES: usize = 1_000_000;
 
 /// How one request went.
 #[derive(Clone)]
@@ -62,7 +72,8 @@ impl Load {
 
     /// The samples from the `from`-th on.
     pub(super) fn samples(&self, from: usize) -> Vec<Sample> {
-        self.samples.lock().get(from..).unwrap_or_default().to_vec()
+        let samples = self.samples.lock();
+        samples.newest.iter().skip(from.saturating_sub(samples.forgotten)).cloned().collect()
     }
 
     /// Never ends by itself; dropping it drops what is under way.
@@ -80,7 +91,12 @@ impl Load {
         let mut streams = 0.0;
         let done = |sample: Sample| {
             self.in_flight.fetch_sub(1, Ordering::Relaxed);
-            self.samples.lock().push(sample);
+            let mut samples = self.samples.lock();
+            samples.newest.push_back(sample);
+            if samples.newest.len() > MAX_SAMPLES {
+                samples.newest.pop_front();
+                samples.forgotten += 1;
+            }
         };
         loop {
             tokio::select! {

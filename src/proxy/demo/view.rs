@@ -12,7 +12,7 @@ use crate::{BreakerSnapshot, CircuitState};
 pub(super) async fn print_changes(stage: &Stage, to_stderr: bool) {
     let start = Instant::now();
     let mut states: Vec<CircuitState> = Vec::new();
-    let mut ticks = interval(Duration::from_millis(1));
+    let mut ticks = interval(Duration::from_millis(10));
     loop {
         ticks.tick().await;
         let snapshots = stage.state.circuit_breakers.snapshots();
