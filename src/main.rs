@@ -10,6 +10,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand, ValueEnum};
 use fusebox::proxy::{AppState, GatewayConfig, demo, run_server};
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
 
 /// An LLM gateway that fails over without losing a request.
@@ -69,14 +70,15 @@ fn main() -> ExitCode {
                 for warning in config.warnings() {
                     tracing::warn!("{warning}");
                 }
-                run(serve(file, config))
+                // Clients have threads of their own.
+                run(Builder::new_current_thread(), serve(file, config))
             }
             Err(errors) => reject(&file, &errors),
         },
         Command::Demo(options) => {
             // It shows the circuits itself.
             start_log(log, "error");
-            run(demo::run(options, shutdown()))
+            run(Builder::new_multi_thread(), demo::run(options, shutdown()))
         }
     }
 }
@@ -99,8 +101,8 @@ fn start_log(format: LogFormat, default: &str) {
     }
 }
 
-fn run(work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+fn run(mut runtime: Builder, work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> ExitCode {
+    let runtime = runtime.enable_all().build();
     match runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(work)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

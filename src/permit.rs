@@ -100,6 +100,33 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         &self.breaker
     }
 
+    /// The same permit by way of another handle to its breaker, such as one that belongs to a thread: keeping an
+    /// [`OwnedPermit`] counts a reference that all threads share, which costs more than all the rest of a call.
+    ///
+    /// # Panics
+    ///
+    /// If it is another breaker's handle; a probe then counts as dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::rc::Rc;
+    ///
+    /// use fusebox::CircuitBreaker;
+    ///
+    /// let mine = Rc::new(CircuitBreaker::builder("openai").build()?);
+    /// let permit = mine.try_acquire()?.held_by(Rc::clone(&mine));
+    /// permit.success();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn held_by<C: Deref<Target = CircuitBreaker>>(self, breaker: C) -> Permit<C> {
+        assert!(
+            std::ptr::eq(&raw const *self.breaker, &raw const *breaker),
+            "a permit is for the breaker that granted it"
+        );
+        Permit::new(breaker, self.into_word())
+    }
+
     /// The call went well: a probe closes the circuit, an ordinary call ends a row of failures.
     #[inline]
     pub fn success(self) {

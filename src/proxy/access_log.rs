@@ -3,64 +3,73 @@
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 use tracing::warn;
 
-/// More lines than that wait only if they cannot be written; then further ones are lost, and counted.
-const MAX_WAITING: usize = 8192;
+/// More than that waits in one buffer only if it cannot be written; then further lines are lost, and counted.
+const MAX_WAITING: usize = 4 << 20;
 /// While there is traffic, lines are written together: a wakeup and a write for each one costs more than the request's share
 /// of everything else that the gateway does by itself.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What lines are handed to.
+/// What is written, and by whom.
 pub(crate) struct AccessLog {
-    /// `None` once it is over.
-    lines: Option<Sender<Vec<u8>>>,
-    /// Buffers that have been written and can be used again. A buffer that one thread allocates and another one frees has
-    /// the two fight over the allocator's lock.
-    spare: Receiver<Vec<u8>>,
-    lost: Arc<AtomicU64>,
+    shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// One for each thread that has lines to write, so that they do not get in each other's way.
+    buffers: Mutex<Vec<Arc<Mutex<Buffer>>>>,
+    /// The writer, to be woken by who sees it.
+    is_asleep: AtomicBool,
+    is_over: AtomicBool,
+    lost: AtomicU64,
+}
+
+#[derive(Default)]
+struct Buffer {
+    text: Vec<u8>,
+    lines: u64,
 }
 
 impl AccessLog {
     pub(crate) fn new(writer: impl Write + Send + 'static) -> Self {
-        let (lines, waiting) = bounded(MAX_WAITING);
-        let (written, spare) = bounded(MAX_WAITING);
-        let lost = Arc::new(AtomicU64::new(0));
-        let not_written = Arc::clone(&lost);
-        let write = move || write(writer, &waiting, &written, &not_written);
+        let shared = Arc::new(Shared::default());
+        let write = {
+            let shared = Arc::clone(&shared);
+            move || shared.write(writer)
+        };
         let writer =
             std::thread::Builder::new().name("access-log".into()).spawn(write).expect("a thread can be started");
-        Self { lines: Some(lines), spare, lost, writer: Some(writer) }
+        Self { shared, writer: Some(writer) }
     }
 
-    /// Takes a line, which `fill` writes into an empty buffer.
-    pub(crate) fn push(&self, fill: impl FnOnce(&mut Vec<u8>)) {
-        let mut line = self.spare.try_recv().unwrap_or_default();
-        line.clear();
-        fill(&mut line);
-        line.push(b'\n');
-        if self.lines.as_ref().is_none_or(|lines| lines.try_send(line).is_err()) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+    /// For one thread, or for who does not mind to wait for others.
+    pub(crate) fn lines(&self) -> Lines {
+        let buffer = Arc::default();
+        self.shared.buffers.lock().push(Arc::clone(&buffer));
+        let writer = self.writer.as_ref().expect("it ends with the log").thread().clone();
+        Lines { buffer, shared: Arc::clone(&self.shared), writer }
     }
 
     /// Lines that could not be written, or not fast enough.
     pub(crate) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.shared.lost.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for AccessLog {
     /// Waits until what is left has been written.
     fn drop(&mut self) {
-        self.lines = None;
+        self.shared.is_over.store(true, Ordering::Relaxed);
         if let Some(writer) = self.writer.take() {
+            writer.thread().unpark();
             // A panic in there has been printed.
             let _ = writer.join();
         }
@@ -73,34 +82,81 @@ impl fmt::Debug for AccessLog {
     }
 }
 
-/// Sleeps until there is a line; then looks every now and then, as long as there are more.
-#[expect(clippy::disallowed_methods, reason = "it is a thread of its own, and no test")]
-fn write(mut writer: impl Write, waiting: &Receiver<Vec<u8>>, written: &Sender<Vec<u8>>, lost: &AtomicU64) {
-    let mut is_failing = false;
-    while let Ok(first) = waiting.recv() {
-        let mut next = Some(first);
-        while let Some(first) = next {
-            let mut result = Ok(());
-            let mut lines = 0;
-            for line in std::iter::once(first).chain(waiting.try_iter()) {
-                lines += 1;
-                result = result.and_then(|()| writer.write_all(&line));
-                // If there are enough of them, this one is freed.
-                let _ = written.try_send(line);
-            }
-            let result = result.and_then(|()| writer.flush());
-            if let Err(error) = &result {
-                // Of those that were written together, nobody knows which.
-                lost.fetch_add(lines, Ordering::Relaxed);
-                // Once, and not fifty times a second as long as the disk is full.
-                if !is_failing {
-                    warn!(%error, "the access log cannot be written");
-                }
-            }
-            is_failing = result.is_err();
-            std::thread::sleep(PAUSE);
-            next = waiting.try_recv().ok();
+/// What lines are handed to.
+pub(crate) struct Lines {
+    buffer: Arc<Mutex<Buffer>>,
+    shared: Arc<Shared>,
+    writer: Thread,
+}
+
+impl Lines {
+    /// Takes a line, which `fill` appends.
+    pub(crate) fn push(&self, fill: impl FnOnce(&mut Vec<u8>)) {
+        let mut buffer = self.buffer.lock();
+        if buffer.text.len() >= MAX_WAITING {
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
+            return;
         }
+        fill(&mut buffer.text);
+        buffer.text.push(b'\n');
+        buffer.lines += 1;
+        drop(buffer);
+        // The writer says that it sleeps before it looks at this buffer for the last time: either it saw the line, or the
+        // lock has made visible here what it said.
+        if self.shared.is_asleep.load(Ordering::Relaxed) && self.shared.is_asleep.swap(false, Ordering::Relaxed) {
+            self.writer.unpark();
+        }
+    }
+}
+
+impl Shared {
+    /// Sleeps until there is a line; then looks every now and then, as long as there are more.
+    #[expect(clippy::disallowed_methods, reason = "it is a thread of its own, and no test")]
+    fn write(&self, mut writer: impl Write) {
+        let mut is_failing = false;
+        let mut taken = Buffer::default();
+        loop {
+            let is_over = self.is_over.load(Ordering::Relaxed);
+            if self.write_all(&mut writer, &mut taken, &mut is_failing) {
+                std::thread::sleep(PAUSE);
+            } else if is_over {
+                return;
+            } else if self.is_asleep.swap(true, Ordering::Relaxed) {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// Whether there was anything.
+    fn write_all(&self, writer: &mut impl Write, taken: &mut Buffer, is_failing: &mut bool) -> bool {
+        // Whoever had the others is gone, and what was in them is written.
+        self.buffers.lock().retain(|buffer| Arc::strong_count(buffer) > 1 || buffer.lock().lines > 0);
+        let buffers = self.buffers.lock().clone();
+        let mut lines = 0;
+        let mut result = Ok(());
+        for buffer in buffers {
+            taken.text.clear();
+            taken.lines = 0;
+            std::mem::swap(taken, &mut buffer.lock());
+            lines += taken.lines;
+            if taken.lines > 0 && result.is_ok() {
+                result = writer.write_all(&taken.text);
+            }
+        }
+        if lines == 0 {
+            return false;
+        }
+        let result = result.and_then(|()| writer.flush());
+        if let Err(error) = &result {
+            // Of those that were written together, nobody knows which.
+            self.lost.fetch_add(lines, Ordering::Relaxed);
+            // Once, and not fifty times a second as long as the disk is full.
+            if !*is_failing {
+                warn!(%error, "the access log cannot be written");
+            }
+        }
+        *is_failing = result.is_err();
+        true
     }
 }
 
@@ -131,18 +187,20 @@ mod tests {
     fn no_request_waits_for_a_writer_that_is_stuck_and_what_is_lost_is_counted() {
         let gate = Gate::default();
         let log = AccessLog::new(gate.clone());
-        let lines = MAX_WAITING as u64 * 3;
+        let lines = MAX_WAITING as u64 / 8 * 3;
+        let mine = log.lines();
         for number in 0..lines {
-            log.push(|line| line.extend_from_slice(number.to_string().as_bytes()));
+            mine.push(|line| line.extend_from_slice(format!("{number:7}").as_bytes()));
         }
+        drop(mine);
         let lost = log.lost();
-        assert!(lost >= MAX_WAITING as u64, "{lost}");
+        assert!(lost >= lines / 3, "{lost}");
         *gate.0.0.lock() = true;
         gate.0.1.notify_all();
         drop(log);
         let text = String::from_utf8(std::mem::take(&mut *gate.1.lock())).unwrap();
         assert_eq!(text.lines().count() as u64, lines - lost, "what is not lost is written before it ends");
-        assert!(text.starts_with("0\n1\n2\n"));
+        assert!(text.starts_with("      0\n      1\n      2\n"));
     }
 
     struct Broken;
@@ -160,10 +218,11 @@ mod tests {
     #[test]
     fn a_writer_that_fails_ends_neither_the_log_nor_the_gateway() {
         let log = AccessLog::new(Broken);
-        log.push(|line| line.push(b'x'));
-        log.push(|line| line.push(b'y'));
-        let lost = Arc::clone(&log.lost);
+        for _ in 0..2 {
+            log.lines().push(|line| line.push(b'x'));
+        }
+        let shared = Arc::clone(&log.shared);
         drop(log);
-        assert_eq!(lost.load(Ordering::Relaxed), 2, "and what it could not write is counted");
+        assert_eq!(shared.lost.load(Ordering::Relaxed), 2, "and what it could not write is counted");
     }
 }

@@ -20,7 +20,7 @@ use super::metrics::ProviderMetrics;
 use super::record::{Payload, Record};
 use super::stream::JudgedStream;
 use super::upload::Progress;
-use super::upstream::{Chain, RequestBody, SendError, Tls, Upstream};
+use super::upstream::{Chain, RequestBody, SendError, Upstream};
 use super::{answer, headers};
 use crate::CircuitBreaker;
 
@@ -32,12 +32,9 @@ const MAX_EXCUSE: Duration = Duration::from_secs(1);
 /// A provider and its breaker.
 #[derive(Debug)]
 pub(crate) struct Provider {
-    /// The name, as a header has it.
-    pub(crate) header: HeaderValue,
     pub(crate) config: ProviderConfig,
     pub(crate) breaker: Arc<CircuitBreaker>,
     pub(crate) metrics: Arc<ProviderMetrics>,
-    upstream: Upstream,
     since: Instant,
     /// When the newest request was sent that failed, in microseconds after `since`.
     newest_failure: AtomicU64,
@@ -77,6 +74,8 @@ impl Declined {
 
 /// A request to a provider.
 pub(crate) struct Question<'a> {
+    /// Of this provider.
+    pub(crate) upstream: &'a Upstream,
     pub(crate) head: &'a request::Parts,
     pub(crate) body: RequestBody,
     /// Of a body that is passed on as it comes.
@@ -85,21 +84,8 @@ pub(crate) struct Question<'a> {
 }
 
 impl Provider {
-    pub(crate) fn new(
-        config: ProviderConfig,
-        breaker: Arc<CircuitBreaker>,
-        metrics: Arc<ProviderMetrics>,
-        tls: &Tls,
-    ) -> Self {
-        Self {
-            header: HeaderValue::from_str(&config.name).expect("checked in the config"),
-            upstream: Upstream::new(&config, tls),
-            config,
-            breaker,
-            metrics,
-            since: Instant::now(),
-            newest_failure: AtomicU64::new(0),
-        }
+    pub(crate) fn new(config: ProviderConfig, breaker: Arc<CircuitBreaker>, metrics: Arc<ProviderMetrics>) -> Self {
+        Self { config, breaker, metrics, since: Instant::now(), newest_failure: AtomicU64::new(0) }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -129,14 +115,14 @@ impl Provider {
     /// Dropping it, because the client has left, counts against nobody.
     pub(crate) async fn ask(&self, question: Question<'_>, record: &mut Record) -> Asked {
         let timeouts = &self.config.timeouts;
-        let Question { head, body, progress, limits } = question;
+        let Question { upstream, head, body, progress, limits } = question;
         let started = record.attempt_started();
         // While the client's body is still coming, it is not the provider who is late.
         let since = || progress.map_or(started, |progress| progress.since().max(started));
         let mut timer = pin!(sleep_until(started + timeouts.first_byte));
 
         let until = || since() + timeouts.first_byte.min(timeouts.total);
-        let sent = within(timer.as_mut(), until, pin!(self.upstream.send(head, body))).await;
+        let sent = within(timer.as_mut(), until, pin!(upstream.send(head, body))).await;
         if let Some(fault) = progress.and_then(Progress::fault) {
             record.settle(Outcome::ClientLeft, &"");
             return Asked::Refused(fault.answer().map(Payload::Whole));
@@ -169,7 +155,7 @@ impl Provider {
                 // Who could do better should not have to wait for it.
                 _ => tokio::time::timeout(MAX_EXCUSE, said).await.ok().and_then(Result::ok),
             };
-            return self.refused(outcome, head, said);
+            return self.refused(outcome, head, said, upstream);
         }
 
         let is_event_stream = has_type(&head.headers, &["text/event-stream"]);
@@ -206,7 +192,7 @@ impl Provider {
     }
 
     /// An answer in another class than 2xx or 3xx. `said` is `None` if its body did not come whole.
-    fn refused(&self, outcome: Outcome, head: response::Parts, said: Option<Held>) -> Asked {
+    fn refused(&self, outcome: Outcome, head: response::Parts, said: Option<Held>, upstream: &Upstream) -> Asked {
         let status = head.status;
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN) {
             warn!(provider = self.name(), %status, "a provider refused the gateway's account");
@@ -215,9 +201,7 @@ impl Provider {
             _ if outcome == Outcome::Protocol => None,
             // It is about the gateway's key, and may show a part of it.
             _ if status == StatusCode::UNAUTHORIZED => None,
-            Some(Held::Whole(body)) => {
-                Some(Response::from_parts(head, Payload::Whole(self.upstream.without_key(body))))
-            }
+            Some(Held::Whole(body)) => Some(Response::from_parts(head, Payload::Whole(upstream.without_key(body)))),
             _ => None,
         };
         let is_its_own = own.is_some();

@@ -15,14 +15,15 @@ use tracing::warn;
 
 use super::attempt::{Asked, Declined, Provider, Question};
 use super::config::Secret;
+use super::cores::{Core, Local, ProviderPermit};
 use super::model::{self, Format, Named};
 use super::path::leaves_its_base;
 use super::record::{ClientBody, Payload, Record};
-use super::state::{AppState, Live};
+use super::state::Live;
 use super::upload::{self, Read, Rest, Upload};
 use super::upstream::RequestBody;
 use super::{answer, headers};
-use crate::{OwnedPermit, Rejection, RejectionReason};
+use crate::{CircuitBreaker, Permit, Rejection, RejectionReason};
 
 /// Longer ones, query included, are refused: with the provider's base a URI must stay below 64 KiB.
 const MAX_PATH: usize = 8 * 1024;
@@ -31,13 +32,13 @@ const MAX_PATH: usize = 8 * 1024;
 type Answer = (Response<Payload>, Option<usize>);
 
 /// Everything below `/v1/`.
-pub(crate) async fn v1<B>(state: Arc<AppState>, request: Request<B>) -> Response<ClientBody>
+pub(crate) async fn v1<B>(core: Arc<Core>, request: Request<B>) -> Response<ClientBody>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     let (mut head, body) = request.into_parts();
-    let mut record = Record::start(state, &mut head);
-    let live = Arc::clone(record.live());
+    let mut record = Record::start(core, &mut head);
+    let live = Arc::clone(record.local());
     let (answer, provider) = match prepare(&live, &mut record, head, body).await {
         Ok(prepared) => route(&live, &mut record, prepared).await,
         Err(answer) => (answer.map(Payload::Whole), None),
@@ -64,6 +65,7 @@ async fn prepare<B>(
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
+    record.set_closes(!body.is_end_stream());
     if !is_authorized(&live.server.auth_tokens, &head.headers) {
         return Err(answer::unauthorized());
     }
@@ -85,7 +87,10 @@ where
     let invalid = |message: &str| answer::invalid(StatusCode::BAD_REQUEST, "invalid_model", Some("model"), message);
     let format = Format::of(head.headers.get(header::CONTENT_TYPE)).map_err(invalid)?;
     let (body, rest) = match upload::read(body, &live.server).await {
-        Ok(Read::Whole(body)) => (body, None),
+        Ok(Read::Whole(body)) => {
+            record.set_closes(false);
+            (body, None)
+        }
         Ok(Read::Begun(body, rest)) => (body, Some(rest)),
         Err(fault) => return Err(fault.answer()),
     };
@@ -144,7 +149,7 @@ fn models(live: &Live, path: &str) -> Option<Response<Bytes>> {
     })
 }
 
-async fn route(live: &Live, record: &mut Record, prepared: Prepared) -> Answer {
+async fn route(live: &Arc<Local>, record: &mut Record, prepared: Prepared) -> Answer {
     let Prepared { head, body, rest, format, named } = prepared;
     let model = named.as_ref().map(|named| named.model.as_str());
     let candidates = match model {
@@ -180,10 +185,17 @@ async fn route(live: &Live, record: &mut Record, prepared: Prepared) -> Answer {
             }
         };
         record.begin_attempt(index, permit);
-        let question = Question { head: &head, body, progress: progress.as_deref(), limits: &live.server };
+        let question = Question {
+            upstream: &live.upstreams[index],
+            head: &head,
+            body,
+            progress: progress.as_deref(),
+            limits: &live.server,
+        };
         let asked = provider.ask(question, record).await;
         if let Some(progress) = &progress {
             record.set_bytes_in(progress.bytes());
+            record.set_closes(!progress.is_whole());
         }
         match asked {
             Asked::Answered(response) => break Some((response, Some(index))),
@@ -216,20 +228,19 @@ struct Candidate {
 
 /// Takes the next provider to ask out of `untried`. A probe is claimed only by the request that is sent with it, and one in
 /// flight is waited for only if nobody else can answer.
-async fn next_admitted(live: &Live, untried: &mut Vec<Candidate>) -> Option<(usize, OwnedPermit)> {
+async fn next_admitted(live: &Arc<Local>, untried: &mut Vec<Candidate>) -> Option<(usize, ProviderPermit)> {
     loop {
         let mut probed = Vec::new();
         for at in 0..untried.len() {
             let Candidate { index, is_rejected } = untried[at];
-            let provider = &live.providers[index];
-            match Arc::clone(&provider.breaker).try_acquire_owned() {
+            match live.try_acquire(index) {
                 Ok(permit) => {
                     untried.remove(at);
                     return Some((index, permit));
                 }
                 Err(rejection) => {
                     if !is_rejected {
-                        provider.metrics.reject();
+                        live.providers[index].metrics.reject();
                         untried[at].is_rejected = true;
                     }
                     if rejection.reason() == RejectionReason::ProbeInFlight {
@@ -252,15 +263,15 @@ async fn next_admitted(live: &Live, untried: &mut Vec<Candidate>) -> Option<(usi
 }
 
 /// Waits for the probes of all these providers at once, until one lets the request pass.
-async fn first_granted(live: &Live, probed: &[usize]) -> Option<(usize, OwnedPermit)> {
-    type Wait = Pin<Box<dyn Future<Output = Result<OwnedPermit, Rejection>> + Send>>;
-    let wait = |index: &usize| Some(Box::pin(Arc::clone(&live.providers[*index].breaker).acquire_owned()) as Wait);
-    let mut waits: Vec<Option<Wait>> = probed.iter().map(wait).collect();
+async fn first_granted(live: &Arc<Local>, probed: &[usize]) -> Option<(usize, ProviderPermit)> {
+    type Wait<'a> = Pin<Box<dyn Future<Output = Result<Permit<&'a CircuitBreaker>, Rejection>> + Send + 'a>>;
+    let wait = |index: &usize| Some(Box::pin(live.providers[*index].breaker.acquire()) as Wait<'_>);
+    let mut waits: Vec<Option<Wait<'_>>> = probed.iter().map(wait).collect();
     poll_fn(|cx| {
         for (slot, index) in waits.iter_mut().zip(probed) {
             let Some(wait) = slot else { continue };
             match wait.as_mut().poll(cx) {
-                Poll::Ready(Ok(permit)) => return Poll::Ready(Some((*index, permit))),
+                Poll::Ready(Ok(permit)) => return Poll::Ready(Some((*index, live.hold(*index, permit)))),
                 Poll::Ready(Err(_)) => *slot = None,
                 Poll::Pending => {}
             }

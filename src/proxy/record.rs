@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::http::header::HeaderName;
+use axum::http::header::{CONNECTION, HeaderName};
 use axum::http::{HeaderValue, Method, Response, Uri, request};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -17,9 +17,9 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::classify::Outcome;
-use super::state::{AppState, Live};
+use super::cores::{Core, Local, ProviderPermit};
 use super::stream::JudgedStream;
-use crate::{OwnedPermit, PermitType};
+use crate::PermitType;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROVIDER: HeaderName = HeaderName::from_static("x-fusebox-provider");
@@ -54,8 +54,8 @@ struct Attempt {
 }
 
 pub(crate) struct Record {
-    state: Arc<AppState>,
-    live: Arc<Live>,
+    core: Arc<Core>,
+    local: Arc<Local>,
     started: Instant,
     id: HeaderValue,
     method: Method,
@@ -63,19 +63,20 @@ pub(crate) struct Record {
     model: Option<Box<str>>,
     attempts: Vec<Attempt>,
     /// Of the attempt that lasts, until it is judged.
-    permit: Option<OwnedPermit>,
+    permit: Option<ProviderPermit>,
     status: Option<u16>,
     bytes_in: u64,
     bytes_out: u64,
     first_byte: Option<Duration>,
     is_replayable: bool,
+    closes: bool,
     is_stream: bool,
     end: End,
 }
 
 impl Record {
     /// The id that the client gave, or a new one, goes on to the provider too.
-    pub(crate) fn start(state: Arc<AppState>, head: &mut request::Parts) -> Self {
+    pub(crate) fn start(core: Arc<Core>, head: &mut request::Parts) -> Self {
         let is_usable =
             |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
         let id = head.headers.get(&REQUEST_ID).filter(|id| is_usable(id)).cloned().unwrap_or_else(|| {
@@ -87,10 +88,10 @@ impl Record {
             HeaderValue::from_bytes(&id).expect("hexadecimal digits")
         });
         head.headers.insert(REQUEST_ID, id.clone());
-        state.metrics.begin();
+        core.app.metrics.begin();
         Self {
-            live: state.live(),
-            state,
+            local: core.local(),
+            core,
             started: Instant::now(),
             id,
             method: head.method.clone(),
@@ -103,13 +104,14 @@ impl Record {
             bytes_out: 0,
             first_byte: None,
             is_replayable: true,
+            closes: false,
             is_stream: false,
             end: End::ClientLeft,
         }
     }
 
-    pub(crate) fn live(&self) -> &Arc<Live> {
-        &self.live
+    pub(crate) fn local(&self) -> &Arc<Local> {
+        &self.local
     }
 
     pub(crate) fn set_model(&mut self, model: &str) {
@@ -125,23 +127,38 @@ impl Record {
         self.is_replayable = false;
     }
 
+    /// Whether the client may still be sending a body that nobody will read (RFC 9112 section 9.6).
+    pub(crate) fn set_closes(&mut self, closes: bool) {
+        self.closes = closes;
+    }
+
     /// A client that leaves says nothing about a provider: what is not settled counts for nothing.
-    pub(crate) fn begin_attempt(&mut self, provider: usize, permit: OwnedPermit) {
-        self.live.providers[provider].metrics.begin(permit.kind() == PermitType::Probe);
+    pub(crate) fn begin_attempt(&mut self, provider: usize, permit: ProviderPermit) {
+        self.local.providers[provider].metrics.begin(permit.kind() == PermitType::Probe);
         self.permit = Some(permit.cancel_on_drop());
         self.attempts.push(Attempt { provider, started: Instant::now(), ended: None });
     }
 
-    /// Of the attempt that lasts.
-    pub(crate) fn permit(&mut self) -> &mut Option<OwnedPermit> {
-        &mut self.permit
+    pub(crate) fn is_probe(&self) -> bool {
+        self.permit.as_ref().is_some_and(|permit| permit.kind() == PermitType::Probe)
+    }
+
+    /// If the attempt that lasts is a probe, it has succeeded as such; what is still to come is judged as an ordinary call.
+    pub(crate) fn prove(&mut self) {
+        if let Some(attempt) = self.attempts.last().filter(|_| self.is_probe())
+            && let Some(probe) = self.permit.take()
+        {
+            probe.success();
+            let permit = self.local.try_acquire(attempt.provider).map(ProviderPermit::cancel_on_drop).ok();
+            self.permit = permit.filter(|permit| permit.kind() == PermitType::Normal);
+        }
     }
 
     /// Ends the attempt that lasts, if one does, and judges it. The breaker itself logs only the failure that it opens on; at
     /// the rate of failures that a breaker lets through, a line each is not too much.
     pub(crate) fn settle(&mut self, outcome: Outcome, message: &dyn fmt::Display) {
         let Some(attempt) = self.attempts.last_mut().filter(|attempt| attempt.ended.is_none()) else { return };
-        let provider = &self.live.providers[attempt.provider];
+        let provider = &self.local.providers[attempt.provider];
         if outcome.is_failure() {
             let error_type = outcome.as_str();
             warn!(provider = provider.name(), error_type, error = %message, "a provider failed");
@@ -166,7 +183,7 @@ impl Record {
     /// A good answer begins.
     pub(crate) fn first_byte(&mut self) {
         if let Some(attempt) = self.attempts.last() {
-            self.live.providers[attempt.provider].metrics.first_byte(attempt.started.elapsed());
+            self.local.providers[attempt.provider].metrics.first_byte(attempt.started.elapsed());
         }
     }
 
@@ -184,11 +201,14 @@ impl Record {
     pub(crate) fn answer(mut self, answer: Response<Payload>, provider: Option<usize>) -> Response<ClientBody> {
         let (mut head, payload) = answer.into_parts();
         head.headers.insert(REQUEST_ID, self.id.clone());
-        let name = provider.map_or(HeaderValue::from_static("none"), |index| self.live.providers[index].header.clone());
+        let name = provider.map_or(HeaderValue::from_static("none"), |index| self.local.upstreams[index].name.clone());
         head.headers.insert(PROVIDER, name);
         head.headers.insert(ATTEMPTS, HeaderValue::from(self.attempts.len()));
         if !self.is_replayable {
             head.headers.insert(REPLAY, HeaderValue::from_static("no"));
+        }
+        if self.closes {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.status = Some(head.status.as_u16());
         self.is_stream = matches!(payload, Payload::Stream(_));
@@ -200,7 +220,7 @@ impl Record {
     }
 
     fn write_line(&self, text: &mut Vec<u8>, took: Duration) {
-        let name = |attempt: &Attempt| self.live.providers[attempt.provider].name();
+        let name = |attempt: &Attempt| self.local.providers[attempt.provider].name();
         let outcome = |attempt: &Attempt| attempt.ended.map_or(Outcome::ClientLeft, |(outcome, _)| outcome);
         let attempt_line = |attempt: &Attempt| AttemptLine {
             provider: name(attempt),
@@ -233,9 +253,9 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.settle(Outcome::ClientLeft, &"");
         let took = self.started.elapsed();
-        self.state.metrics.end(self.status, took);
-        if self.live.server.access_log
-            && let Some(log) = self.state.access_log()
+        self.core.app.metrics.end(self.status, took);
+        if self.local.server.access_log
+            && let Some(log) = self.core.log()
         {
             log.push(|line| self.write_line(line, took));
         }

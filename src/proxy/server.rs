@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,22 +18,30 @@ use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::access_log::AccessLog;
 use super::config::ServerConfig;
+use super::cores::{Connection, Core, Cores};
 use super::record::ClientBody;
+use super::socket::Socket;
 use super::state::AppState;
 use super::{answer, forward, health};
 
 /// The clients' routes: everything below `/v1/`, `/health` and `/ready`; `/metrics` where operators have no port of their own.
 pub fn create_router(state: Arc<AppState>) -> Router {
-    let v1 = async |State(state), request: Request| forward::v1(state, request).await.map(Body::new);
+    create_router_of(&Core::new(state))
+}
+
+fn create_router_of(core: &Arc<Core>) -> Router {
+    let state = Arc::clone(&core.app);
+    let core = Arc::clone(core);
+    let v1 = async move |request: Request| forward::v1(core.clone(), request).await.map(Body::new);
     let mut router = Router::new().route("/v1/{*path}", any(v1));
     if state.live().server.admin_listen.is_none() {
         router = router.route("/metrics", get(metrics_for_clients));
@@ -71,35 +80,36 @@ async fn metrics_for_clients(state: State<Arc<AppState>>, headers: HeaderMap) ->
 /// Serves clients on `listener`, and operators on `admin`, until `shutdown` completes. Then `/ready` says no for
 /// `drain_delay`; then no connection is accepted any more, and requests in flight, streams included, have `drain_limit` to
 /// finish. The admin port stays to the end.
+///
+/// Clients are served by `cores` threads of their own; the runtime that this runs on accepts their connections.
+///
+/// # Cancel safety
+///
+/// Dropping it closes all connections at once.
 pub async fn run_server(
     state: Arc<AppState>,
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let (drained, stop_admin) = tokio::sync::oneshot::channel::<()>();
-    let admin = admin.map(|admin| {
-        let router = create_admin_router(Arc::clone(&state));
-        let state = Arc::clone(&state);
-        tokio::spawn(async move {
-            let stop = async {
-                // An error says that the sender is gone, which means the same.
-                let _ = stop_admin.await;
-            };
-            let connections = accept_until(&state, router, admin, stop, Audience::Operators).await;
-            let _ = tokio::time::timeout(Duration::from_secs(1), connections.shutdown()).await;
-        })
-    });
+    let (drained, stop_admin) = oneshot::channel::<()>();
+    let admin = admin.map(|admin| tokio::spawn(serve_operators(Arc::clone(&state), admin, stop_admin)));
     let shutdown = async {
         shutdown.await;
         state.begin_drain();
         tokio::time::sleep(state.live().server.drain_delay).await;
     };
-    let router = create_router(Arc::clone(&state));
-    let connections = accept_until(&state, router, listener, shutdown, Audience::Clients).await;
+    let max = usize::try_from(state.live().server.max_connections).unwrap_or(usize::MAX);
+    let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+    let cores = Cores::start(&state);
+    let mut shutdown = std::pin::pin!(shutdown);
+    while let Some((stream, place)) = accept_unless(&listener, &places, shutdown.as_mut()).await {
+        cores.hand_over(stream, place);
+    }
+    drop(listener);
     let limit = state.live().server.drain_limit;
-    info!(connections = connections.count(), ?limit, "draining");
-    if tokio::time::timeout(limit, connections.shutdown()).await.is_err() {
+    info!(connections = state.metrics.connections.load(Ordering::Relaxed), ?limit, "draining");
+    if !cores.drain(limit).await {
         warn!("requests were still in flight when the drain limit ended");
     }
     drop(drained);
@@ -112,71 +122,102 @@ pub async fn run_server(
 /// Operators need few connections, and clients must not take them away.
 const MAX_OPERATORS: usize = 256;
 
-#[derive(Clone, Copy)]
-enum Audience {
-    Clients,
-    Operators,
+/// Until the other end of `stop` is gone.
+async fn serve_operators(state: Arc<AppState>, listener: TcpListener, stop: oneshot::Receiver<()>) {
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(MAX_OPERATORS));
+    let router = create_admin_router(Arc::clone(&state));
+    let mut stop = std::pin::pin!(async {
+        // An error says that the sender is gone, which means the same.
+        let _ = stop.await;
+    });
+    while let Some((stream, place)) = accept_unless(&listener, &places, stop.as_mut()).await {
+        let router = router.clone();
+        let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+        let connection = http(&state.live().server).serve_connection(Socket::new(stream), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            end(connection.await);
+            drop(place);
+        });
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(1), graceful.shutdown()).await;
 }
 
-/// Returns the connections that are left. Each has the limits of the configuration at its beginning.
-async fn accept_until(
-    state: &Arc<AppState>,
-    router: Router,
-    listener: TcpListener,
-    shutdown: impl Future<Output = ()>,
-    audience: Audience,
-) -> GracefulShutdown {
-    let graceful = GracefulShutdown::new();
-    let max = match audience {
-        Audience::Clients => usize::try_from(state.live().server.max_connections).unwrap_or(usize::MAX),
-        Audience::Operators => MAX_OPERATORS,
-    };
-    let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-    let mut shutdown = std::pin::pin!(shutdown);
+/// The next connection, and its place among those there may be.
+async fn accept_unless(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+    mut shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     loop {
         let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
-            accept(&listener).await.map(|stream| (stream, place))
+            let place = Arc::clone(places).acquire_owned().await.expect("it is never closed");
+            accept(listener).await.map(|stream| (stream, place))
         };
-        let (stream, place) = tokio::select! {
+        tokio::select! {
             accepted = accepted => match accepted {
-                Ok(accepted) => accepted,
+                Ok(accepted) => return Some(accepted),
                 Err(error) => {
                     // Out of file descriptors, most likely: connections that end will free some.
                     warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
                 }
             },
-            () = &mut shutdown => return graceful,
-        };
-        let service = service(state, &router, audience);
-        let connection = http(&state.live().server).serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
-        let counted = matches!(audience, Audience::Clients).then(|| Counted::new(state));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "a client's connection ended early");
+            () = &mut shutdown => return None,
+        }
+    }
+}
+
+/// Serves the connections that one core is given, each with the limits of the configuration at its beginning, until there are
+/// no more to come and all have ended, or until `stop`.
+pub(crate) async fn serve_clients(
+    core: Arc<Core>,
+    mut connections: mpsc::UnboundedReceiver<Connection>,
+    stop: oneshot::Receiver<()>,
+) {
+    let router = create_router_of(&core);
+    let graceful = GracefulShutdown::new();
+    while let Some(Connection { stream, place }) = connections.recv().await {
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!(%error, "a connection could not be taken over");
+                continue;
             }
+        };
+        let connection = http(&core.local().server).serve_connection(Socket::new(stream), service(&core, &router));
+        let connection = graceful.watch(connection);
+        let counted = Counted::new(&core.app);
+        tokio::spawn(async move {
+            end(connection.await);
             drop((counted, place));
         });
+    }
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        _ = stop => {}
+    }
+}
+
+fn end(result: hyper::Result<()>) {
+    if let Err(error) = result {
+        debug!(%error, "a client's connection ended early");
     }
 }
 
 /// As the router answers, without its boxes around a client's request to a model.
 fn service(
-    state: &Arc<AppState>,
+    core: &Arc<Core>,
     router: &Router,
-    audience: Audience,
 ) -> impl HttpService<Incoming, ResBody = Either<ClientBody, Body>, Error = Infallible, Future: Send> + Send + 'static {
-    let (state, router) = (Arc::clone(state), router.clone());
+    let (core, router) = (Arc::clone(core), router.clone());
     service_fn(move |request: hyper::Request<Incoming>| {
-        let is_v1 = matches!(audience, Audience::Clients)
-            && request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());
-        let (state, router) = (Arc::clone(&state), (!is_v1).then(|| router.clone()));
+        let is_v1 = request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());
+        let (core, router) = (Arc::clone(&core), (!is_v1).then(|| router.clone()));
         async move {
             match router {
-                None => Ok(forward::v1(state, request).await.map(Either::Left)),
+                None => Ok(forward::v1(core, request).await.map(Either::Left)),
                 Some(router) => Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)),
             }
         }

@@ -41,7 +41,7 @@ pub(crate) struct Live {
     by_model: HashMap<String, Box<[usize]>, foldhash::fast::RandomState>,
     /// For requests that name no model.
     all: Box<[usize]>,
-    tls: Tls,
+    pub(crate) tls: Tls,
 }
 
 impl fmt::Debug for Live {
@@ -112,7 +112,7 @@ impl AppState {
 
     /// Applies another configuration. Requests under way end with the one they began with; no connection of a client is
     /// closed. A provider of the same name keeps its breaker's state, and one that is configured as before its connections
-    /// too. `listen`, `admin_listen` and `max_connections` are not applied.
+    /// too. `listen`, `cores`, `admin_listen` and `max_connections` are not applied.
     ///
     /// # Errors
     ///
@@ -162,6 +162,7 @@ impl AppState {
         let old = &self.started_with;
         [
             ("listen", old.listen != new.listen),
+            ("cores", old.cores != new.cores),
             ("admin_listen", old.admin_listen != new.admin_listen),
             ("max_connections", old.max_connections != new.max_connections),
         ]
@@ -173,6 +174,11 @@ impl AppState {
 
     pub(crate) fn live(&self) -> Arc<Live> {
         self.live.load_full()
+    }
+
+    /// Whether a configuration is the one in force.
+    pub(crate) fn is_live(&self, live: &Arc<Live>) -> bool {
+        std::ptr::eq(Arc::as_ptr(live), Arc::as_ptr(&*self.live.load()))
     }
 
     pub(crate) fn access_log(&self) -> Option<&AccessLog> {
@@ -203,7 +209,7 @@ impl Live {
                 Some(old) if same_tls && old.config == *config => Arc::clone(old),
                 _ => {
                     let breaker = breaker_for(config, breakers);
-                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name), &tls))
+                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name)))
                 }
             }
         };

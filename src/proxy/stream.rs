@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -18,7 +17,7 @@ use super::pieces::{Pause, size_with};
 use super::record::{End, Record};
 use super::sse::Events;
 use super::upstream::{Chain, UpstreamBody};
-use crate::{CircuitBreaker, OwnedPermit, PermitType};
+use crate::CircuitBreaker;
 
 type Passed = Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>>;
 
@@ -30,7 +29,7 @@ pub(crate) struct JudgedStream {
     /// Of a stream of events.
     events: Option<Events>,
     /// When a probe that is judged at its end has run for long enough.
-    proven: Option<(Instant, Arc<CircuitBreaker>)>,
+    proven: Option<Instant>,
     timeouts: Timeouts,
     /// When the request was sent.
     since: Instant,
@@ -54,16 +53,12 @@ impl JudgedStream {
         record: &mut Record,
     ) -> Self {
         let timeouts = provider.config.timeouts.clone();
-        let breaker = &provider.breaker;
-        let permit = record.permit();
         let mut proven = None;
-        if let Some(probe) = permit.take_if(|permit| permit.kind() == PermitType::Probe) {
-            if opened_by_broken_answers(breaker) {
-                *permit = Some(probe);
-                proven = Some((since + timeouts.first_byte + timeouts.idle, Arc::clone(breaker)));
+        if record.is_probe() {
+            if opened_by_broken_answers(&provider.breaker) {
+                proven = Some(since + timeouts.first_byte + timeouts.idle);
             } else {
-                probe.success();
-                *permit = ordinary_permit(breaker);
+                record.prove();
             }
         }
         if body.is_end_stream() {
@@ -120,11 +115,8 @@ impl JudgedStream {
                 if now >= self.since + self.timeouts.total {
                     return self.break_off_late(record);
                 }
-                if let Some((_, breaker)) = self.proven.take_if(|(proven, _)| now >= *proven)
-                    && let Some(probe) = record.permit().take()
-                {
-                    probe.success();
-                    *record.permit() = ordinary_permit(&breaker);
+                if self.proven.take_if(|proven| now >= *proven).is_some() {
+                    record.prove();
                 }
             }
             let passed = match &mut self.events {
@@ -167,9 +159,4 @@ fn succeed(record: &mut Record) {
 
 fn opened_by_broken_answers(breaker: &CircuitBreaker) -> bool {
     breaker.snapshot().last_error.is_some_and(|error| Outcome::breaks_off(error.error_type()))
-}
-
-fn ordinary_permit(breaker: &Arc<CircuitBreaker>) -> Option<OwnedPermit> {
-    let permit = Arc::clone(breaker).try_acquire_owned().ok()?.cancel_on_drop();
-    (permit.kind() == PermitType::Normal).then_some(permit)
 }

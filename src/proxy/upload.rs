@@ -110,6 +110,7 @@ struct State {
     moved: Instant,
     waits_for_client: bool,
     bytes: u64,
+    is_whole: bool,
     fault: Option<Fault>,
 }
 
@@ -122,6 +123,11 @@ impl Progress {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.0.lock().bytes
+    }
+
+    /// Whether all of it was passed on.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.0.lock().is_whole
     }
 
     pub(crate) fn fault(&self) -> Option<Fault> {
@@ -143,6 +149,7 @@ impl Upload {
             moved: Instant::now(),
             waits_for_client: false,
             bytes: 0,
+            is_whole: false,
             fault: None,
         })));
         let pause = Pause::default();
@@ -155,6 +162,8 @@ impl Upload {
         state.moved = Instant::now();
         state.waits_for_client = false;
         state.bytes += data.len() as u64;
+        // Of a body of known length nobody asks for the end.
+        state.is_whole = self.rest.body.is_end_stream();
     }
 
     fn fail(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
@@ -181,7 +190,9 @@ impl Body for Upload {
         };
         match frame {
             None => {
-                this.progress.0.lock().waits_for_client = false;
+                let mut state = this.progress.0.lock();
+                state.waits_for_client = false;
+                state.is_whole = true;
                 Poll::Ready(None)
             }
             Some(Err(_)) => this.fail(Fault::Broken),

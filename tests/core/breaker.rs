@@ -239,3 +239,19 @@ async fn the_highest_threshold_is_counted_to() {
     fail(&breaker, "5xx");
     assert_eq!((breaker.state(), breaker.failure_count()), (CircuitState::Open, 1023));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_held_by_another_handle_is_the_same_permit() {
+    let mine = std::rc::Rc::new(CircuitBreaker::builder("openai").build().unwrap());
+    for _ in 0..3 {
+        mine.try_acquire().unwrap().held_by(std::rc::Rc::clone(&mine)).failure("timeout", "late");
+    }
+    assert_eq!(mine.state(), CircuitState::Open);
+}
+
+#[test]
+#[should_panic(expected = "a permit is for the breaker that granted it")]
+fn a_permit_cannot_be_held_by_another_breaker() {
+    let (one, other) = (breaker(), breaker());
+    let _permit = one.try_acquire().unwrap().held_by(other);
+}

@@ -334,3 +334,26 @@ fn the_demo_says_what_it_takes() {
         assert!(String::from_utf8(output.stderr).unwrap().contains(wrong[0]), "{wrong:?}");
     }
 }
+
+#[tokio::test]
+async fn a_second_gateway_on_the_same_port_says_so_and_ends() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let a = Provider::with_status(200).await;
+    let running = crate::support::Gateway::start(&[&a], "", "", "").await;
+    for address in [taken.local_addr().unwrap(), running.address] {
+        let text = format!(
+            "[server]\nlisten = '{address}'\n[[providers]]\nname = 'a'\nurl = 'http://{}/v1'\nmodels = ['m']",
+            a.address
+        );
+        let file = std::env::temp_dir().join(format!("fusebox-test-{}-second.toml", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        let mut second = Command::new(env!("CARGO_BIN_EXE_fusebox"));
+        second.args(["serve", "--config"]).arg(&file);
+        let output = tokio::task::spawn_blocking(move || second.output().unwrap());
+        let output = tokio::time::timeout(DEADLINE, output).await.unwrap().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("fusebox: server.listen: {address} cannot be bound: Address already in use");
+        assert!(output.status.code() == Some(1) && said.contains(&expected), "{said}");
+        std::fs::remove_file(file).unwrap();
+    }
+}

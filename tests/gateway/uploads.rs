@@ -177,3 +177,23 @@ async fn a_body_above_the_limit_is_refused_whether_or_not_it_says_so() {
     client.read_exact(&mut answer).await.unwrap();
     assert_eq!((&answer, a.hits()), (b"HTTP/1.1 413", 0));
 }
+
+#[tokio::test]
+async fn a_client_that_is_refused_in_the_middle_of_its_body_can_read_why() {
+    let a = Provider::with_status(200).await;
+    let gateway = Gateway::start(&[&a], "max_body_bytes = 100000000\nreplay_body_bytes = 1024", "", "").await;
+    // The body names no model early enough. There is more of it than the system buffers.
+    let head = "POST /v1/x HTTP/1.1\r\nhost: g\r\ncontent-length: 50000000\r\n\r\n{\"x\":\"";
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    client.write_all(head.as_bytes()).await.unwrap();
+    let piece = "x".repeat(1_000_000);
+    for _ in 0..49 {
+        client.write_all(piece.as_bytes()).await.unwrap();
+    }
+    let mut answer = Vec::new();
+    client.shutdown().await.unwrap();
+    client.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.contains("model_not_found_in_time"), "{answer}");
+}

@@ -117,6 +117,8 @@ pub struct GatewayConfig {
 pub struct ServerConfig {
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// How many threads serve clients, each with connections of its own to the providers.
+    pub cores: u64,
     /// Where `/health`, `/ready` and `/metrics` are served apart from the clients' port.
     pub admin_listen: Option<SocketAddr>,
     /// A client has to present one of these. None: anybody may ask.
@@ -151,6 +153,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
             admin_listen: None,
             auth_tokens: Vec::new(),
             ca_file: None,

@@ -85,6 +85,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     if let Some(listen) = section.parse("listen", expected, address) {
         server.listen = listen;
     }
+    section.count("cores", 1..=1024, &mut server.cores);
     server.admin_listen = section.parse("admin_listen", expected, address);
     if server.admin_listen == Some(server.listen) && server.listen.port() != 0 {
         section.mistake("admin_listen", &format!("\"{}\"", server.listen), "another address than server.listen");

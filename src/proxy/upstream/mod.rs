@@ -3,9 +3,14 @@
 //!
 //! Connections are HTTP/1.1, by hyper's client, one request at a time, and rest in a stack between requests.
 
+mod http1;
+mod idle;
+mod tls;
+mod wake;
+
 use std::error::Error;
 use std::fmt;
-use std::path::Path;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,18 +22,23 @@ use axum::http::{Request, Response, Uri, request};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
-use parking_lot::Mutex;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
-use tokio::time::Instant;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tower::ServiceExt;
 use tracing::debug;
 
+use http1::Http1;
+use idle::Idle;
+
+pub use tls::SetupError;
+pub(crate) use tls::{Tls, read_ca_file};
+
 use super::config::{ProviderConfig, Secret};
+use super::pieces::Pieces;
+use super::socket::write_pieces;
 use super::upload::{Fault, Upload};
 
 /// Shorter than the 5 s after which common servers (Node, uvicorn) close an idle connection themselves: one that is just
@@ -36,11 +46,57 @@ use super::upload::{Fault, Upload};
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
 const MAX_IDLE: usize = 256;
 
+/// A connection's bytes.
+struct Stream(MaybeHttpsStream<TokioIo<TcpStream>>);
+
+impl Read for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl Write for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        write_pieces(Pin::new(&mut self.0), cx, pieces)
+    }
+}
+
+/// Frames that are there at once are handed on as one, up to this size: each that is handed on alone is a write of its own.
+const MAX_MERGED: usize = 16 << 10;
+
 /// What a provider answers with. When it has been read, its connection can be used again.
 pub(crate) struct UpstreamBody {
-    // Dropped in this order: a body that has not been read to its end closes the connection.
     body: Incoming,
-    _loan: Loan,
+    /// What comes after a frame that was handed on.
+    ahead: Option<Result<Frame<Bytes>, hyper::Error>>,
+    /// `None` once it has been read.
+    loan: Option<Loan>,
+}
+
+/// A connection in use.
+struct Loan {
+    connection: Http1,
+    idle: Arc<Idle>,
 }
 
 impl Body for UpstreamBody {
@@ -48,15 +104,67 @@ impl Body for UpstreamBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let Self { body, ahead, loan } = &mut *self;
+        if let Some(frame) = ahead.take() {
+            return Poll::Ready(Some(frame));
+        }
+        let Some(Loan { connection, .. }) = loan else { return Poll::Ready(None) };
+        let mut pieces = Pieces::default();
+        loop {
+            match connection.poll_frame(body, cx) {
+                Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+                    pieces.push(frame.into_data().unwrap_or_default());
+                    if pieces.len() >= MAX_MERGED as u64 || body.is_end_stream() {
+                        break;
+                    }
+                }
+                Poll::Ready(Some(other)) => {
+                    if pieces.len() == 0 {
+                        return Poll::Ready(Some(other));
+                    }
+                    *ahead = Some(other);
+                    break;
+                }
+                Poll::Ready(None) => {
+                    if let Some(loan) = loan.take() {
+                        loan.end();
+                    }
+                    if pieces.len() == 0 {
+                        return Poll::Ready(None);
+                    }
+                    break;
+                }
+                Poll::Pending if pieces.len() == 0 => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(pieces.into_bytes()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.ahead.is_none() && (self.loan.is_none() || self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        // One that was read to its known length has not been asked for its end.
+        if self.body.is_end_stream()
+            && let Some(loan) = self.loan.take()
+        {
+            loan.end();
+        }
+    }
+}
+
+impl Loan {
+    /// The answer was read.
+    fn end(self) {
+        self.idle.put(self.connection);
     }
 }
 
@@ -94,55 +202,6 @@ impl Body for RequestBody {
     }
 }
 
-/// Whom to trust.
-pub(crate) struct Tls {
-    config: ClientConfig,
-    own: Vec<CertificateDer<'static>>,
-}
-
-impl Tls {
-    /// Connections that were made with the one may be used with the other.
-    pub(crate) fn trusts_the_same(&self, other: &Self) -> bool {
-        self.own == other.own
-    }
-
-    pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, SetupError> {
-        let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
-        let mut own = Vec::new();
-        if let Some(file) = ca_file {
-            own = read_ca_file(file)?;
-            for certificate in &own {
-                roots.add(certificate.clone()).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| SetupError(error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { config, own })
-    }
-}
-
-pub(crate) fn read_ca_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
-    let read = || CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>();
-    let certificates = read().map_err(|error| SetupError(format!("cannot be read: {error}")))?;
-    if certificates.is_empty() { Err(SetupError("holds no certificate".into())) } else { Ok(certificates) }
-}
-
-/// The gateway cannot be set up as configured.
-#[derive(Debug)]
-pub struct SetupError(String);
-
-impl fmt::Display for SetupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Error for SetupError {}
-
 /// A request got no answer.
 #[derive(Debug)]
 pub(crate) enum SendError {
@@ -179,57 +238,17 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// One provider's address, key and connections.
+/// One provider's address, key and connections, for one core.
 pub(crate) struct Upstream {
+    /// The provider's name, as a header has it.
+    pub(crate) name: HeaderValue,
     url: Uri,
     host: HeaderValue,
     api_key: Option<Secret>,
     authorization: Option<HeaderValue>,
     connect_timeout: Duration,
     connector: HttpsConnector<HttpConnector>,
-    idle: Arc<Mutex<Vec<Idle>>>,
-}
-
-/// A connection in use.
-struct Loan {
-    connection: Option<Connection>,
-    idle: Arc<Mutex<Vec<Idle>>>,
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        let Some(mut connection) = self.connection.take().filter(|connection| !connection.is_closed()) else { return };
-        if connection.is_ready() {
-            return rest(&self.idle, connection);
-        }
-        // The answer has arrived, but the task that reads it has not seen that yet.
-        let idle = Arc::clone(&self.idle);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if connection.ready().await.is_ok() {
-                    rest(&idle, connection);
-                }
-            });
-        }
-    }
-}
-
-fn rest(idle: &Mutex<Vec<Idle>>, connection: Connection) {
-    let mut idle = idle.lock();
-    let since = Instant::now();
-    // The stack is in the order of their rest: what is too old lies at its bottom.
-    let expired = idle.partition_point(|idle| since - idle.since >= IDLE_LIMIT);
-    idle.drain(..expired);
-    if idle.len() < MAX_IDLE {
-        idle.push(Idle { connection, since });
-    }
-}
-
-type Connection = SendRequest<RequestBody>;
-
-struct Idle {
-    connection: Connection,
-    since: Instant,
+    idle: Arc<Idle>,
 }
 
 impl Upstream {
@@ -246,13 +265,14 @@ impl Upstream {
         let authorization = config.api_key.as_ref().map(Secret::bearer);
         let authority = config.url.authority().expect("checked in the config");
         Self {
+            name: HeaderValue::from_str(&config.name).expect("checked in the config"),
             host: HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"),
             url: config.url.clone(),
             api_key: config.api_key.clone(),
             authorization,
             connect_timeout: config.timeouts.connect,
             connector,
-            idle: Arc::default(),
+            idle: Idle::new(MAX_IDLE, IDLE_LIMIT),
         }
     }
 
@@ -272,9 +292,9 @@ impl Upstream {
         body: RequestBody,
     ) -> Result<Response<UpstreamBody>, SendError> {
         if let RequestBody::Whole(bytes) = &body
-            && let Some(mut connection) = self.take_idle()
+            && let Some(mut connection) = self.idle.take()
         {
-            match connection.send_request(self.request(head, RequestBody::Whole(bytes.clone()))).await {
+            match connection.send(self.request(head, RequestBody::Whole(bytes.clone()))).await {
                 Ok(response) => return Ok(self.lend(response, connection)),
                 // That was an answer, if not one of HTTP.
                 Err(error) if error.is_parse() => return Err(SendError::Connection(error)),
@@ -285,7 +305,7 @@ impl Upstream {
         let connected = Box::pin(tokio::time::timeout(self.connect_timeout, self.connect())).await;
         let mut connection =
             connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?.map_err(SendError::Connect)?;
-        let response = connection.send_request(self.request(head, body)).await.map_err(SendError::Connection)?;
+        let response = connection.send(self.request(head, body)).await.map_err(SendError::Connection)?;
         Ok(self.lend(response, connection))
     }
 
@@ -295,30 +315,14 @@ impl Upstream {
         key.strike_out(body)
     }
 
-    async fn connect(&self) -> Result<Connection, Box<dyn Error + Send + Sync>> {
+    async fn connect(&self) -> Result<Http1, Box<dyn Error + Send + Sync>> {
         let stream = self.connector.clone().oneshot(self.url.clone()).await?;
-        let (sender, connection) = http1::handshake(stream).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(error = %Chain(&error), "a provider's connection ended early");
-            }
-        });
-        Ok(sender)
+        Ok(Http1::new(Stream(stream)).await?)
     }
 
-    fn lend(&self, response: Response<Incoming>, connection: Connection) -> Response<UpstreamBody> {
-        let loan = Loan { connection: Some(connection), idle: Arc::clone(&self.idle) };
-        response.map(|body| UpstreamBody { body, _loan: loan })
-    }
-
-    fn take_idle(&self) -> Option<Connection> {
-        let mut idle = self.idle.lock();
-        loop {
-            let Idle { connection, since } = idle.pop()?;
-            if connection.is_ready() && since.elapsed() < IDLE_LIMIT {
-                return Some(connection);
-            }
-        }
+    fn lend(&self, response: Response<Incoming>, connection: Http1) -> Response<UpstreamBody> {
+        let loan = Loan { connection, idle: Arc::clone(&self.idle) };
+        response.map(|body| UpstreamBody { body, ahead: None, loan: Some(loan) })
     }
 
     fn request(&self, head: &request::Parts, body: RequestBody) -> Request<RequestBody> {

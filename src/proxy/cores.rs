@@ -1,0 +1,227 @@
+//! A core is a thread with everything that requests need: what they write is its own, so that cores share nothing but the
+//! breakers.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::runtime::Builder;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tracing::warn;
+
+use super::access_log::{AccessLog, Lines};
+use super::attempt::Provider;
+use super::server::serve_clients;
+use super::state::{AppState, Live};
+use super::upstream::Upstream;
+use crate::{CircuitBreaker, Permit, Rejection};
+
+/// What one core has for itself.
+pub(crate) struct Core {
+    pub(crate) app: Arc<AppState>,
+    /// Locked by this core alone.
+    local: Mutex<Arc<Local>>,
+    log: Option<Lines>,
+}
+
+impl Core {
+    pub(crate) fn new(app: Arc<AppState>) -> Arc<Self> {
+        let local = Arc::new(Local::new(app.live(), None));
+        let log = app.access_log().map(AccessLog::lines);
+        Arc::new(Self { app, local: Mutex::new(local), log })
+    }
+
+    /// The configuration as it is now. Nothing that cores share is written, unless it has changed.
+    pub(crate) fn local(&self) -> Arc<Local> {
+        let mut local = self.local.lock();
+        if !self.app.is_live(&local.live) {
+            *local = Arc::new(Local::new(self.app.live(), Some(&local)));
+        }
+        Arc::clone(&local)
+    }
+
+    pub(crate) fn log(&self) -> Option<&Lines> {
+        self.log.as_ref()
+    }
+}
+
+/// A configuration, with one core's connections.
+pub(crate) struct Local {
+    live: Arc<Live>,
+    /// As [`Live::providers`].
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
+}
+
+impl Local {
+    /// A provider that stays as it was keeps its connections.
+    fn new(live: Arc<Live>, before: Option<&Self>) -> Self {
+        let upstream = |provider: &Arc<Provider>| {
+            let kept = before.and_then(|before| {
+                let at = before.live.providers.iter().position(|old| Arc::ptr_eq(old, provider))?;
+                Some(Arc::clone(&before.upstreams[at]))
+            });
+            kept.unwrap_or_else(|| Arc::new(Upstream::new(&provider.config, &live.tls)))
+        };
+        Self { upstreams: live.providers.iter().map(upstream).collect(), live }
+    }
+
+    /// As [`CircuitBreaker::try_acquire`].
+    pub(crate) fn try_acquire(self: &Arc<Self>, provider: usize) -> Result<ProviderPermit, Rejection> {
+        self.providers[provider].breaker.try_acquire().map(|permit| self.hold(provider, permit))
+    }
+
+    /// A permit that can be kept.
+    pub(crate) fn hold(self: &Arc<Self>, provider: usize, permit: Permit<&CircuitBreaker>) -> ProviderPermit {
+        permit.held_by(BreakerOf { local: Arc::clone(self), provider })
+    }
+}
+
+impl Deref for Local {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.live
+    }
+}
+
+/// A provider's breaker, held by a count that is the core's own.
+pub(crate) struct BreakerOf {
+    local: Arc<Local>,
+    provider: usize,
+}
+
+impl Deref for BreakerOf {
+    type Target = CircuitBreaker;
+
+    fn deref(&self) -> &CircuitBreaker {
+        &self.local.providers[self.provider].breaker
+    }
+}
+
+pub(crate) type ProviderPermit = Permit<BreakerOf>;
+
+/// The threads that serve clients.
+///
+/// Connections are accepted in one place and handed to the core that has the fewest. A listener for each core (`SO_REUSEPORT`)
+/// would save that, but places connections by chance, and they last: of 8 connections to 8 cores, three cores get none.
+pub(crate) struct Cores(Vec<Running>);
+
+struct Running {
+    connections: mpsc::UnboundedSender<Connection>,
+    count: Arc<AtomicUsize>,
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+/// A client's connection on its way to the core that will serve it.
+pub(crate) struct Connection {
+    pub(crate) stream: std::net::TcpStream,
+    pub(crate) place: Place,
+}
+
+/// Counts a connection while it lasts.
+pub(crate) struct Place {
+    _of_all: OwnedSemaphorePermit,
+    of_core: Arc<AtomicUsize>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.of_core.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Cores {
+    pub(crate) fn start(app: &Arc<AppState>) -> Self {
+        Self((0..app.live().server.cores).map(|number| Running::start(app, number)).collect())
+    }
+
+    pub(crate) fn hand_over(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
+        let core = self.0.iter().min_by_key(|core| core.count.load(Ordering::Relaxed)).expect("there is one at least");
+        core.count.fetch_add(1, Ordering::Relaxed);
+        let place = Place { _of_all: place, of_core: Arc::clone(&core.count) };
+        match stream.into_std() {
+            // A core that has ended has panicked; its clients' connections are closed.
+            Ok(stream) => drop(core.connections.send(Connection { stream, place })),
+            Err(error) => warn!(%error, "a connection could not be handed over"),
+        }
+    }
+
+    /// Waits until all connections have ended, but no longer than `limit`. Whether they had.
+    pub(crate) async fn drain(self, limit: Duration) -> bool {
+        let mut stops = Vec::new();
+        let mut threads = Vec::new();
+        for Running { connections, stop, ended, thread, .. } in self.0 {
+            drop(connections);
+            stops.push(stop);
+            threads.push((ended, thread));
+        }
+        let until = tokio::time::Instant::now() + limit;
+        let mut all_ended = true;
+        for (ended, _) in &mut threads {
+            // An error says that the thread has panicked, and has ended.
+            all_ended &= tokio::time::timeout_at(until, ended).await.is_ok();
+        }
+        drop(stops);
+        for (_, thread) in threads {
+            // A panic has been printed.
+            let _ = thread.join();
+        }
+        all_ended
+    }
+}
+
+impl Running {
+    fn start(app: &Arc<AppState>, number: u64) -> Self {
+        let (connections, handed) = mpsc::unbounded_channel();
+        let (stop, stopped) = oneshot::channel();
+        let (has_ended, ended) = oneshot::channel();
+        let app = Arc::clone(app);
+        let run = move || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime can be started");
+            runtime.block_on(serve_clients(Core::new(app), handed, stopped));
+            // Not for a host name that is still being looked up.
+            runtime.shutdown_background();
+            // Nobody listens if the server was dropped.
+            let _ = has_ended.send(());
+        };
+        let thread =
+            std::thread::Builder::new().name(format!("core-{number}")).spawn(run).expect("a thread can be started");
+        Self { connections, count: Arc::default(), stop, ended, thread }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::proxy::GatewayConfig;
+
+    #[tokio::test]
+    async fn connections_go_to_the_core_that_has_the_fewest_and_a_core_counts_them_while_they_last() {
+        let text = "[server]\ncores = 2\n[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
+        let app = AppState::new(&GatewayConfig::from_toml(text).unwrap()).unwrap();
+        let cores = Cores::start(&app);
+        let counts = || cores.0.iter().map(|core| core.count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let places = Arc::new(tokio::sync::Semaphore::new(10));
+        let mut clients = Vec::new();
+        for expected in [[1, 0], [1, 1], [2, 1], [2, 2]] {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+            cores.hand_over(listener.accept().await.unwrap().0, Arc::clone(&places).acquire_owned().await.unwrap());
+            assert_eq!(counts(), expected);
+        }
+        drop(clients);
+        while counts() != [0, 0] {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(places.available_permits(), 10);
+        assert!(cores.drain(Duration::from_secs(20)).await);
+    }
+}

@@ -1,0 +1,95 @@
+//! Connections that nobody uses at the moment.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+use super::http1::Http1;
+
+/// A stack, so that those that are not needed get old. Its connections are watched: one that the other side closes is gone
+/// before a request finds it.
+pub(super) struct Idle {
+    max: usize,
+    limit: Duration,
+    stack: Mutex<Stack>,
+}
+
+#[derive(Default)]
+struct Stack {
+    /// In the order of their rest.
+    connections: Vec<(Http1, Instant)>,
+    /// Of who watches them.
+    watch: Option<Waker>,
+    is_watched: bool,
+}
+
+impl Idle {
+    pub(super) fn new(max: usize, limit: Duration) -> Arc<Self> {
+        Arc::new(Self { max, limit, stack: Mutex::default() })
+    }
+
+    pub(super) fn take(&self) -> Option<Http1> {
+        let mut stack = self.stack.lock();
+        loop {
+            let (mut connection, since) = stack.connections.pop()?;
+            if since.elapsed() < self.limit && (!connection.is_woken() || connection.rests(None)) {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Keeps a connection, if another request can be sent on it.
+    pub(super) fn put(self: &Arc<Self>, mut connection: Http1) {
+        let mut stack = self.stack.lock();
+        if stack.connections.len() >= self.max || !connection.rests(stack.watch.as_ref()) {
+            return;
+        }
+        stack.connections.push((connection, Instant::now()));
+        if !std::mem::replace(&mut stack.is_watched, true) {
+            // Outside of a runtime there is nobody to watch, and nobody to use it.
+            match tokio::runtime::Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn(watch(Arc::downgrade(self)))),
+                Err(_) => stack.connections.clear(),
+            }
+        }
+    }
+
+    /// Lets go of those that are closed or too old. When the next one will be too old.
+    fn sweep(&self, watch: &Waker) -> Option<Instant> {
+        let mut stack = self.stack.lock();
+        let now = Instant::now();
+        let expired = stack.connections.partition_point(|(_, since)| now - *since >= self.limit);
+        stack.connections.drain(..expired);
+        let is_new = !stack.watch.as_ref().is_some_and(|known| known.will_wake(watch));
+        stack
+            .connections
+            .retain_mut(|(connection, _)| !(is_new || connection.is_woken()) || connection.rests(Some(watch)));
+        stack.watch = Some(watch.clone());
+        let next = stack.connections.first().map(|(_, since)| *since + self.limit);
+        if next.is_none() {
+            stack.is_watched = false;
+            stack.watch = None;
+        }
+        next
+    }
+}
+
+/// Until there are none.
+async fn watch(idle: Weak<Idle>) {
+    let mut timer = pin!(sleep_until(Instant::now()));
+    poll_fn(|cx| {
+        loop {
+            let Some(next) = idle.upgrade().and_then(|idle| idle.sweep(cx.waker())) else { return Poll::Ready(()) };
+            timer.as_mut().reset(next);
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,59 @@
+//! Whom the gateway trusts when it connects.
+
+use std::error::Error;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+/// Whom to trust.
+pub(crate) struct Tls {
+    pub(super) config: ClientConfig,
+    own: Vec<CertificateDer<'static>>,
+}
+
+impl Tls {
+    /// Connections that were made with the one may be used with the other.
+    pub(crate) fn trusts_the_same(&self, other: &Self) -> bool {
+        self.own == other.own
+    }
+
+    pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, SetupError> {
+        let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+        let mut own = Vec::new();
+        if let Some(file) = ca_file {
+            own = read_ca_file(file)?;
+            for certificate in &own {
+                roots.add(certificate.clone()).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
+            }
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| SetupError(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self { config, own })
+    }
+}
+
+pub(crate) fn read_ca_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
+    let read = || CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>();
+    let certificates = read().map_err(|error| SetupError(format!("cannot be read: {error}")))?;
+    if certificates.is_empty() { Err(SetupError("holds no certificate".into())) } else { Ok(certificates) }
+}
+
+/// The gateway cannot be set up as configured.
+#[derive(Debug)]
+pub struct SetupError(String);
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for SetupError {}
