@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::http::header::{self, HeaderMap};
 use axum::http::{HeaderValue, Response, StatusCode, request, response};
 use serde::de::IgnoredAny;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::classify::Outcome;
@@ -119,10 +119,10 @@ impl Provider {
         let started = record.attempt_started();
         // While the client's body is still coming, it is not the provider who is late.
         let since = || progress.map_or(started, |progress| progress.since().max(started));
-        let mut timer = pin!(sleep_until(started + timeouts.first_byte));
+        let mut timer = record.timer();
 
         let until = || since() + timeouts.first_byte.min(timeouts.total);
-        let sent = within(timer.as_mut(), until, pin!(upstream.send(head, body))).await;
+        let sent = within(&mut timer, until, pin!(upstream.send(head, body))).await;
         if let Some(fault) = progress.and_then(Progress::fault) {
             record.settle(Outcome::ClientLeft, &"");
             return Asked::Refused(fault.answer().map(Payload::Whole));
@@ -149,7 +149,7 @@ impl Provider {
             // Before its body is there: what it says does not change what it is.
             record.settle(outcome, &head.status);
             let max = limits.replay_answer_bytes.max(MIN_HELD);
-            let said = hold(timer, &mut body, max, since(), timeouts);
+            let said = hold(&mut timer, &mut body, max, since(), timeouts);
             let said = match outcome {
                 Outcome::ClientError => said.await.ok(),
                 // Who could do better should not have to wait for it.
@@ -163,13 +163,13 @@ impl Provider {
         let is_events = is_event_stream && !head.headers.contains_key(header::CONTENT_ENCODING);
         let is_stream = is_event_stream || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
         let first = if is_stream || limits.replay_answer_bytes == 0 {
-            match within(timer, until, pin!(next(&mut body))).await {
+            match within(&mut timer, until, pin!(next(&mut body))).await {
                 Some(Ok(first)) => first,
                 Some(Err(error)) => return failed(record, Outcome::Cut, &Chain(&error)),
                 None => return failed_late(record, since(), timeouts),
             }
         } else {
-            match hold(timer, &mut body, limits.replay_answer_bytes, since(), timeouts).await {
+            match hold(&mut timer, &mut body, limits.replay_answer_bytes, since(), timeouts).await {
                 Ok(Held::Whole(whole)) => {
                     if !has_an_end && has_type(&head.headers, &["application/json"]) && !is_json(&whole) {
                         return failed(record, Outcome::Cut, &"the connection was closed within a JSON document");

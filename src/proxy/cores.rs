@@ -17,6 +17,7 @@ use super::access_log::{AccessLog, Lines};
 use super::attempt::Provider;
 use super::server::serve_clients;
 use super::state::{AppState, Live};
+use super::timers::Timers;
 use super::upstream::Upstream;
 use crate::{CircuitBreaker, Permit, Rejection};
 
@@ -26,13 +27,14 @@ pub(crate) struct Core {
     /// Locked by this core alone.
     local: Mutex<Arc<Local>>,
     log: Option<Lines>,
+    pub(crate) timers: Arc<Timers>,
 }
 
 impl Core {
     pub(crate) fn new(app: Arc<AppState>) -> Arc<Self> {
         let local = Arc::new(Local::new(app.live(), None));
         let log = app.access_log().map(AccessLog::lines);
-        Arc::new(Self { app, local: Mutex::new(local), log })
+        Arc::new(Self { app, local: Mutex::new(local), log, timers: Arc::default() })
     }
 
     /// The configuration as it is now. Nothing that cores share is written, unless it has changed.

@@ -86,7 +86,7 @@ where
     }
     let invalid = |message: &str| answer::invalid(StatusCode::BAD_REQUEST, "invalid_model", Some("model"), message);
     let format = Format::of(head.headers.get(header::CONTENT_TYPE)).map_err(invalid)?;
-    let (body, rest) = match upload::read(body, &live.server).await {
+    let (body, rest) = match upload::read(body, &live.server, record.timer()).await {
         Ok(Read::Whole(body)) => {
             record.set_closes(false);
             (body, None)

@@ -7,11 +7,12 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::classify::Outcome;
 use super::config::Timeouts;
 use super::pieces::Pieces;
+use super::timers::Timer;
 use super::upstream::{Chain, UpstreamBody};
 
 /// As much of a body as was read.
@@ -39,7 +40,7 @@ pub(crate) fn late(limit: Outcome, since: Instant, timeouts: &Timeouts) -> (Outc
 ///
 /// How it ended, and what there is to say about it.
 pub(crate) async fn hold(
-    mut timer: Pin<&mut Sleep>,
+    timer: &mut Timer,
     body: &mut UpstreamBody,
     max: u64,
     since: Instant,
@@ -50,7 +51,7 @@ pub(crate) async fn hold(
     let mut limit = Outcome::FirstByteTimeout;
     let mut until = whole_by.min(since + timeouts.first_byte);
     loop {
-        let data = match within(timer.as_mut(), || until, pin!(next(body))).await {
+        let data = match within(timer, || until, pin!(next(body))).await {
             Some(Ok(Some(data))) => data,
             Some(Ok(None)) => break,
             Some(Err(error)) => return Err((Outcome::Cut, Chain(&error).to_string())),
@@ -86,8 +87,8 @@ pub(crate) async fn next(body: &mut UpstreamBody) -> Result<Option<Bytes>, hyper
 /// Runs a future until the time that `until` tells, which may move on meanwhile. The timer is only set if the future has to
 /// wait. No `async fn`, which would keep the future twice.
 pub(crate) fn within<T>(
-    mut timer: Pin<&mut Sleep>,
-    until: impl Fn() -> Instant,
+    timer: &mut Timer,
+    mut until: impl FnMut() -> Instant,
     mut future: Pin<&mut impl Future<Output = T>>,
 ) -> impl Future<Output = Option<T>> {
     poll_fn(move |cx| {
@@ -96,10 +97,7 @@ pub(crate) fn within<T>(
         }
         loop {
             let at = until();
-            if timer.deadline() != at {
-                timer.as_mut().reset(at);
-            }
-            ready!(timer.as_mut().poll(cx));
+            ready!(timer.poll_until(at, cx));
             if until() <= at {
                 return Poll::Ready(None);
             }

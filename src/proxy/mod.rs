@@ -27,6 +27,7 @@ mod socket;
 mod sse;
 mod state;
 mod stream;
+mod timers;
 mod upload;
 mod upstream;
 

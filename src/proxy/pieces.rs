@@ -1,11 +1,12 @@
 //! Bodies come in pieces, with pauses: what reading them has in common in both directions.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http_body::SizeHint;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
+
+use super::timers::Timer;
 
 /// The pieces of a body so far. Most bodies come in one piece, which then need not be copied.
 #[derive(Default)]
@@ -46,25 +47,26 @@ pub(crate) fn size_with(ahead: Option<&Bytes>, rest: &SizeHint) -> SizeHint {
 }
 
 /// The wait for the next piece. Its time runs only while somebody is ready for that piece.
-#[derive(Default)]
 pub(crate) struct Pause {
-    timer: Option<Pin<Box<Sleep>>>,
-    is_running: bool,
+    timer: Timer,
+    /// While it runs.
+    until: Option<Instant>,
 }
 
 impl Pause {
+    pub(crate) fn new(timer: Timer) -> Self {
+        Self { timer, until: None }
+    }
+
     /// Ready when it has lasted too long. `until` says when that is, at its beginning.
     pub(crate) fn poll(&mut self, until: impl FnOnce() -> Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now())));
-        if !std::mem::replace(&mut self.is_running, true) {
-            timer.as_mut().reset(until());
-        }
-        timer.as_mut().poll(cx)
+        let until = *self.until.get_or_insert_with(until);
+        self.timer.poll_until(until, cx)
     }
 
     /// The piece has come.
     pub(crate) fn end(&mut self) {
-        self.is_running = false;
+        self.until = None;
     }
 }
 
@@ -91,9 +93,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pause_ends_in_time_and_begins_anew_with_the_next_piece() {
         use std::future::poll_fn;
+        use std::sync::Arc;
         use std::time::Duration;
 
-        let mut pause = Pause::default();
+        use crate::proxy::timers::Timers;
+
+        let mut pause = Pause::new(Arc::<Timers>::default().timer());
         let begun = Instant::now();
         let wait = async |pause: &mut Pause| {
             let until = || Instant::now() + Duration::from_secs(1);

@@ -19,6 +19,7 @@ use tracing::warn;
 use super::classify::Outcome;
 use super::cores::{Core, Local, ProviderPermit};
 use super::stream::JudgedStream;
+use super::timers::Timer;
 use crate::PermitType;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -112,6 +113,10 @@ impl Record {
 
     pub(crate) fn local(&self) -> &Arc<Local> {
         &self.local
+    }
+
+    pub(crate) fn timer(&self) -> Timer {
+        self.core.timers.timer()
     }
 
     pub(crate) fn set_model(&mut self, model: &str) {

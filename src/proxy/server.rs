@@ -1,11 +1,11 @@
 //! Routes and the accept loop.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,7 +21,7 @@ use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
@@ -31,6 +31,7 @@ use super::cores::{Connection, Core, Cores};
 use super::record::ClientBody;
 use super::socket::Socket;
 use super::state::AppState;
+use super::timers::HyperTimer;
 use super::{answer, forward, health};
 
 /// The clients' routes: everything below `/v1/`, `/health` and `/ready`; `/metrics` where operators have no port of their own.
@@ -102,7 +103,7 @@ pub async fn run_server(
     let max = usize::try_from(state.live().server.max_connections).unwrap_or(usize::MAX);
     let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let cores = Cores::start(&state);
-    let mut shutdown = std::pin::pin!(shutdown);
+    let mut shutdown = pin!(shutdown);
     while let Some((stream, place)) = accept_unless(&listener, &places, shutdown.as_mut()).await {
         cores.hand_over(stream, place);
     }
@@ -127,14 +128,16 @@ async fn serve_operators(state: Arc<AppState>, listener: TcpListener, stop: ones
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(MAX_OPERATORS));
     let router = create_admin_router(Arc::clone(&state));
-    let mut stop = std::pin::pin!(async {
+    let mut stop = pin!(async {
         // An error says that the sender is gone, which means the same.
         let _ = stop.await;
     });
     while let Some((stream, place)) = accept_unless(&listener, &places, stop.as_mut()).await {
         let router = router.clone();
         let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
-        let connection = http(&state.live().server).serve_connection(Socket::new(stream), service);
+        let mut http = http(&state.live().server);
+        http.timer(TokioTimer::new());
+        let connection = http.serve_connection(Socket::new(stream), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             end(connection.await);
@@ -177,7 +180,8 @@ pub(crate) async fn serve_clients(
     stop: oneshot::Receiver<()>,
 ) {
     let router = create_router_of(&core);
-    let graceful = GracefulShutdown::new();
+    let drain = Arc::new(Drain::default());
+    let (is_open, mut all_ended) = mpsc::channel::<()>(1);
     while let Some(Connection { stream, place }) = connections.recv().await {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
@@ -186,17 +190,55 @@ pub(crate) async fn serve_clients(
                 continue;
             }
         };
-        let connection = http(&core.local().server).serve_connection(Socket::new(stream), service(&core, &router));
-        let connection = graceful.watch(connection);
-        let counted = Counted::new(&core.app);
+        let mut http = http(&core.local().server);
+        http.timer(HyperTimer(Arc::clone(&core.timers)));
+        let connection = http.serve_connection(Socket::new(stream), service(&core, &router));
+        let (counted, is_open, drain) = (Counted::new(&core.app), is_open.clone(), Arc::clone(&drain));
         tokio::spawn(async move {
-            end(connection.await);
-            drop((counted, place));
+            end(drain.serve(pin!(connection)).await);
+            drop((counted, place, is_open));
         });
     }
+    drain.begin();
+    drop(is_open);
     tokio::select! {
-        () = graceful.shutdown() => {}
+        _ = all_ended.recv() => {}
         _ = stop => {}
+    }
+}
+
+/// Tells connections to end with the request that they are serving. hyper-util has such a thing, which is locked for each poll
+/// of each connection.
+#[derive(Default)]
+struct Drain {
+    has_begun: AtomicBool,
+    begins: Notify,
+}
+
+impl Drain {
+    fn begin(&self) {
+        self.has_begun.store(true, Ordering::Release);
+        self.begins.notify_waiters();
+    }
+
+    async fn serve<S>(&self, mut connection: Pin<&mut http1::Connection<Socket, S>>) -> hyper::Result<()>
+    where
+        S: HttpService<Incoming, ResBody = Either<ClientBody, Body>, Error = Infallible>,
+    {
+        let mut begins = pin!(self.begins.notified());
+        let (mut is_first, mut is_told) = (true, false);
+        poll_fn(|cx| {
+            // A task's waker stays the same, so that it is enough to leave it once.
+            if std::mem::take(&mut is_first) {
+                let _ = begins.as_mut().poll(cx);
+            }
+            if !is_told && self.has_begun.load(Ordering::Acquire) {
+                is_told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await
     }
 }
 
@@ -226,7 +268,7 @@ fn service(
 
 fn http(server: &ServerConfig) -> http1::Builder {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(server.header_timeout);
+    http.header_read_timeout(server.header_timeout);
     let bytes = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
     http.max_header_size(bytes(server.max_header_bytes));
     // Anything else than hyper's own limit costs an allocation for each request.

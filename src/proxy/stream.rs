@@ -65,7 +65,7 @@ impl JudgedStream {
             succeed(record);
         }
         let events = is_events.then(Events::default);
-        Self { body, first, events, proven, timeouts, since, pause: Pause::default(), is_over: false }
+        Self { body, first, events, proven, timeouts, since, pause: Pause::new(record.timer()), is_over: false }
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -14,11 +14,13 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::answer;
 use super::config::ServerConfig;
+use super::hold::within;
 use super::pieces::{Pause, Pieces, size_with};
+use super::timers::Timer;
 
 /// Why a body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,6 @@ impl Fault {
 }
 
 /// As much of a body as was read.
-#[derive(Debug)]
 pub(crate) enum Read {
     Whole(Bytes),
     /// More than `replay_body_bytes`.
@@ -60,17 +61,17 @@ pub(crate) enum Read {
 }
 
 /// What has not been read yet.
-#[derive(Debug)]
 pub(crate) struct Rest {
     body: UnsyncBoxBody<Bytes, Fault>,
     /// What it may still have.
     left: u64,
     max: u64,
+    pause: Pause,
     patience: Duration,
 }
 
 /// Reads a body, up to what is kept.
-pub(crate) async fn read<B>(mut body: B, limits: &ServerConfig) -> Result<Read, Fault>
+pub(crate) async fn read<B>(mut body: B, limits: &ServerConfig, mut timer: Timer) -> Result<Read, Fault>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -80,11 +81,13 @@ where
     }
     let mut pieces = Pieces::default();
     while !body.is_end_stream() {
-        let frame = match timeout(patience, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(_))) => return Err(Fault::Broken),
-            Ok(None) => break,
-            Err(_) => return Err(Fault::Stalled { limit: patience }),
+        let mut until = None;
+        let until = || *until.get_or_insert_with(|| Instant::now() + patience);
+        let frame = match within(&mut timer, until, pin!(body.frame())).await {
+            Some(Some(Ok(frame))) => frame,
+            Some(Some(Err(_))) => return Err(Fault::Broken),
+            Some(None) => break,
+            None => return Err(Fault::Stalled { limit: patience }),
         };
         let Ok(data) = frame.into_data() else { continue };
         pieces.push(data);
@@ -94,7 +97,10 @@ where
         }
         if length > limits.replay_body_bytes {
             let body = body.map_err(|_| Fault::Broken).boxed_unsync();
-            return Ok(Read::Begun(pieces.into_bytes(), Rest { body, left: max - length, max, patience }));
+            return Ok(Read::Begun(
+                pieces.into_bytes(),
+                Rest { body, left: max - length, max, pause: Pause::new(timer), patience },
+            ));
         }
     }
     Ok(Read::Whole(pieces.into_bytes()))
@@ -139,7 +145,6 @@ impl Progress {
 pub(crate) struct Upload {
     begun: Option<Bytes>,
     rest: Rest,
-    pause: Pause,
     progress: Arc<Progress>,
 }
 
@@ -152,12 +157,11 @@ impl Upload {
             is_whole: false,
             fault: None,
         })));
-        let pause = Pause::default();
-        (Self { begun: Some(begun), rest, pause, progress: Arc::clone(&progress) }, progress)
+        (Self { begun: Some(begun), rest, progress: Arc::clone(&progress) }, progress)
     }
 
     fn pass(&mut self, data: &Bytes) {
-        self.pause.end();
+        self.rest.pause.end();
         let mut state = self.progress.0.lock();
         state.moved = Instant::now();
         state.waits_for_client = false;
@@ -185,7 +189,7 @@ impl Body for Upload {
         let Poll::Ready(frame) = Pin::new(&mut this.rest.body).poll_frame(cx) else {
             this.progress.0.lock().waits_for_client = true;
             let patience = this.rest.patience;
-            ready!(this.pause.poll(|| Instant::now() + patience, cx));
+            ready!(this.rest.pause.poll(|| Instant::now() + patience, cx));
             return this.fail(Fault::Stalled { limit: patience });
         };
         match frame {

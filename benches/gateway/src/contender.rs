@@ -68,7 +68,7 @@ pub(crate) fn start(who: Who, setup: &Setup<'_>, port: u16) -> Result<Running, S
         }
         Who::Fusebox | Who::Other => {
             let binary = if who == Who::Other { setup.other.ok_or("--other is missing")? } else { setup.fusebox };
-            let is_new = who == Who::Fusebox;
+            let is_new = true;
             command = pinned(binary, cores);
             let name = if is_new { "fusebox.toml" } else { "other.toml" };
             command.args(["serve", "--config"]).arg(configuration(name, fusebox(upstream, cores, port, is_new)));

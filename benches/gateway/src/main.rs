@@ -6,6 +6,7 @@ mod load;
 mod plain;
 mod upstream;
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -66,17 +67,15 @@ fn run(options: &Options) {
     std::fs::create_dir_all(&folder).expect("a temporary folder");
     let fusebox = build();
     let who: Vec<Who> = options.who.iter().copied().filter(|who| is_there(*who)).collect();
-    let mut port = 20_000 + u16::try_from(std::process::id() % 500).expect("small") * 40;
     for &cores in &options.cores {
-        port += 1;
+        let port = free_port();
         let upstream = start_upstream(port, cores).expect("an upstream");
         let setup =
             Setup { folder: &folder, upstream: port, cores, fusebox: &fusebox, other: options.other.as_deref() };
         let contenders: Vec<(Who, Running)> = who
             .iter()
             .map(|who| {
-                port += 1;
-                (*who, start(*who, &setup, port).unwrap_or_else(|error| panic!("{}: {error}", who.name())))
+                (*who, start(*who, &setup, free_port()).unwrap_or_else(|error| panic!("{}: {error}", who.name())))
             })
             .collect();
         for &kind in &options.kinds {
@@ -87,6 +86,12 @@ fn run(options: &Options) {
         }
     }
     let _ = std::fs::remove_dir_all(folder);
+}
+
+/// Of those that are not given to connections by themselves.
+fn free_port() -> u16 {
+    let start = 10_000 + u16::try_from(std::process::id() % 20_000).expect("small");
+    (start..32_768).find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
 }
 
 fn build() -> PathBuf {

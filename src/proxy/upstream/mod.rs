@@ -11,6 +11,7 @@ mod wake;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -82,7 +83,7 @@ impl Write for Stream {
 }
 
 /// Frames that are there at once are handed on as one, up to this size: each that is handed on alone is a write of its own.
-const MAX_MERGED: usize = 16 << 10;
+const MAX_MERGED: u64 = 16 << 10;
 
 /// What a provider answers with. When it has been read, its connection can be used again.
 pub(crate) struct UpstreamBody {
@@ -110,35 +111,27 @@ impl Body for UpstreamBody {
         }
         let Some(Loan { connection, .. }) = loan else { return Poll::Ready(None) };
         let mut pieces = Pieces::default();
-        loop {
-            match connection.poll_frame(body, cx) {
-                Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+        let mut is_over = false;
+        let taken = connection.poll_frames(body, cx, |frame, body| {
+            match frame {
+                Some(Ok(frame)) if frame.is_data() => {
                     pieces.push(frame.into_data().unwrap_or_default());
-                    if pieces.len() >= MAX_MERGED as u64 || body.is_end_stream() {
-                        break;
+                    if pieces.len() < MAX_MERGED && !body.is_end_stream() {
+                        return ControlFlow::Continue(());
                     }
                 }
-                Poll::Ready(Some(other)) => {
-                    if pieces.len() == 0 {
-                        return Poll::Ready(Some(other));
-                    }
-                    *ahead = Some(other);
-                    break;
-                }
-                Poll::Ready(None) => {
-                    if let Some(loan) = loan.take() {
-                        loan.end();
-                    }
-                    if pieces.len() == 0 {
-                        return Poll::Ready(None);
-                    }
-                    break;
-                }
-                Poll::Pending if pieces.len() == 0 => return Poll::Pending,
-                Poll::Pending => break,
+                Some(other) => *ahead = Some(other),
+                None => is_over = true,
             }
+            ControlFlow::Break(())
+        });
+        if is_over && let Some(loan) = loan.take() {
+            loan.end();
         }
-        Poll::Ready(Some(Ok(Frame::data(pieces.into_bytes()))))
+        if pieces.len() > 0 {
+            return Poll::Ready(Some(Ok(Frame::data(pieces.into_bytes()))));
+        }
+        taken.map(|()| ahead.take())
     }
 
     fn is_end_stream(&self) -> bool {

@@ -68,14 +68,14 @@ impl Relay {
         Context::from_waker(&self.waker)
     }
 
-    /// From now on wakes are noted.
-    pub(super) fn begin(&self) {
-        self.shared.state.store(IS_POLLED, Ordering::Relaxed);
+    /// From now on wakes are noted. Whether there has been one since the last time.
+    pub(super) fn begin(&self) -> bool {
+        self.shared.state.swap(IS_POLLED, Ordering::AcqRel) & IS_WOKEN != 0
     }
 
-    /// Whether a wake was noted since the last time or since the beginning.
-    pub(super) fn take_noted(&self) -> bool {
-        self.shared.state.swap(IS_POLLED, Ordering::AcqRel) & IS_WOKEN != 0
+    /// As [`begin`](Self::begin), with a wake noted.
+    pub(super) fn begin_woken(&self) {
+        self.shared.state.store(IS_POLLED | IS_WOKEN, Ordering::Relaxed);
     }
 
     /// From now on the task is woken. Not if a wake was noted: then there is something to be polled.
@@ -83,8 +83,13 @@ impl Relay {
         self.shared.state.compare_exchange(IS_POLLED, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Ends a poll that leaves something to be polled, and will be followed by another one.
+    /// Ends a poll that may leave something to be polled, and will be followed by another one.
     pub(super) fn leave(&self) {
         self.shared.state.fetch_and(!IS_POLLED, Ordering::AcqRel);
+    }
+
+    /// As [`leave`](Self::leave), with a wake noted.
+    pub(super) fn leave_woken(&self) {
+        self.shared.state.store(IS_WOKEN, Ordering::Release);
     }
 }

@@ -1,0 +1,256 @@
+//! Timeouts that cost little as long as they do not pass, which is nearly always.
+//!
+//! Each of a core's timeouts has a place in a list. A task sleeps until the earliest of them and then looks through the list; it
+//! ends when nothing waits. A timeout that is set later than that one only writes to its place, where a timer of the runtime
+//! would be put in order with all others, and would interrupt a runtime that is just falling asleep.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+/// The timeouts of one core.
+#[derive(Default)]
+pub(crate) struct Timers(Mutex<List>);
+
+#[derive(Default)]
+struct List {
+    places: Vec<Place>,
+    free: Vec<usize>,
+    /// Until when the task sleeps.
+    next: Option<Instant>,
+    task: Option<Waker>,
+    is_watched: bool,
+}
+
+#[derive(Default)]
+struct Place {
+    /// `None` while nobody waits.
+    until: Option<Instant>,
+    has_passed: bool,
+    waker: Option<Waker>,
+}
+
+impl Timers {
+    pub(crate) fn timer(self: &Arc<Self>) -> Timer {
+        Timer { timers: Arc::clone(self), place: None }
+    }
+
+    /// Wakes those whose time has come. When the next one will come.
+    fn sweep(&self, task: &Waker) -> Option<Instant> {
+        // Woken and dropped without the lock: what becomes of them then is not known here.
+        let mut woken = Vec::new();
+        let mut list = self.0.lock();
+        let now = Instant::now();
+        list.next = None;
+        let List { places, next, .. } = &mut *list;
+        for place in places {
+            match place.until {
+                Some(until) if until <= now => {
+                    place.until = None;
+                    place.has_passed = true;
+                    woken.extend(place.waker.take());
+                }
+                Some(until) if next.is_none_or(|next| until < next) => *next = Some(until),
+                _ => {}
+            }
+        }
+        list.is_watched = list.next.is_some();
+        list.task = list.next.map(|_| task.clone());
+        let next = list.next;
+        drop(list);
+        woken.into_iter().for_each(Waker::wake);
+        next
+    }
+}
+
+/// One timeout, which can be used again and again.
+pub(crate) struct Timer {
+    timers: Arc<Timers>,
+    /// `None` as long as nothing had to wait.
+    place: Option<usize>,
+}
+
+impl Timer {
+    /// Ready once it is `until`. Another time than before begins a new wait.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub(crate) fn poll_until(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let mut guard = self.timers.0.lock();
+        let list = &mut *guard;
+        let index = *self.place.get_or_insert_with(|| {
+            list.free.pop().unwrap_or_else(|| {
+                list.places.push(Place::default());
+                list.places.len() - 1
+            })
+        });
+        let place = &mut list.places[index];
+        if std::mem::take(&mut place.has_passed) {
+            // It may have been for an earlier time, so this one is looked at.
+            if until <= Instant::now() {
+                return Poll::Ready(());
+            }
+        }
+        place.until = Some(until);
+        let mut replaced = None;
+        if !place.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            replaced = place.waker.replace(cx.waker().clone());
+        }
+        if list.next.is_none_or(|next| until < next) {
+            list.next = Some(until);
+            if !std::mem::replace(&mut list.is_watched, true) {
+                tokio::spawn(watch(Arc::downgrade(&self.timers)));
+            } else if let Some(task) = &list.task {
+                task.wake_by_ref();
+            }
+        }
+        drop(guard);
+        drop(replaced);
+        Poll::Pending
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if let Some(index) = self.place {
+            let mut list = self.timers.0.lock();
+            let place = std::mem::take(&mut list.places[index]);
+            list.free.push(index);
+            drop(list);
+            drop(place);
+        }
+    }
+}
+
+async fn watch(timers: Weak<Timers>) {
+    let mut sleep = pin!(sleep_until(Instant::now()));
+    poll_fn(|cx| {
+        loop {
+            let Some(next) = timers.upgrade().and_then(|timers| timers.sweep(cx.waker())) else {
+                return Poll::Ready(());
+            };
+            sleep.as_mut().reset(next);
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+}
+
+/// For hyper.
+#[derive(Clone)]
+pub(crate) struct HyperTimer(pub(crate) Arc<Timers>);
+
+impl hyper::rt::Timer for HyperTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Sleep { timer: self.0.timer(), until: Instant::now() + duration })
+    }
+
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Sleep { timer: self.0.timer(), until: deadline.into() })
+    }
+
+    fn now(&self) -> std::time::Instant {
+        Instant::now().into()
+    }
+}
+
+struct Sleep {
+    timer: Timer,
+    until: Instant,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let until = self.until;
+        self.timer.poll_until(until, cx)
+    }
+}
+
+impl hyper::rt::Sleep for Sleep {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn wait(timer: &mut Timer, until: Instant) {
+        poll_fn(|cx| timer.poll_until(until, cx)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_passes_in_its_time_whatever_the_order_in_which_they_were_set() {
+        let timers = Arc::new(Timers::default());
+        let start = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for millis in [300, 100, 200, 400, 50] {
+            let mut timer = timers.timer();
+            tasks.spawn(async move {
+                wait(&mut timer, start + Duration::from_millis(millis)).await;
+                (millis, start.elapsed().as_millis())
+            });
+        }
+        let mut passed = tasks.join_all().await;
+        passed.sort_unstable();
+        assert_eq!(passed, [50, 100, 200, 300, 400].map(|millis| (millis, u128::from(millis))));
+        assert_eq!(timers.0.lock().free.len(), 5);
+        tokio::task::yield_now().await;
+        assert!(!timers.0.lock().is_watched, "nothing waits, so nobody watches");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_moved_passes_when_it_was_moved_to() {
+        let timers = Arc::new(Timers::default());
+        let start = Instant::now();
+        let mut timer = timers.timer();
+        let mut until = start + Duration::from_secs(1);
+        poll_fn(|cx| {
+            assert!(timer.poll_until(until, cx).is_pending());
+            until += Duration::from_secs(2);
+            assert!(timer.poll_until(until, cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        wait(&mut timer, until).await;
+        assert_eq!(start.elapsed(), Duration::from_secs(3));
+
+        // Nobody waits for this one to its end.
+        poll_fn(|cx| {
+            assert!(timer.poll_until(start + Duration::from_secs(4), cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        wait(&mut timer, start + Duration::from_secs(20)).await;
+        assert_eq!(start.elapsed(), Duration::from_secs(20));
+    }
+
+    /// Waking each request once would be what this is there to save.
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_that_is_never_reached_wakes_nobody() {
+        let timers = Arc::new(Timers::default());
+        let mut first = timers.timer();
+        let limit = Duration::from_secs(60);
+        let poll_once = |timer: &mut Timer, until| {
+            std::future::ready(timer.poll_until(until, &mut Context::from_waker(Waker::noop())))
+        };
+        assert!(poll_once(&mut first, Instant::now() + limit).await.is_pending());
+        tokio::task::yield_now().await;
+        let slept_until = timers.0.lock().next;
+        for _ in 0..1000 {
+            tokio::time::advance(Duration::from_millis(10)).await;
+            let mut timer = timers.timer();
+            assert!(poll_once(&mut timer, Instant::now() + limit).await.is_pending());
+        }
+        assert_eq!(timers.0.lock().next, slept_until);
+        assert_eq!(timers.0.lock().places.len(), 2, "a place is used again");
+    }
+}
