@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::header::{self, HeaderMap};
-use axum::http::{HeaderValue, Response, StatusCode, request, response};
+use axum::http::{HeaderValue, Response, StatusCode, Version, request, response};
 use serde::de::IgnoredAny;
 use tokio::time::Instant;
 use tracing::warn;
@@ -141,8 +141,8 @@ impl Provider {
         };
         let (mut head, mut body) = response.into_parts();
         // Otherwise its end is the connection's, and looks the same whether it was meant or not.
-        let has_an_end =
-            [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
+        let has_an_end = head.version == Version::HTTP_2
+            || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
         headers::to_client(&mut head.headers);
         let outcome = Outcome::of(head.status);
         if outcome != Outcome::Ok {

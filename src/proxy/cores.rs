@@ -66,7 +66,7 @@ impl Local {
                 let at = before.live.providers.iter().position(|old| Arc::ptr_eq(old, provider))?;
                 Some(Arc::clone(&before.upstreams[at]))
             });
-            kept.unwrap_or_else(|| Arc::new(Upstream::new(&provider.config, &live.tls)))
+            kept.unwrap_or_else(|| Arc::new(Upstream::new(&provider.config, &live.tls, live.server.cores)))
         };
         Self { upstreams: live.providers.iter().map(upstream).collect(), live }
     }

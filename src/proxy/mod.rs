@@ -31,7 +31,7 @@ mod timers;
 mod upload;
 mod upstream;
 
-pub use config::{ConfigErrors, GatewayConfig, ProviderConfig, Secret, ServerConfig, Strategy, Timeouts};
+pub use config::{ConfigErrors, Connections, GatewayConfig, ProviderConfig, Secret, ServerConfig, Strategy, Timeouts};
 pub use health::{Health, HealthStatus, ProviderHealth};
 pub use server::{create_admin_router, create_router, run_server};
 pub use state::AppState;

@@ -48,7 +48,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
     );
     let expected = [
         "1: strategy is \"random\", expected \"priority\" or \"cheapest\"",
-        "2: retries is unknown, expected one of strategy, server, timeouts, breaker, providers",
+        "2: retries is unknown, expected one of strategy, server, connections, timeouts, breaker, providers",
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
         "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, ca_file, access_log, max_body_bytes, \
          replay_body_bytes, replay_answer_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
@@ -148,7 +148,9 @@ fn the_configuration_in_the_readme_loads() {
 }
 
 fn is_setting(line: &str) -> bool {
-    line.split_once(" = ").is_some_and(|(name, _)| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+    line.split_once(" = ").is_some_and(|(name, _)| {
+        name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    })
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod config;
 mod connections;
 mod failover;
 mod health;
+mod http2;
 mod program;
 mod reload;
 mod streams;

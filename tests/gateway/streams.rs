@@ -3,7 +3,7 @@
 use http_body_util::BodyExt;
 use serde_json::json;
 
-use crate::support::{CHAT, Gateway, Provider, answer, one_by_one, streamed};
+use crate::support::{CHAT, Gateway, Provider, answer, broken, one_by_one, streamed};
 
 #[tokio::test]
 async fn a_stream_passes_chunk_by_chunk_as_it_comes() {
@@ -20,16 +20,6 @@ async fn a_stream_passes_chunk_by_chunk_as_it_comes() {
     }
     drop(sender);
     assert!(body.frame().await.is_none());
-}
-
-/// The whole events before the error event, and that one's message.
-async fn broken(response: hyper::Response<hyper::body::Incoming>) -> (String, String) {
-    let text = response.into_body().collect().await.expect("well-formed HTTP").to_bytes();
-    let text = String::from_utf8(text.to_vec()).unwrap();
-    let (before, error) = text.split_once("event: error\ndata: ").unwrap_or_else(|| panic!("no error event: {text}"));
-    let error: serde_json::Value = serde_json::from_str(error.strip_suffix("\n\n").unwrap()).unwrap();
-    assert_eq!(error["error"]["code"], "provider_stream_broken");
-    (before.to_owned(), error["error"]["message"].as_str().unwrap().to_owned())
 }
 
 #[tokio::test]

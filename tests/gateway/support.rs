@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use bytes::Bytes;
 use fusebox::proxy::{AppState, CircuitBreaker, GatewayConfig, run_server};
 use http_body_util::channel::{Channel, Sender};
@@ -25,6 +25,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// A request as the provider saw it.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
+    pub(crate) version: Version,
     pub(crate) method: Method,
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
@@ -58,7 +59,13 @@ impl Provider {
         let app = axum::Router::new().fallback(async move |request: Request<Body>| {
             let (head, body) = request.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
-            log.lock().push(Seen { method: head.method, path: head.uri.to_string(), headers: head.headers, body });
+            log.lock().push(Seen {
+                version: head.version,
+                method: head.method,
+                path: head.uri.path_and_query().unwrap().to_string(),
+                headers: head.headers,
+                body,
+            });
             let mut response = script(count.fetch_add(1, Ordering::SeqCst));
             response.headers_mut().insert(BY, address.to_string().parse().unwrap());
             if response.status() == HANG { std::future::pending().await } else { response }
@@ -306,4 +313,14 @@ pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> Answer {
 /// A port that nobody listens on.
 pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// The whole events before the error event, and that one's message.
+pub(crate) async fn broken(response: Response<hyper::body::Incoming>) -> (String, String) {
+    let text = response.into_body().collect().await.expect("well-formed HTTP").to_bytes();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let (before, error) = text.split_once("event: error\ndata: ").unwrap_or_else(|| panic!("no error event: {text}"));
+    let error: serde_json::Value = serde_json::from_str(error.strip_suffix("\n\n").unwrap()).unwrap();
+    assert_eq!(error["error"]["code"], "provider_stream_broken");
+    (before.to_owned(), error["error"]["message"].as_str().unwrap().to_owned())
 }

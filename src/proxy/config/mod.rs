@@ -197,6 +197,30 @@ impl Default for Timeouts {
     }
 }
 
+/// `[connections]`: those to providers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Connections {
+    /// How many may rest unused, all cores together.
+    pub max_idle: u64,
+    /// For how long.
+    pub idle_limit: Duration,
+    /// How long one is used at all.
+    pub max_age: Duration,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            max_idle: 256,
+            // Common servers (Node, uvicorn) close an idle connection after 5 s: one that is just being closed costs a second
+            // try.
+            idle_limit: Duration::from_secs(4),
+            max_age: Duration::from_secs(300),
+        }
+    }
+}
+
 /// One of the `[[providers]]`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -213,6 +237,10 @@ pub struct ProviderConfig {
     pub input_rate: Option<f64>,
     /// What a million tokens of output cost.
     pub output_rate: Option<f64>,
+    /// Whether it is asked over HTTP/2. `None`: over TLS if both sides agree on it, otherwise not.
+    pub http2: Option<bool>,
+    /// Its connections.
+    pub connections: Connections,
     /// Its limits.
     pub timeouts: Timeouts,
     /// Its breaker.

@@ -9,7 +9,7 @@ use axum::http::Uri;
 use toml::de::DeTable;
 
 use super::section::{MAX_DURATION, Report, Section, Text};
-use super::{GatewayConfig, ProviderConfig, ServerConfig, Strategy, Timeouts};
+use super::{Connections, GatewayConfig, ProviderConfig, ServerConfig, Strategy, Timeouts};
 use crate::{Config, ConfigBuilder};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -30,6 +30,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     let mut strategy = Strategy::default();
     root.one_of("strategy", "\"priority\" or \"cheapest\"", &mut strategy);
     let (server_at, server) = root.table("server");
+    let (connections_at, connections) = root.table("connections");
     let (timeouts_at, timeouts) = root.table("timeouts");
     let (breaker_at, breaker) = root.table("breaker");
     let providers = root.tables("providers");
@@ -40,6 +41,8 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
 
     let server = read_server(Section::new("server.".into(), server_at, server, &mut report));
     let mut defaults = Defaults::default();
+    let section = Section::new("connections.".into(), connections_at, connections, &mut report);
+    read_connections(section, &mut defaults.connections);
     read_timeouts(Section::new("timeouts.".into(), timeouts_at, timeouts, &mut report), &mut defaults.timeouts);
     read_breaker(Section::new("breaker.".into(), breaker_at, breaker, &mut report), &mut defaults.breaker);
     let mut names = HashSet::new();
@@ -66,6 +69,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
 
 /// What holds for a provider that says nothing else.
 struct Defaults {
+    connections: Connections,
     timeouts: Timeouts,
     breaker: ConfigBuilder,
 }
@@ -74,7 +78,7 @@ impl Default for Defaults {
     /// A client should not wait as long as a library's caller may, nor should the gateway hold any number of them.
     fn default() -> Self {
         let breaker = Config::builder().wait_limit(Duration::from_secs(10)).max_waiters(1000);
-        Self { timeouts: Timeouts::default(), breaker }
+        Self { connections: Connections::default(), timeouts: Timeouts::default(), breaker }
     }
 }
 
@@ -114,6 +118,13 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.duration("drain_limit", Duration::ZERO..=MAX_DURATION, &mut server.drain_limit);
     section.finish();
     server
+}
+
+fn read_connections(mut section: Section<'_, '_>, connections: &mut Connections) {
+    section.count("max_idle", 0..=1_000_000, &mut connections.max_idle);
+    section.duration("idle_limit", MILLISECOND..=MAX_DURATION, &mut connections.idle_limit);
+    section.duration("max_age", MILLISECOND..=MAX_DURATION, &mut connections.max_age);
+    section.finish();
 }
 
 fn read_timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
@@ -187,16 +198,33 @@ fn read_provider<'i>(
             section.require(field, "a price, since the strategy is \"cheapest\"");
         }
     }
+    let mut http2 = None;
+    section.optional_flag("http2", &mut http2);
+    let (connections_at, connections_table) = section.table("connections");
     let (timeouts_at, timeouts_table) = section.table("timeouts");
     let (breaker_at, breaker_table) = section.table("breaker");
     section.finish();
 
+    let mut connections = defaults.connections.clone();
+    let section = Section::new(format!("{path}connections."), connections_at, connections_table, report);
+    read_connections(section, &mut connections);
     let mut timeouts = defaults.timeouts.clone();
     read_timeouts(Section::new(format!("{path}timeouts."), timeouts_at, timeouts_table, report), &mut timeouts);
     let mut breaker = defaults.breaker.clone();
     read_breaker(Section::new(format!("{path}breaker."), breaker_at, breaker_table, report), &mut breaker);
     let breaker = breaker.probe_lease(lease(&timeouts)).build().expect("each setting was checked");
-    Some(ProviderConfig { name: name?.value, url: url?, api_key, models, input_rate, output_rate, timeouts, breaker })
+    Some(ProviderConfig {
+        name: name?.value,
+        url: url?,
+        api_key,
+        models,
+        input_rate,
+        output_rate,
+        http2,
+        connections,
+        timeouts,
+        breaker,
+    })
 }
 
 /// By then the gateway itself has given the probe up, or judged it; see `stream`.

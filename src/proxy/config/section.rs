@@ -293,6 +293,14 @@ impl<'r, 'i> Section<'r, 'i> {
         }
     }
 
+    pub(super) fn optional_flag(&mut self, field: &'static str, target: &mut Option<bool>) {
+        let mut value = target.unwrap_or_default();
+        self.flag(field, &mut value);
+        if self.has(field) {
+            *target = Some(value);
+        }
+    }
+
     /// For what checks its own range.
     pub(super) fn any_count(&mut self, field: &'static str) -> Option<u32> {
         self.number(field, "a whole number", |text| text.parse().ok())

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use tokio::time::Instant;
 
+use super::RequestBody;
+use super::stream::Stream;
 use super::wake::Relay;
-use super::{RequestBody, Stream};
 
 /// A connection that is always ready would keep the other tasks of its core from running. tokio's own limit on what a task may
 /// do without a pause is a wakeup as any other here, and would be polled against for ever.
@@ -29,12 +31,13 @@ struct Inner {
     connection: http1::Connection<Stream, RequestBody>,
     is_over: bool,
     relay: Relay,
+    since: Instant,
 }
 
 impl Http1 {
     pub(super) async fn new(stream: Stream) -> hyper::Result<Self> {
         let (sender, connection) = http1::handshake(stream).await?;
-        Ok(Self(Box::new(Inner { sender, connection, is_over: false, relay: Relay::new() })))
+        Ok(Self(Box::new(Inner { sender, connection, is_over: false, relay: Relay::new(), since: Instant::now() })))
     }
 
     pub(super) async fn send(&mut self, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
@@ -63,6 +66,10 @@ impl Http1 {
         })
     }
 
+    pub(super) fn since(&self) -> Instant {
+        self.0.since
+    }
+
     /// Whether something has happened that nobody has looked at.
     pub(super) fn is_woken(&self) -> bool {
         self.0.relay.is_woken()
@@ -70,7 +77,7 @@ impl Http1 {
 
     /// Whether another request can be sent. Wakes `task` when that may have changed.
     pub(super) fn rests(&mut self, task: Option<&Waker>) -> bool {
-        let Inner { sender, connection, is_over, relay } = &mut *self.0;
+        let Inner { sender, connection, is_over, relay, .. } = &mut *self.0;
         relay.set_task(task);
         for _ in 0..MAX_ROUNDS {
             if *is_over || !relay.begin() {

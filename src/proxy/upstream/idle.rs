@@ -16,6 +16,7 @@ use super::http1::Http1;
 pub(super) struct Idle {
     max: usize,
     limit: Duration,
+    max_age: Duration,
     stack: Mutex<Stack>,
 }
 
@@ -29,8 +30,8 @@ struct Stack {
 }
 
 impl Idle {
-    pub(super) fn new(max: usize, limit: Duration) -> Arc<Self> {
-        Arc::new(Self { max, limit, stack: Mutex::default() })
+    pub(super) fn new(max: usize, limit: Duration, max_age: Duration) -> Arc<Self> {
+        Arc::new(Self { max, limit, max_age, stack: Mutex::default() })
     }
 
     pub(super) fn take(&self) -> Option<Http1> {
@@ -45,11 +46,15 @@ impl Idle {
 
     /// Keeps a connection, if another request can be sent on it.
     pub(super) fn put(self: &Arc<Self>, mut connection: Http1) {
+        let now = Instant::now();
         let mut stack = self.stack.lock();
-        if stack.connections.len() >= self.max || !connection.rests(stack.watch.as_ref()) {
+        if stack.connections.len() >= self.max
+            || now - connection.since() >= self.max_age
+            || !connection.rests(stack.watch.as_ref())
+        {
             return;
         }
-        stack.connections.push((connection, Instant::now()));
+        stack.connections.push((connection, now));
         if !std::mem::replace(&mut stack.is_watched, true) {
             // Outside of a runtime there is nobody to watch, and nobody to use it.
             match tokio::runtime::Handle::try_current() {

@@ -1,199 +1,44 @@
-//! How a request reaches one provider: the only file that knows of connections. It knows nothing of breakers; what an
-//! error means is for its caller to judge.
+//! How a request reaches one provider: the only module that knows of connections. It knows nothing of breakers; what an error
+//! means is for its caller to judge.
 //!
-//! Connections are HTTP/1.1, by hyper's client, one request at a time, and rest in a stack between requests.
+//! Each core has connections of its own. Those of HTTP/1 (`http1`, by hyper's client) serve one request at a time, are polled by
+//! who uses them (`wake`) and rest in a stack between requests (`idle`). Those of HTTP/2 (`http2`) serve many at once, and a
+//! task polls each.
 
+mod body;
 mod http1;
+mod http2;
 mod idle;
+mod stream;
 mod tls;
 mod wake;
 
 use std::error::Error;
 use std::fmt;
-use std::io::{self, IoSlice};
-use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::http::header::{self, HeaderValue};
-use axum::http::uri::PathAndQuery;
-use axum::http::{Request, Response, Uri, request};
+use axum::http::uri::{Parts, PathAndQuery};
+use axum::http::{Request, Response, Uri, Version, request};
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tower::ServiceExt;
 use tracing::debug;
 
+use body::Loan;
 use http1::Http1;
+use http2::{Http2, Http2Pool};
 use idle::Idle;
+use stream::Stream;
 
+pub(crate) use body::{RequestBody, UpstreamBody};
 pub use tls::SetupError;
 pub(crate) use tls::{Tls, read_ca_file};
 
 use super::config::{ProviderConfig, Secret};
-use super::pieces::Pieces;
-use super::socket::write_pieces;
-use super::upload::{Fault, Upload};
-
-/// Shorter than the 5 s after which common servers (Node, uvicorn) close an idle connection themselves: one that is just
-/// being closed costs a second try.
-const IDLE_LIMIT: Duration = Duration::from_secs(4);
-const MAX_IDLE: usize = 256;
-
-/// A connection's bytes.
-struct Stream(MaybeHttpsStream<TokioIo<TcpStream>>);
-
-impl Read for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        write_pieces(Pin::new(&mut self.0), cx, pieces)
-    }
-}
-
-/// Frames that are there at once are handed on as one, up to this size: each that is handed on alone is a write of its own.
-const MAX_MERGED: u64 = 16 << 10;
-
-/// What a provider answers with. When it has been read, its connection can be used again.
-pub(crate) struct UpstreamBody {
-    body: Incoming,
-    /// What comes after a frame that was handed on.
-    ahead: Option<Result<Frame<Bytes>, hyper::Error>>,
-    /// `None` once it has been read.
-    loan: Option<Loan>,
-}
-
-/// A connection in use.
-struct Loan {
-    connection: Http1,
-    idle: Arc<Idle>,
-}
-
-impl Body for UpstreamBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { body, ahead, loan } = &mut *self;
-        if let Some(frame) = ahead.take() {
-            return Poll::Ready(Some(frame));
-        }
-        let Some(Loan { connection, .. }) = loan else { return Poll::Ready(None) };
-        let mut pieces = Pieces::default();
-        let mut is_over = false;
-        let taken = connection.poll_frames(body, cx, |frame, body| {
-            match frame {
-                Some(Ok(frame)) if frame.is_data() => {
-                    pieces.push(frame.into_data().unwrap_or_default());
-                    if pieces.len() < MAX_MERGED && !body.is_end_stream() {
-                        return ControlFlow::Continue(());
-                    }
-                }
-                Some(other) => *ahead = Some(other),
-                None => is_over = true,
-            }
-            ControlFlow::Break(())
-        });
-        if is_over && let Some(loan) = loan.take() {
-            loan.end();
-        }
-        if pieces.len() > 0 {
-            return Poll::Ready(Some(Ok(Frame::data(pieces.into_bytes()))));
-        }
-        taken.map(|()| ahead.take())
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ahead.is_none() && (self.loan.is_none() || self.body.is_end_stream())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for UpstreamBody {
-    fn drop(&mut self) {
-        // One that was read to its known length has not been asked for its end.
-        if self.body.is_end_stream()
-            && let Some(loan) = self.loan.take()
-        {
-            loan.end();
-        }
-    }
-}
-
-impl Loan {
-    /// The answer was read.
-    fn end(self) {
-        self.idle.put(self.connection);
-    }
-}
-
-/// What it is asked with.
-pub(crate) enum RequestBody {
-    Whole(Bytes),
-    /// Can be sent only once.
-    Upload(Box<Upload>),
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = Fault;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        match &mut *self {
-            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Upload(upload) => Pin::new(&mut **upload).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(bytes) => bytes.is_empty(),
-            Self::Upload(upload) => upload.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Upload(upload) => upload.size_hint(),
-        }
-    }
-}
 
 /// A request got no answer.
 #[derive(Debug)]
@@ -236,36 +81,45 @@ pub(crate) struct Upstream {
     /// The provider's name, as a header has it.
     pub(crate) name: HeaderValue,
     url: Uri,
+    /// The path of the base, which ends in the provider's own `/v1`.
+    base: String,
     host: HeaderValue,
     api_key: Option<Secret>,
     authorization: Option<HeaderValue>,
     connect_timeout: Duration,
     connector: HttpsConnector<HttpConnector>,
+    /// Without TLS there is nothing to agree on it by.
+    is_http2_only: bool,
     idle: Arc<Idle>,
+    http2: Http2Pool,
 }
 
 impl Upstream {
-    pub(crate) fn new(config: &ProviderConfig, tls: &Tls) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        // With Nagle's algorithm a small request waits for the acknowledgement of the one before.
-        tcp.set_nodelay(true);
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.config.clone())
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
+    /// `cores`: how many share the provider's idle connections.
+    pub(crate) fn new(config: &ProviderConfig, tls: &Tls, cores: u64) -> Self {
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls.config.clone()).https_or_http();
+        let tcp = tcp(HttpConnector::new(), config.timeouts.connect);
+        let connector = match config.http2 {
+            Some(true) => builder.enable_http2().wrap_connector(tcp),
+            Some(false) => builder.enable_http1().wrap_connector(tcp),
+            None => builder.enable_all_versions().wrap_connector(tcp),
+        };
         let authorization = config.api_key.as_ref().map(Secret::bearer);
         let authority = config.url.authority().expect("checked in the config");
+        let connections = &config.connections;
+        let max_idle = usize::try_from(connections.max_idle.div_ceil(cores)).unwrap_or(usize::MAX);
         Self {
             name: HeaderValue::from_str(&config.name).expect("checked in the config"),
             host: HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"),
+            base: config.url.path().trim_end_matches('/').to_owned(),
             url: config.url.clone(),
             api_key: config.api_key.clone(),
             authorization,
             connect_timeout: config.timeouts.connect,
             connector,
-            idle: Idle::new(MAX_IDLE, IDLE_LIMIT),
+            is_http2_only: config.http2 == Some(true),
+            idle: Idle::new(max_idle, connections.idle_limit, connections.max_age),
+            http2: Http2Pool::new(connections.max_age),
         }
     }
 
@@ -278,28 +132,55 @@ impl Upstream {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it closes the connection that the request is on.
+    /// Dropping it closes the connection that the request is on; of HTTP/2, the stream.
     pub(crate) async fn send(
         &self,
         head: &request::Parts,
         body: RequestBody,
     ) -> Result<Response<UpstreamBody>, SendError> {
-        if let RequestBody::Whole(bytes) = &body
-            && let Some(mut connection) = self.idle.take()
-        {
-            match connection.send(self.request(head, RequestBody::Whole(bytes.clone()))).await {
-                Ok(response) => return Ok(self.lend(response, connection)),
-                // That was an answer, if not one of HTTP.
-                Err(error) if error.is_parse() => return Err(SendError::Connection(error)),
-                Err(error) => debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed"),
+        let can_be_sent_again = matches!(body, RequestBody::Whole(_));
+        if let RequestBody::Whole(bytes) = &body {
+            let copy = || RequestBody::Whole(bytes.clone());
+            let error = if let Some(mut connection) = self.idle.take() {
+                match connection.send(self.request(head, copy(), Version::HTTP_11)).await {
+                    Ok(response) => return Ok(self.lend(response, connection)),
+                    // That was an answer, if not one of HTTP.
+                    Err(error) if error.is_parse() => return Err(SendError::Connection(error)),
+                    Err(error) => Some(error),
+                }
+            } else if let Some(mut connection) = self.http2.take() {
+                match connection.send(self.request(head, copy(), Version::HTTP_2)).await {
+                    Ok(response) => {
+                        return Ok(
+                            response.map(|body| UpstreamBody::new(body, Loan::Http2 { _until_dropped: connection }))
+                        );
+                    }
+                    Err(error) if http2::is_an_answer(&error) => return Err(SendError::Connection(error)),
+                    Err(error) => {
+                        self.http2.forget(&connection);
+                        Some(error)
+                    }
+                }
+            } else {
+                None
+            };
+            if let Some(error) = error {
+                debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed");
             }
         }
         // In a box: most requests need none, and all that await this one would be as large as it.
-        let connected = Box::pin(tokio::time::timeout(self.connect_timeout, self.connect())).await;
-        let mut connection =
-            connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?.map_err(SendError::Connect)?;
-        let response = connection.send(self.request(head, body)).await.map_err(SendError::Connection)?;
-        Ok(self.lend(response, connection))
+        let connected = Box::pin(timeout(self.connect_timeout, self.connect(can_be_sent_again))).await;
+        match connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?.map_err(SendError::Connect)? {
+            Connected::Http1(mut connection) => {
+                let response = connection.send(self.request(head, body, Version::HTTP_11)).await;
+                response.map_err(SendError::Connection).map(|response| self.lend(response, connection))
+            }
+            Connected::Http2(mut connection) => {
+                let response = connection.send(self.request(head, body, Version::HTTP_2)).await;
+                let response = response.map_err(SendError::Connection)?;
+                Ok(response.map(|body| UpstreamBody::new(body, Loan::Http2 { _until_dropped: connection })))
+            }
+        }
     }
 
     /// What a provider says about a request may quote its key.
@@ -308,35 +189,70 @@ impl Upstream {
         key.strike_out(body)
     }
 
-    async fn connect(&self) -> Result<Http1, Box<dyn Error + Send + Sync>> {
-        let stream = self.connector.clone().oneshot(self.url.clone()).await?;
-        Ok(Http1::new(Stream(stream)).await?)
+    /// With `may_share`, one that another request has just made will do, if it is of HTTP/2.
+    async fn connect(&self, may_share: bool) -> Result<Connected, Box<dyn Error + Send + Sync>> {
+        // Where one connection serves all, they do not all connect when it is gone.
+        let _turn = self.http2.turn().await;
+        if may_share && let Some(connection) = self.http2.take() {
+            return Ok(Connected::Http2(connection));
+        }
+        let stream = Stream(self.connector.clone().oneshot(self.url.clone()).await?);
+        if self.is_http2_only || stream.is_http2() {
+            return Ok(Connected::Http2(self.http2.connect(stream).await?));
+        }
+        Ok(Connected::Http1(Http1::new(stream).await?))
     }
 
-    fn lend(&self, response: Response<Incoming>, connection: Http1) -> Response<UpstreamBody> {
-        let loan = Loan { connection, idle: Arc::clone(&self.idle) };
-        response.map(|body| UpstreamBody { body, ahead: None, loan: Some(loan) })
+    fn lend(&self, response: Response<hyper::body::Incoming>, connection: Http1) -> Response<UpstreamBody> {
+        response.map(|body| UpstreamBody::new(body, Loan::Http1(connection, Arc::clone(&self.idle))))
     }
 
-    fn request(&self, head: &request::Parts, body: RequestBody) -> Request<RequestBody> {
+    fn request(&self, head: &request::Parts, body: RequestBody, version: Version) -> Request<RequestBody> {
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
-        *request.uri_mut() = self.target(&head.uri);
         *request.headers_mut() = head.headers.clone();
-        request.headers_mut().insert(header::HOST, self.host.clone());
+        let mut target = Parts::default();
+        target.path_and_query = Some(self.target(&head.uri));
+        if version == Version::HTTP_2 {
+            target.scheme = self.url.scheme().cloned();
+            target.authority = self.url.authority().cloned();
+        } else {
+            request.headers_mut().insert(header::HOST, self.host.clone());
+        }
+        *request.uri_mut() = Uri::from_parts(target).expect("the parts of a URI");
+        *request.version_mut() = version;
         if let Some(authorization) = &self.authorization {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
         request
     }
 
-    /// The path of the base, which ends in the provider's own `/v1`, and what follows the gateway's.
-    fn target(&self, asked: &Uri) -> Uri {
-        let asked = asked.path_and_query().map_or("", PathAndQuery::as_str);
-        let below = asked.strip_prefix("/v1").unwrap_or(asked);
-        let path = format!("{}{below}", self.url.path().trim_end_matches('/'));
+    /// The path of the base, and what follows the gateway's `/v1`.
+    fn target(&self, asked: &Uri) -> PathAndQuery {
+        let asked = asked.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/v1"));
+        if self.base == "/v1" {
+            return asked;
+        }
+        let below = asked.as_str().strip_prefix("/v1").unwrap_or(asked.as_str());
+        let path = format!("{}{below}", self.base);
         path.parse().expect("two valid paths of limited length make one")
     }
+}
+
+enum Connected {
+    Http1(Http1),
+    Http2(Http2),
+}
+
+/// Where a host has several addresses, each gets a share of the time, and IPv4 does not wait for IPv6 (RFC 8305). A host is
+/// looked up for each new connection.
+fn tcp<R>(mut tcp: HttpConnector<R>, connect_timeout: Duration) -> HttpConnector<R> {
+    tcp.enforce_http(false);
+    // With Nagle's algorithm a small request waits for the acknowledgement of the one before.
+    tcp.set_nodelay(true);
+    // A little more, so that it is not this one that passes where there is one address.
+    tcp.set_connect_timeout(Some(connect_timeout + connect_timeout / 8));
+    tcp
 }
 
 impl fmt::Debug for Upstream {
@@ -353,7 +269,7 @@ mod tests {
     fn upstream(url: &str) -> Upstream {
         let config = format!("[[providers]]\nname = 'a'\nurl = '{url}'\nmodels = ['m']");
         let config = GatewayConfig::from_toml(&config).unwrap();
-        Upstream::new(&config.providers[0], &Tls::new(None).unwrap())
+        Upstream::new(&config.providers[0], &Tls::new(None).unwrap(), 1)
     }
 
     #[tokio::test]

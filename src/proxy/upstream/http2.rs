@@ -1,0 +1,147 @@
+//! Connections of HTTP/2, each shared by many requests.
+
+use std::error::Error;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::http::{Request, Response};
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
+use tokio::sync::MutexGuard;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::stream::Stream;
+use super::{Chain, RequestBody};
+
+/// What common servers allow at least (RFC 9113 section 6.5.2 recommends it). Further requests would wait for a place, and that
+/// would look as if the provider were slow.
+const MAX_STREAMS: usize = 100;
+/// A connection that is dead without a word would hold up all its requests: while there are any, it is asked for a sign of life
+/// so often, and has as long to give it.
+const PING: Duration = Duration::from_secs(10);
+
+/// The connections to one provider.
+pub(super) struct Http2Pool {
+    max_age: Duration,
+    connections: Mutex<Vec<Connection>>,
+    /// Whether there has been one.
+    is_in_use: AtomicBool,
+    connecting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    sender: SendRequest<RequestBody>,
+    streams: Arc<AtomicUsize>,
+    since: Instant,
+}
+
+/// One use of a connection.
+pub(super) struct Http2(Connection);
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Http2Pool {
+    pub(super) fn new(max_age: Duration) -> Self {
+        Self {
+            max_age,
+            connections: Mutex::default(),
+            is_in_use: AtomicBool::new(false),
+            connecting: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(super) fn take(&self) -> Option<Http2> {
+        if !self.is_in_use.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut connections = self.connections.lock();
+        // Requests that are on one that is dropped here go on.
+        connections.retain(|connection| !connection.sender.is_closed() && connection.since.elapsed() < self.max_age);
+        let is_free = |connection: &&Connection| connection.streams.load(Ordering::Relaxed) < MAX_STREAMS;
+        connections.iter().find(is_free).map(Connection::use_once)
+    }
+
+    /// Where connections are of HTTP/2, one at a time is made.
+    pub(super) async fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        if self.is_in_use.load(Ordering::Relaxed) { Some(self.connecting.lock().await) } else { None }
+    }
+
+    pub(super) async fn connect(&self, stream: Stream) -> hyper::Result<Http2> {
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING);
+        let (sender, connection) = http.handshake(stream).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(error = %Chain(&error), "a provider's connection ended early");
+            }
+        });
+        let connection = Connection { sender, streams: Arc::default(), since: Instant::now() };
+        self.is_in_use.store(true, Ordering::Relaxed);
+        let used = connection.use_once();
+        self.connections.lock().push(connection);
+        Ok(used)
+    }
+
+    /// No other request should try this one.
+    pub(super) fn forget(&self, used: &Http2) {
+        self.connections.lock().retain(|connection| !Arc::ptr_eq(&connection.streams, &used.0.streams));
+    }
+}
+
+impl Connection {
+    fn use_once(&self) -> Http2 {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        Http2(self.clone())
+    }
+}
+
+impl Http2 {
+    pub(super) async fn send(&mut self, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
+        self.0.sender.send_request(request).await
+    }
+
+    /// As of HTTP/1.
+    pub(super) fn poll_frames<T>(
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(Option<hyper::Result<Frame<Bytes>>>, &Incoming) -> ControlFlow<T>,
+    ) -> Poll<T> {
+        loop {
+            match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(frame) => {
+                    if let ControlFlow::Break(value) = take(frame, body) {
+                        return Poll::Ready(value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether the provider refused this request, and not merely the connection: RFC 9113 section 8.7 says which ones were not
+/// looked at.
+pub(super) fn is_an_answer(error: &hyper::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.is_reset() && error.is_remote() && error.reason() != Some(h2::Reason::REFUSED_STREAM);
+        }
+        cause = error.source();
+    }
+    false
+}
