@@ -69,6 +69,14 @@ where
     if !is_authorized(&live.server.auth_tokens, &head.headers) {
         return Err(answer::unauthorized());
     }
+    if head
+        .headers
+        .get(header::TRANSFER_ENCODING)
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        let message = "The only transfer coding that is understood is 'chunked'.";
+        return Err(answer::invalid(StatusCode::NOT_IMPLEMENTED, "unknown_transfer_coding", None, message));
+    }
     if leaves_its_base(head.uri.path()) {
         let message = "The path has '.' or '..' segments, or characters that do not belong into one.";
         return Err(answer::invalid(StatusCode::BAD_REQUEST, "invalid_path", None, message));
@@ -76,7 +84,7 @@ where
     if head.uri.path_and_query().is_some_and(|path| path.as_str().len() > MAX_PATH) {
         return Err(answer::invalid(StatusCode::URI_TOO_LONG, "path_too_long", None, "The path is too long."));
     }
-    if head.method == Method::GET
+    if matches!(head.method, Method::GET | Method::HEAD)
         && let Some(answer) = models(live, head.uri.path())
     {
         return Err(answer);

@@ -118,12 +118,35 @@ impl ProviderMetrics {
     }
 }
 
+/// Why a client's connection was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Malformed,
+    TooLarge,
+    HeaderTimeout,
+    WriteTimeout,
+}
+
+impl Cut {
+    const ALL: [Self; 4] = [Self::Malformed, Self::TooLarge, Self::HeaderTimeout, Self::WriteTimeout];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TooLarge => "headers_too_large",
+            Self::HeaderTimeout => "header_timeout",
+            Self::WriteTimeout => "write_timeout",
+        }
+    }
+}
+
 /// Of all of the gateway.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     providers: Mutex<BTreeMap<String, Arc<ProviderMetrics>>>,
     requests: Sharded<RequestCounts>,
     pub(crate) connections: AtomicI64,
+    cut: [AtomicU64; Cut::ALL.len()],
     pub(crate) reloads: AtomicU64,
     pub(crate) failed_reloads: AtomicU64,
 }
@@ -148,6 +171,10 @@ impl Metrics {
 
     pub(crate) fn begin(&self) {
         count(&self.requests.mine().begun);
+    }
+
+    pub(crate) fn cut(&self, reason: Cut) {
+        count(&self.cut[reason as usize]);
     }
 
     /// Once for each [`begin`](Self::begin).
@@ -186,6 +213,11 @@ impl Metrics {
         page.times("fusebox_request_seconds", help, &[], &self.requests, |counts| &counts.times);
         let connections = u64::try_from(self.connections.load(Ordering::Relaxed)).unwrap_or_default();
         page.gauge("fusebox_client_connections", "Connections of clients.", &[], float(connections));
+        for reason in Cut::ALL {
+            let help = "Connections of clients that were closed for what the client did, or did not do.";
+            let count = self.cut[reason as usize].load(Ordering::Relaxed);
+            page.count("fusebox_client_connections_cut_total", help, &[("reason", reason.as_str())], count);
+        }
         for (result, counter) in [("applied", &self.reloads), ("refused", &self.failed_reloads)] {
             let help = "Times the configuration was read anew.";
             page.count("fusebox_config_reloads_total", help, &[("result", result)], counter.load(Ordering::Relaxed));

@@ -1,6 +1,7 @@
 //! Routes and the accept loop.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -18,7 +19,6 @@ use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
-use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -28,10 +28,12 @@ use tracing::{debug, info, warn};
 use super::access_log::AccessLog;
 use super::config::ServerConfig;
 use super::cores::{Connection, Core, Cores};
+use super::metrics::Cut;
 use super::record::ClientBody;
 use super::socket::Socket;
 use super::state::AppState;
-use super::timers::HyperTimer;
+use super::timers::{HyperTimer, Timers};
+use super::upstream::Chain;
 use super::{answer, forward, health};
 
 /// The clients' routes: everything below `/v1/`, `/health` and `/ready`; `/metrics` where operators have no port of their own.
@@ -128,6 +130,7 @@ async fn serve_operators(state: Arc<AppState>, listener: TcpListener, stop: ones
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(MAX_OPERATORS));
     let router = create_admin_router(Arc::clone(&state));
+    let timers = Arc::<Timers>::default();
     let mut stop = pin!(async {
         // An error says that the sender is gone, which means the same.
         let _ = stop.await;
@@ -135,12 +138,15 @@ async fn serve_operators(state: Arc<AppState>, listener: TcpListener, stop: ones
     while let Some((stream, place)) = accept_unless(&listener, &places, stop.as_mut()).await {
         let router = router.clone();
         let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
-        let mut http = http(&state.live().server);
-        http.timer(TokioTimer::new());
-        let connection = http.serve_connection(Socket::new(stream), service);
+        let server = &state.live().server;
+        let mut http = http(server);
+        http.timer(HyperTimer(Arc::clone(&timers)));
+        let connection = http.serve_connection(Socket::new(stream, timers.timer(), server.write_timeout), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            end(connection.await);
+            if let Err(error) = connection.await {
+                debug!(error = %Chain(&error), "an operator's connection ended early");
+            }
             drop(place);
         });
     }
@@ -190,12 +196,20 @@ pub(crate) async fn serve_clients(
                 continue;
             }
         };
-        let mut http = http(&core.local().server);
+        let local = core.local();
+        let mut http = http(&local.server);
         http.timer(HyperTimer(Arc::clone(&core.timers)));
-        let connection = http.serve_connection(Socket::new(stream), service(&core, &router));
+        let socket = Socket::new(stream, core.timers.timer(), local.server.write_timeout);
+        let has_asked = socket.has_asked();
+        let connection = http.serve_connection(socket, service(&core, &router));
         let (counted, is_open, drain) = (Counted::new(&core.app), is_open.clone(), Arc::clone(&drain));
         tokio::spawn(async move {
-            end(drain.serve(pin!(connection)).await);
+            if let Err(error) = drain.serve(pin!(connection)).await {
+                debug!(error = %Chain(&error), "a client's connection ended early");
+                if let Some(reason) = Cut::of(&error, has_asked.load(Ordering::Relaxed)) {
+                    counted.0.metrics.cut(reason);
+                }
+            }
             drop((counted, place, is_open));
         });
     }
@@ -242,9 +256,22 @@ impl Drain {
     }
 }
 
-fn end(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        debug!(%error, "a client's connection ended early");
+impl Cut {
+    /// Why a connection ended early, if that was the client's doing and more than to leave. One that has asked for nothing may
+    /// be silent for a while, and is then closed.
+    fn of(error: &hyper::Error, has_asked: bool) -> Option<Self> {
+        let is_timeout = |error: &(dyn Error + 'static)| {
+            error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+        };
+        if error.is_parse_too_large() {
+            Some(Self::TooLarge)
+        } else if error.is_parse() {
+            Some(Self::Malformed)
+        } else if error.is_timeout() {
+            has_asked.then_some(Self::HeaderTimeout)
+        } else {
+            error.source().is_some_and(is_timeout).then_some(Self::WriteTimeout)
+        }
     }
 }
 

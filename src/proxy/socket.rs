@@ -1,8 +1,9 @@
 //! A connection's bytes, written in as few and as cheap calls as can be, and closed so that the other side can still read.
 
-use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::Instant;
+
+use super::timers::Timer;
 
 /// What is below this is copied: one piece costs the system less than several.
 const SMALL: usize = 4096;
@@ -20,24 +23,51 @@ const LINGER: Duration = Duration::from_secs(2);
 /// A connection to a client.
 pub(crate) struct Socket {
     stream: TokioIo<TcpStream>,
-    lingers: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
+    /// How long the client may take nothing of what it is sent.
+    patience: Duration,
+    /// While it takes nothing, and while it may still read why it was refused.
+    until: Option<Instant>,
+    is_shut_down: bool,
+    has_asked: Arc<AtomicBool>,
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream: TokioIo::new(stream), lingers: None }
+    pub(crate) fn new(stream: TcpStream, timer: Timer, patience: Duration) -> Self {
+        let has_asked = Arc::default();
+        Self { stream: TokioIo::new(stream), timer, patience, until: None, is_shut_down: false, has_asked }
+    }
+
+    /// Whether the client has sent something since it was last sent something.
+    pub(crate) fn has_asked(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.has_asked)
+    }
+
+    /// What came of writing: if nothing, it is an error in the end.
+    fn within_patience(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            let until = *self.until.get_or_insert_with(|| Instant::now() + self.patience);
+            ready!(self.timer.poll_until(until, cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.until = None;
+        self.has_asked.store(false, Ordering::Relaxed);
+        written
     }
 }
 
 impl Read for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.has_asked.store(true, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl Write for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.within_patience(written, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -48,18 +78,19 @@ impl Write for Socket {
     /// the answer that says why it was closed (RFC 9112 section 9.6). So what still comes is read, for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.lingers.is_none() {
+        if !this.is_shut_down {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            this.is_shut_down = true;
+            this.until = Some(Instant::now() + LINGER);
         }
-        let lingers = this.lingers.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let until = this.until.unwrap_or_else(Instant::now);
         let mut scratch = [const { std::mem::MaybeUninit::uninit() }; 8 * 1024];
         loop {
-            if lingers.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(()));
-            }
             let mut buffer = ReadBuf::uninit(&mut scratch);
-            ready!(Pin::new(this.stream.inner_mut()).poll_read(cx, &mut buffer))?;
-            if buffer.filled().is_empty() {
+            if Pin::new(this.stream.inner_mut()).poll_read(cx, &mut buffer)?.is_pending() {
+                return this.timer.poll_until(until, cx).map(Ok);
+            }
+            if buffer.filled().is_empty() || Instant::now() >= until {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -74,7 +105,8 @@ impl Write for Socket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        write_pieces(Pin::new(&mut self.stream), cx, pieces)
+        let written = write_pieces(Pin::new(&mut self.stream), cx, pieces);
+        self.within_patience(written, cx)
     }
 }
 

@@ -103,7 +103,9 @@ impl JudgedStream {
                     }
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) => data,
-                        Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                        // Trailers, which no client of a model waits for (RFC 9110 section 6.5.1 lets them be dropped). After
+                        // them the end would not be asked for.
+                        Err(_) => continue,
                     },
                 },
             };

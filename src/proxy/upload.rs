@@ -34,7 +34,9 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong { limit } => write!(f, "The body is longer than {limit} bytes."),
-            Self::Stalled { limit } => write!(f, "Nothing more of the body came within {limit:?}."),
+            Self::Stalled { limit } => {
+                write!(f, "The body did not come in time: no pause may be longer than {limit:?}.")
+            }
             Self::Broken => f.write_str("The body could not be read to its end."),
         }
     }
@@ -67,7 +69,39 @@ pub(crate) struct Rest {
     left: u64,
     max: u64,
     pause: Pause,
-    patience: Duration,
+    patience: Patience,
+}
+
+/// How long a client is waited for: not for long at a time, and not for ever by a byte now and then.
+struct Patience {
+    /// For the next piece.
+    limit: Duration,
+    /// For all that are still to come.
+    left: Duration,
+    waits_since: Option<Instant>,
+}
+
+/// A client that is slower than that on average is held to be none.
+const BYTES_PER_SECOND: u32 = 1024;
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Self { limit, left: limit, waits_since: None }
+    }
+
+    /// Until when the next piece is waited for.
+    fn until(&mut self) -> Instant {
+        *self.waits_since.get_or_insert_with(Instant::now) + self.limit.min(self.left)
+    }
+
+    /// A piece has come.
+    fn receive(&mut self, bytes: usize) {
+        if let Some(since) = self.waits_since.take() {
+            self.left = self.left.saturating_sub(since.elapsed());
+        }
+        let earned = Duration::from_secs(1) * u32::try_from(bytes).unwrap_or(u32::MAX) / BYTES_PER_SECOND;
+        self.left = self.left.saturating_add(earned);
+    }
 }
 
 /// Reads a body, up to what is kept.
@@ -75,21 +109,20 @@ pub(crate) async fn read<B>(mut body: B, limits: &ServerConfig, mut timer: Timer
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
-    let (max, patience) = (limits.max_body_bytes, limits.body_timeout);
+    let (max, mut patience) = (limits.max_body_bytes, Patience::new(limits.body_timeout));
     if body.size_hint().lower() > max {
         return Err(Fault::TooLong { limit: max });
     }
     let mut pieces = Pieces::default();
     while !body.is_end_stream() {
-        let mut until = None;
-        let until = || *until.get_or_insert_with(|| Instant::now() + patience);
-        let frame = match within(&mut timer, until, pin!(body.frame())).await {
+        let frame = match within(&mut timer, || patience.until(), pin!(body.frame())).await {
             Some(Some(Ok(frame))) => frame,
             Some(Some(Err(_))) => return Err(Fault::Broken),
             Some(None) => break,
-            None => return Err(Fault::Stalled { limit: patience }),
+            None => return Err(Fault::Stalled { limit: patience.limit }),
         };
         let Ok(data) = frame.into_data() else { continue };
+        patience.receive(data.len());
         pieces.push(data);
         let length = pieces.len();
         if length > max {
@@ -188,9 +221,10 @@ impl Body for Upload {
         }
         let Poll::Ready(frame) = Pin::new(&mut this.rest.body).poll_frame(cx) else {
             this.progress.0.lock().waits_for_client = true;
-            let patience = this.rest.patience;
-            ready!(this.rest.pause.poll(|| Instant::now() + patience, cx));
-            return this.fail(Fault::Stalled { limit: patience });
+            let patience = &mut this.rest.patience;
+            ready!(this.rest.pause.poll(|| patience.until(), cx));
+            let limit = patience.limit;
+            return this.fail(Fault::Stalled { limit });
         };
         match frame {
             None => {
@@ -202,6 +236,7 @@ impl Body for Upload {
             Some(Err(_)) => this.fail(Fault::Broken),
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
+                    this.rest.patience.receive(data.len());
                     this.pass(data);
                     match this.rest.left.checked_sub(data.len() as u64) {
                         Some(left) => this.rest.left = left,

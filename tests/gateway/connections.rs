@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::Gateway;
+use crate::support::{CHAT, DEADLINE, Gateway};
 
 /// Answers every request, but closes a connection instead of giving the answer that `closes` names: the n-th on it, from 0.
 /// Counts the connections and the closes.
@@ -92,4 +92,103 @@ async fn an_answer_that_is_not_http_is_the_providers_failure() {
     });
     assert_eq!(gateway.ask().await.status, 502);
     assert_eq!(gateway.failures_of("a"), 1);
+}
+
+/// Answers one request on each connection, then does what `then` says with it.
+async fn answering_once<F: Future<Output = ()> + Send + 'static>(
+    then: impl Fn(TcpStream) -> F + Send + 'static,
+) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if read_request(&mut stream).await {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                tokio::spawn(then(stream));
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_let_go_when_the_provider_closes_it_and_when_it_has_rested_for_long_enough() {
+    for (limit, provider_closes) in [("1h", true), ("50ms", false)] {
+        let (gone, mut is_gone) = tokio::sync::mpsc::unbounded_channel();
+        let (close, closes) = tokio::sync::watch::channel(false);
+        let address = answering_once(move |mut stream| {
+            let (gone, mut closes) = (gone.clone(), closes.clone());
+            async move {
+                if provider_closes {
+                    closes.wait_for(|closes| *closes).await.unwrap();
+                    stream.shutdown().await.unwrap();
+                }
+                assert_eq!(stream.read_buf(&mut Vec::new()).await.unwrap(), 0);
+                gone.send(()).unwrap();
+            }
+        })
+        .await;
+        let extra = format!("connections = {{ idle_limit = '{limit}' }}");
+        let gateway = Gateway::over(&[address], "cores = 1", "failure_threshold = 1", &extra).await;
+        assert_eq!(gateway.ask().await.status, 200);
+        assert!(is_gone.is_empty());
+        close.send(true).unwrap();
+        tokio::time::timeout(DEADLINE, is_gone.recv()).await.expect("the gateway closes it too").unwrap();
+        assert_eq!(gateway.ask().await.status, 200);
+        assert_eq!(gateway.breaker("a").trip_count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn no_more_connections_rest_than_may() {
+    for (max, expected) in [(0, 5), (1, 4), (8, 0)] {
+        let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+        let closed = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&closed);
+        let (answer, answers) = tokio::sync::watch::channel(false);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (arrived, count, mut answers) = (arrived.clone(), Arc::clone(&count), answers.clone());
+                tokio::spawn(async move {
+                    read_request(&mut stream).await;
+                    arrived.send(()).unwrap();
+                    answers.wait_for(|answer| *answer).await.unwrap();
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                    stream.read_buf(&mut Vec::new()).await.unwrap();
+                    count.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+        });
+        let extra = format!("connections = {{ idle_limit = '1h', max_idle = {max} }}");
+        let gateway = Gateway::over(&[address], "cores = 1", "", &extra).await;
+        // All at once, so that each needs a connection of its own.
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..5 {
+            let request = gateway.request("/v1/x", CHAT);
+            let send = gateway.sending(request);
+            asked.spawn(async move { crate::support::read(send.await).await.status });
+        }
+        for _ in 0..5 {
+            arrivals.recv().await.unwrap();
+        }
+        answer.send(true).unwrap();
+        assert_eq!(asked.join_all().await, [200; 5]);
+        gateway.until(|_| closed.load(Ordering::SeqCst) >= expected).await;
+        assert_eq!(closed.load(Ordering::SeqCst), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_not_used_for_ever() {
+    let (address, counts) = closing(usize::MAX).await;
+    let gateway = Gateway::over(&[address], "cores = 1", "", "connections = { max_age = '5ms' }").await;
+    let start = std::time::Instant::now();
+    while counts[0].load(Ordering::Relaxed) < 3 {
+        assert_eq!(gateway.ask().await.status, 200);
+        assert!(start.elapsed() < DEADLINE);
+    }
 }

@@ -15,3 +15,4 @@ mod telling;
 mod tls;
 mod uploads;
 mod whole;
+mod wire;

@@ -211,6 +211,15 @@ impl Gateway {
         self.client.request(request).await.unwrap()
     }
 
+    /// As [`send`](Self::send), for a task of its own.
+    pub(crate) fn sending(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> impl Future<Output = Response<hyper::body::Incoming>> + Send + 'static {
+        let sent = self.client.request(request);
+        async { sent.await.unwrap() }
+    }
+
     pub(crate) fn request(&self, path: &str, body: &str) -> Request<Full<Bytes>> {
         let uri = format!("http://{}{path}", self.address);
         Request::post(uri).header("content-type", "application/json").body(Full::from(body.to_owned())).unwrap()

@@ -141,8 +141,10 @@ pub struct ServerConfig {
     pub max_connections: u64,
     /// How long a client may take for its headers.
     pub header_timeout: Duration,
-    /// How long a client may pause within its body.
+    /// How long a client may pause within its body, and how long all of it may take beside a second for each KiB.
     pub body_timeout: Duration,
+    /// How long a client may take nothing of its answer.
+    pub write_timeout: Duration,
     /// How long `/ready` says no before connections are refused, after SIGTERM.
     pub drain_delay: Duration,
     /// How long requests in flight may then take to finish.
@@ -166,6 +168,7 @@ impl Default for ServerConfig {
             max_connections: 10_000,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             drain_delay: Duration::ZERO,
             drain_limit: Duration::from_secs(30),
         }

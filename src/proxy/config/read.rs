@@ -114,6 +114,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.count("max_connections", 1..=1_000_000, &mut server.max_connections);
     section.duration("header_timeout", MILLISECOND..=MAX_DURATION, &mut server.header_timeout);
     section.duration("body_timeout", MILLISECOND..=MAX_DURATION, &mut server.body_timeout);
+    section.duration("write_timeout", MILLISECOND..=MAX_DURATION, &mut server.write_timeout);
     section.duration("drain_delay", Duration::ZERO..=MAX_DURATION, &mut server.drain_delay);
     section.duration("drain_limit", Duration::ZERO..=MAX_DURATION, &mut server.drain_limit);
     section.finish();

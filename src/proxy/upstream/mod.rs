@@ -281,6 +281,28 @@ mod tests {
         assert!(stream.inner().nodelay().unwrap());
     }
 
+    #[tokio::test]
+    async fn a_host_is_looked_up_for_each_connection_and_all_its_addresses_are_tried() {
+        use std::net::SocketAddr;
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Of the first lookup only the last address listens, of the second none.
+        let lookups = [&["[::1]:0", "127.0.0.2:0", "127.0.0.1:0"][..], &["127.0.0.2:0"]];
+        let number = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let resolver = tower::service_fn(move |_| {
+            let found = lookups[number.fetch_add(1, std::sync::atomic::Ordering::Relaxed)];
+            async move { Ok::<_, std::io::Error>(found.iter().map(|address| address.parse::<SocketAddr>().unwrap())) }
+        });
+        let mut tcp = tcp(HttpConnector::new_with_resolver(resolver), Duration::from_secs(5));
+        let url: Uri = format!("http://provider.test:{port}/v1").parse().unwrap();
+        tcp.ready().await.unwrap();
+        let stream = tower::Service::call(&mut tcp, url.clone()).await.unwrap();
+        assert_eq!(stream.inner().peer_addr().unwrap(), listener.local_addr().unwrap());
+        let error = tower::Service::call(&mut tcp, url).await.unwrap_err();
+        assert!(Chain(&error).to_string().contains("refused"), "{}", Chain(&error));
+    }
+
     #[test]
     fn what_follows_v1_is_put_behind_the_base() {
         for (base, asked, target) in [
