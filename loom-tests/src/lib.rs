@@ -12,9 +12,58 @@ mod production {
     pub(crate) mod permit;
     pub(crate) mod registry;
     pub(crate) mod settings;
+    #[path = "proxy/upstream/wake.rs"]
+    pub(crate) mod wake;
     pub(crate) mod word;
 }
 pub mod sync;
+
+/// Of the gateway, the one protocol between threads that is not the breaker's.
+pub mod relay {
+    use std::ops::ControlFlow;
+    use std::task::{Context, Poll, Waker};
+
+    use crate::production::wake::{self, Wanted};
+
+    /// What a connection is polled with.
+    pub struct Relay(wake::Relay);
+
+    impl Default for Relay {
+        fn default() -> Self {
+            Self(wake::Relay::new())
+        }
+    }
+
+    impl Relay {
+        /// Until `wanted` breaks; it says whether there may be more.
+        pub fn poll<T>(
+            &self,
+            cx: &mut Context<'_>,
+            connection: impl FnMut(&mut Context<'_>),
+            mut wanted: impl FnMut(&mut Context<'_>) -> ControlFlow<T, bool>,
+        ) -> Poll<T> {
+            let wanted = |cx: &mut Context<'_>| {
+                wanted(cx).map_continue(|more| if more { Wanted::MayBeMore } else { Wanted::Nothing })
+            };
+            self.0.poll(cx, connection, wanted)
+        }
+
+        /// With nobody who wants anything.
+        pub fn settle(&self, task: Option<&Waker>, connection: impl FnMut(&mut Context<'_>)) {
+            self.0.settle(task, connection);
+        }
+
+        /// For what is going to wake.
+        pub fn expect_wake(&self) {
+            self.0.expect_wake();
+        }
+
+        /// Whether there is something to be polled.
+        pub fn is_woken(&self) -> bool {
+            self.0.is_woken()
+        }
+    }
+}
 
 use production::{breaker, clock, config, error, event, permit, registry, settings, word};
 

@@ -94,6 +94,14 @@ macro_rules! atomic {
                 written(self.0.fetch_add(value, order))
             }
 
+            pub(crate) fn fetch_or(&self, value: $value, order: Ordering) -> $value {
+                written(self.0.fetch_or(value, order))
+            }
+
+            pub(crate) fn fetch_and(&self, value: $value, order: Ordering) -> $value {
+                written(self.0.fetch_and(value, order))
+            }
+
             pub(crate) fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
                 written(self.0.fetch_sub(value, order))
             }

@@ -275,20 +275,23 @@ impl Cut {
     }
 }
 
-/// As the router answers, without its boxes around a client's request to a model.
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Either<ClientBody, Body>>, Infallible>> + Send>>;
+
+/// As the router answers, without its detours for a client's request to a model. In a box that is gone when the request is: an
+/// idle connection would keep the room for it.
 fn service(
     core: &Arc<Core>,
     router: &Router,
 ) -> impl HttpService<Incoming, ResBody = Either<ClientBody, Body>, Error = Infallible, Future: Send> + Send + 'static {
     let (core, router) = (Arc::clone(core), router.clone());
-    service_fn(move |request: hyper::Request<Incoming>| {
+    service_fn(move |request: hyper::Request<Incoming>| -> Answering {
         let is_v1 = request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());
-        let (core, router) = (Arc::clone(&core), (!is_v1).then(|| router.clone()));
-        async move {
-            match router {
-                None => Ok(forward::v1(core, request).await.map(Either::Left)),
-                Some(router) => Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)),
-            }
+        if is_v1 {
+            let core = Arc::clone(&core);
+            Box::pin(async move { Ok(forward::v1(core, request).await.map(Either::Left)) })
+        } else {
+            let router = router.clone();
+            Box::pin(async move { Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)) })
         }
     })
 }

@@ -28,6 +28,15 @@ impl Who {
             Self::Other => "other",
         }
     }
+
+    /// What has to be installed.
+    pub(crate) fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Nginx => Some("nginx"),
+            Self::Haproxy => Some("haproxy"),
+            _ => None,
+        }
+    }
 }
 
 /// A process and those it started. It ends when this is dropped.
@@ -68,10 +77,9 @@ pub(crate) fn start(who: Who, setup: &Setup<'_>, port: u16) -> Result<Running, S
         }
         Who::Fusebox | Who::Other => {
             let binary = if who == Who::Other { setup.other.ok_or("--other is missing")? } else { setup.fusebox };
-            let is_new = true;
             command = pinned(binary, cores);
-            let name = if is_new { "fusebox.toml" } else { "other.toml" };
-            command.args(["serve", "--config"]).arg(configuration(name, fusebox(upstream, cores, port, is_new)));
+            let name = if who == Who::Fusebox { "fusebox.toml" } else { "other.toml" };
+            command.args(["serve", "--config"]).arg(configuration(name, fusebox(upstream, cores, port)));
         }
     }
     let child =
@@ -113,7 +121,7 @@ fn nginx(folder: &Path, upstream: u16, cores: usize, port: u16) -> String {
     let folder = folder.display();
     format!(
         "worker_processes {cores}; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
-events {{ worker_connections 8192; }}
+events {{ worker_connections 16384; }}
 http {{
   access_log off; keepalive_requests 1000000000; keepalive_timeout 75s; client_body_temp_path {folder}; proxy_temp_path {folder};
   upstream up {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 1000000000; }}
@@ -150,11 +158,8 @@ backend b
 }
 
 /// Two providers, so that there is somebody to fail over to.
-fn fusebox(upstream: u16, cores: usize, port: u16, is_new: bool) -> String {
-    let mut text = format!("[server]\nlisten = '127.0.0.1:{port}'\nmax_connections = 16384\n");
-    if is_new {
-        writeln!(text, "cores = {cores}").expect("a string");
-    }
+fn fusebox(upstream: u16, cores: usize, port: u16) -> String {
+    let mut text = format!("[server]\nlisten = '127.0.0.1:{port}'\ncores = {cores}\nmax_connections = 16384\n");
     for name in ["a", "b"] {
         writeln!(
             text,

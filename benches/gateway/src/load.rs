@@ -25,6 +25,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Json => "JSON",
+            Self::Burst => "SSE in a burst",
+            Self::Paced => "SSE with 5 ms between events",
+        }
+    }
+
     fn body(self) -> String {
         let model = match self {
             Self::Json => "json",
@@ -36,21 +44,52 @@ impl Kind {
             r#"{{"model":"{model}","stream":{stream},"messages":[{{"role":"user","content":"Hello, how are you doing today? Please tell me about circuit breakers."}}]}}"#
         )
     }
+
+    fn request(self) -> Vec<u8> {
+        let body = self.body();
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json";
+        format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into()
+    }
+}
+
+/// A connection on which one request was answered.
+pub(crate) fn ask_once(kind: Kind, port: u16) -> Option<std::net::TcpStream> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.write_all(&kind.request()).ok()?;
+    let mut text = Vec::new();
+    let mut piece = [0; 4096];
+    while !is_whole(&text) {
+        let length = stream.read(&mut piece).ok().filter(|length| *length > 0)?;
+        text.extend_from_slice(&piece[..length]);
+    }
+    Some(stream)
 }
 
 /// What wrk says.
 pub(crate) struct Saturated {
-    pub(crate) requests: u64,
+    requests: u32,
     pub(crate) per_second: f64,
     pub(crate) errors: u64,
+    /// Of the median, of 99 and of 99.9 percent, in milliseconds.
+    pub(crate) latency: [f64; 3],
+}
+
+impl Saturated {
+    pub(crate) fn requests(&self) -> f64 {
+        self.requests.into()
+    }
 }
 
 pub(crate) fn saturate(kind: Kind, port: u16, cores: usize, seconds: u32, folder: &Path) -> Saturated {
     let script = folder.join("wrk.lua");
     let text = format!(
         "wrk.method = 'POST'\nwrk.headers['content-type'] = 'application/json'\nwrk.body = [[{}]]\n\
-         done = function(summary)\n io.write(string.format('RESULT %d %d %d\\n', summary.requests, summary.duration, \
-         summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.status + summary.errors.timeout))\nend\n",
+         done = function(summary, latency)\n local errors = summary.errors\n \
+         io.write(string.format('RESULT %d %d %d %d %d %d\\n', summary.requests, summary.duration, \
+         errors.connect + errors.read + errors.write + errors.status + errors.timeout, \
+         latency:percentile(50), latency:percentile(99), latency:percentile(99.9)))\nend\n",
         kind.body()
     );
     fs::write(&script, text).expect("a temporary folder takes a file");
@@ -62,22 +101,17 @@ pub(crate) fn saturate(kind: Kind, port: u16, cores: usize, seconds: u32, folder
         .expect("wrk runs");
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix("RESULT ")).expect("wrk's summary");
-    let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let per_second = numbers[0] as f64 / (numbers[1] as f64 / 1e6);
-    Saturated { requests: numbers[0], per_second, errors: numbers[2] }
+    let numbers: Vec<u32> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
+    let [requests, micros, errors, ..] = numbers[..] else { panic!("wrk's summary is {line:?}") };
+    let per_second = f64::from(requests) / (f64::from(micros) / 1e6);
+    let latency = [3, 4, 5].map(|index| f64::from(numbers[index]) / 1e3);
+    Saturated { requests, per_second, errors: errors.into(), latency }
 }
 
 /// Latencies of the answers, sorted, in microseconds.
 pub(crate) async fn at_rate(kind: Kind, port: u16, rate: u32, seconds: u32) -> Vec<u32> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let body = kind.body();
-    let request: Arc<[u8]> = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
-    .into();
+    let request: Arc<[u8]> = kind.request().into();
     let idle: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
     let latencies: Arc<Mutex<Vec<u32>>> = Arc::default();
     let mut tick = interval(Duration::from_millis(1));
@@ -120,23 +154,22 @@ pub(crate) async fn at_rate(kind: Kind, port: u16, rate: u32, seconds: u32) -> V
 /// One answer to its end.
 async fn read(stream: &mut TcpStream) {
     let mut text = Vec::with_capacity(16 << 10);
-    loop {
+    while !is_whole(&text) {
         assert_ne!(stream.read_buf(&mut text).await.expect("an answer"), 0, "the connection was closed");
-        let mut headers = [httparse::EMPTY_HEADER; 64];
-        let mut head = httparse::Response::new(&mut headers);
-        let Ok(httparse::Status::Complete(start)) = head.parse(&text) else { continue };
-        assert_eq!(head.code, Some(200), "{}", String::from_utf8_lossy(&text));
-        let length = head.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-        let is_whole = match length {
-            Some(length) => {
-                let length: usize = std::str::from_utf8(length.value).expect("digits").parse().expect("digits");
-                text.len() >= start + length
-            }
-            None => text.ends_with(b"0\r\n\r\n"),
-        };
-        if is_whole {
-            return;
+    }
+}
+
+fn is_whole(answer: &[u8]) -> bool {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut head = httparse::Response::new(&mut headers);
+    let Ok(httparse::Status::Complete(start)) = head.parse(answer) else { return false };
+    assert_eq!(head.code, Some(200), "{}", String::from_utf8_lossy(answer));
+    match head.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length")) {
+        Some(length) => {
+            let length: usize = std::str::from_utf8(length.value).expect("digits").parse().expect("digits");
+            answer.len() >= start + length
         }
+        None => answer.ends_with(b"0\r\n\r\n"),
     }
 }
 

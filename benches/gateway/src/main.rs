@@ -4,9 +4,10 @@
 mod contender;
 mod load;
 mod plain;
+mod report;
 mod upstream;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use std::time::Duration;
 use clap::Parser;
 
 use contender::{Running, Setup, Who, pause, start, start_upstream};
-use load::{Kind, at_rate, percentile, saturate};
+use load::{Kind, Saturated, at_rate, percentile, saturate};
+use report::{Spread, head, row};
 
 #[derive(Parser)]
 #[command(about)]
@@ -25,18 +27,21 @@ struct Options {
     /// Length of a turn.
     #[arg(long, default_value_t = 4)]
     seconds: u32,
-    /// Cores of a contender.
+    /// Cores of a contender. One that has one core has it for itself; two are shared with the upstream and the load.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     cores: Vec<usize>,
-    /// What is asked.
+    /// What is asked for.
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Kind::Json, Kind::Burst, Kind::Paced])]
     kinds: Vec<Kind>,
-    /// Contenders.
+    /// Contenders. What the first of them costs is what the others are compared with.
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Who::Nginx, Who::Haproxy, Who::Plain, Who::Fusebox])]
     who: Vec<Who>,
-    /// Requests per second of the latency tables; 0: none.
+    /// Requests per second where latencies are measured; 0: nowhere.
     #[arg(long, default_value_t = 3000)]
     rate: u32,
+    /// Idle connections of clients; 0: not measured.
+    #[arg(long, default_value_t = 10_000)]
+    idle: u32,
     /// A gateway of another build, as the contender "other".
     #[arg(long)]
     other: Option<PathBuf>,
@@ -52,39 +57,37 @@ fn main() {
     }
 }
 
-/// One contender's turn.
-struct Turn {
-    per_10k: f64,
-    per_second: f64,
-    utilisation: f64,
-    starved: bool,
-    errors: u64,
-    resident: u32,
-}
+type Contenders = Vec<(Who, Running)>;
 
 fn run(options: &Options) {
     let folder = std::env::temp_dir().join(format!("gateway-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a temporary folder");
     let fusebox = build();
-    let who: Vec<Who> = options.who.iter().copied().filter(|who| is_there(*who)).collect();
+    assert!(is_there("wrk"), "without wrk there is no load");
+    let who: Vec<Who> = options.who.iter().copied().filter(|who| who.program().is_none_or(is_there)).collect();
     for &cores in &options.cores {
         let port = free_port();
         let upstream = start_upstream(port, cores).expect("an upstream");
         let setup =
             Setup { folder: &folder, upstream: port, cores, fusebox: &fusebox, other: options.other.as_deref() };
-        let contenders: Vec<(Who, Running)> = who
-            .iter()
-            .map(|who| {
-                (*who, start(*who, &setup, free_port()).unwrap_or_else(|error| panic!("{}: {error}", who.name())))
-            })
-            .collect();
+        let start =
+            |who: &Who| start(*who, &setup, free_port()).unwrap_or_else(|error| panic!("{}: {error}", who.name()));
+        let contenders: Contenders = who.iter().map(|who| (*who, start(who))).collect();
         for &kind in &options.kinds {
             saturated(options, kind, cores, &contenders, &folder);
         }
         if options.rate > 0 {
-            latency(options, &upstream, cores, &contenders);
+            for kind in [Kind::Json, Kind::Burst].into_iter().filter(|kind| options.kinds.contains(kind)) {
+                latency(options, kind, &upstream, cores, &contenders);
+            }
+        }
+        if cores == 1 {
+            syscalls(options, &contenders, &folder);
+            drop(contenders);
+            idle(options, &who, &start);
         }
     }
+    at_rest(&folder, &fusebox);
     let _ = std::fs::remove_dir_all(folder);
 }
 
@@ -102,23 +105,27 @@ fn build() -> PathBuf {
     std::env::current_exe().expect("this program").with_file_name("fusebox")
 }
 
-fn is_there(who: Who) -> bool {
-    let program = match who {
-        Who::Nginx => "nginx",
-        Who::Haproxy => "haproxy",
-        _ => return true,
-    };
-    let is_there = Command::new("sh")
-        .args(["-c", &format!("command -v {program} >/dev/null || apt-get install -qq -y {program} >/dev/null 2>&1")])
-        .status()
-        .is_ok_and(|status| status.success());
+/// Or can be had from Debian.
+fn is_there(program: &str) -> bool {
+    let get = format!("command -v {program} >/dev/null || apt-get install -qq -y {program} >/dev/null 2>&1");
+    let is_there = Command::new("sh").args(["-c", &get]).status().is_ok_and(|status| status.success());
     if !is_there {
         println!("SKIPPED: there is no {program} here");
     }
     is_there
 }
 
-fn saturated(options: &Options, kind: Kind, cores: usize, contenders: &[(Who, Running)], folder: &Path) {
+/// One contender's turn.
+struct Turn {
+    per_10k: f64,
+    load: Saturated,
+    busy: f64,
+    starved: bool,
+    resident: u32,
+}
+
+/// As much as there can be.
+fn saturated(options: &Options, kind: Kind, cores: usize, contenders: &Contenders, folder: &Path) {
     let mut turns: Vec<Vec<Turn>> = contenders.iter().map(|_| Vec::new()).collect();
     for (_, running) in contenders {
         saturate(kind, running.port, cores, 1, folder);
@@ -130,52 +137,52 @@ fn saturated(options: &Options, kind: Kind, cores: usize, contenders: &[(Who, Ru
             order.reverse();
         }
         for index in order {
-            let running = &contenders[index].1;
-            let before = running.used();
-            let result = saturate(kind, running.port, cores, options.seconds, folder);
-            pause(Duration::from_millis(100));
-            let after = running.used();
-            let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
-            let waited = after.waited.saturating_sub(before.waited).as_secs_f64();
-            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-            let (per_10k, utilisation) =
-                (cpu / result.requests as f64 * 1e4, cpu / f64::from(options.seconds) / cores as f64);
-            let starved = cores == 1 && (waited > cpu * 0.1 || (kind != Kind::Paced && utilisation < 0.85));
-            turns[index].push(Turn {
-                per_10k,
-                per_second: result.per_second,
-                utilisation,
-                starved,
-                errors: result.errors,
-                resident: running.resident(),
-            });
+            turns[index].push(turn(options, kind, cores, &contenders[index].1, folder));
         }
     }
-    println!("\n{kind:?}, {cores} core(s), 64 connections\n");
-    println!(
-        "| | CPU s per 10,000 | against nginx | requests/s | busy | RSS MiB | rounds | errors |\n|---|---|---|---|---|---|---|---|"
-    );
+    let title = format!("{}, {}, 64 connections", kind.title(), of_cores(cores));
+    let columns =
+        ["CPU s per 10,000", "ratio", "requests/s", "p50 ms", "p99 ms", "p99.9 ms", "busy", "MiB", "rounds", "errors"];
+    head(&title, &columns);
     let base: Vec<f64> = turns[0].iter().map(|turn| turn.per_10k).collect();
     for ((who, _), turns) in contenders.iter().zip(&turns) {
-        let good: Vec<(usize, &Turn)> = turns.iter().enumerate().filter(|(_, turn)| !turn.starved).collect();
-        let spread =
-            |of: &dyn Fn(usize, &Turn) -> f64| Spread::of(good.iter().map(|(round, turn)| of(*round, turn)).collect());
-        println!(
-            "| {} | {} | {} | {:.0} | {:.2} | {:.1} | {} of {} | {} |",
-            who.name(),
-            spread(&|_, turn| turn.per_10k),
-            spread(&|round, turn| turn.per_10k / base[round]),
-            spread(&|_, turn| turn.per_second).median,
-            spread(&|_, turn| turn.utilisation).median,
-            turns.last().map_or(0.0, |turn| f64::from(turn.resident) / 1024.0),
-            good.len(),
-            turns.len(),
-            turns.iter().map(|turn| turn.errors).sum::<u64>(),
-        );
+        let good = || turns.iter().enumerate().filter(|(_, turn)| !turn.starved);
+        let spread = |of: &dyn Fn(usize, &Turn) -> f64| Spread::of(good().map(|(round, turn)| of(round, turn)));
+        let latency = |index: usize| format!("{:#.2}", spread(&|_, turn| turn.load.latency[index]));
+        let cells = [
+            format!("{:.3}", spread(&|_, turn| turn.per_10k)),
+            format!("{:.2}", spread(&|round, turn| turn.per_10k / base[round])),
+            format!("{:#.0}", spread(&|_, turn| turn.load.per_second)),
+            latency(0),
+            latency(1),
+            latency(2),
+            format!("{:#.2}", spread(&|_, turn| turn.busy)),
+            format!("{:#.1}", spread(&|_, turn| f64::from(turn.resident) / 1024.0)),
+            format!("{} of {}", good().count(), turns.len()),
+            turns.iter().map(|turn| turn.load.errors).sum::<u64>().to_string(),
+        ];
+        row(who.name(), &cells);
     }
 }
 
-fn latency(options: &Options, upstream: &Running, cores: usize, contenders: &[(Who, Running)]) {
+fn turn(options: &Options, kind: Kind, cores: usize, running: &Running, folder: &Path) -> Turn {
+    let before = running.used();
+    let load = saturate(kind, running.port, cores, options.seconds, folder);
+    let after = running.used();
+    let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
+    let waited = after.waited.saturating_sub(before.waited).as_secs_f64();
+    let busy = cpu / f64::from(options.seconds);
+    // On a core of its own it waits only if somebody else on the machine takes it, and is not busy if the load falls short.
+    let starved = cores == 1 && kind != Kind::Paced && (waited > cpu * 0.1 || busy < 0.85);
+    Turn { per_10k: cpu / load.requests() * 1e4, busy, starved, resident: running.resident(), load }
+}
+
+fn of_cores(cores: usize) -> String {
+    if cores == 1 { "1 core".to_owned() } else { format!("{cores} cores") }
+}
+
+/// At a given rate, whatever becomes of the requests before.
+fn latency(options: &Options, kind: Kind, upstream: &Running, cores: usize, contenders: &Contenders) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let direct = [("direct", upstream.port)];
     let all: Vec<(&str, u16)> =
@@ -183,37 +190,87 @@ fn latency(options: &Options, upstream: &Running, cores: usize, contenders: &[(W
     let mut samples: Vec<Vec<[f64; 3]>> = all.iter().map(|_| Vec::new()).collect();
     for _ in 0..options.rounds {
         for (index, (_, port)) in all.iter().enumerate() {
-            let sorted = runtime.block_on(at_rate(Kind::Json, *port, options.rate, options.seconds));
+            let sorted = runtime.block_on(at_rate(kind, *port, options.rate, options.seconds));
             samples[index].push([500, 990, 999].map(|per_mille| percentile(&sorted, per_mille)));
         }
     }
-    println!("\nJson at {}/s, {cores} core(s), milliseconds\n", options.rate);
-    println!("| | p50 | p99 | p99.9 | p99 added |\n|---|---|---|---|---|");
+    let title = format!("{}, {}, {} requests a second", kind.title(), of_cores(cores), options.rate);
+    head(&title, &["p50 ms", "p99 ms", "p99.9 ms", "p99 added to direct"]);
     for (index, (name, _)) in all.iter().enumerate() {
-        let of = |which: usize| Spread::of(samples[index].iter().map(|sample| sample[which]).collect());
-        let added = samples[index].iter().zip(&samples[0]).map(|(own, direct)| own[1] - direct[1]).collect();
-        println!("| {name} | {} | {} | {} | {} |", of(0), of(1), of(2), Spread::of(added));
+        let of = |which: usize| format!("{:.2}", Spread::of(samples[index].iter().map(|sample| sample[which])));
+        let added = samples[index].iter().zip(&samples[0]).map(|(own, direct)| own[1] - direct[1]);
+        row(name, &[of(0), of(1), of(2), format!("{:.2}", Spread::of(added))]);
     }
 }
 
-/// A median and what was around it.
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-impl Spread {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let median = values.get(values.len() / 2).copied().unwrap_or(f64::NAN);
-        let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
-        Self { median, min: end(values.first()), max: end(values.last()) }
+/// By the kernel's own count.
+fn syscalls(options: &Options, contenders: &Contenders, folder: &Path) {
+    let count = |running: &Running| -> Option<f64> {
+        let pids = running.pids().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let mut perf = Command::new("perf")
+            .args([
+                "stat",
+                "-x,",
+                "-e",
+                "raw_syscalls:sys_enter",
+                "-p",
+                &pids,
+                "--",
+                "sleep",
+                &options.seconds.to_string(),
+            ])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .ok()?;
+        let load = saturate(Kind::Json, running.port, 1, options.seconds, folder);
+        let mut text = String::new();
+        std::io::Read::read_to_string(perf.stderr.as_mut()?, &mut text).ok()?;
+        perf.wait().ok()?;
+        Some(text.split(',').next()?.trim().parse::<f64>().ok()? / load.requests())
+    };
+    let counts: Vec<Option<f64>> = contenders.iter().map(|(_, running)| count(running)).collect();
+    if counts.iter().all(Option::is_none) {
+        println!("\nSKIPPED: system calls are counted by perf, which cannot do it here (is tracefs mounted?)");
+        return;
+    }
+    head("System calls for one JSON request", &["calls"]);
+    for ((who, _), count) in contenders.iter().zip(counts) {
+        row(who.name(), &[count.map_or("-".to_owned(), |count| format!("{count:.2}"))]);
     }
 }
 
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.3} ({:.3}-{:.3})", self.median, self.min, self.max)
+/// What a connection costs that has been used once, and rests.
+fn idle(options: &Options, who: &[Who], start: &dyn Fn(&Who) -> Running) {
+    if options.idle == 0 {
+        return;
     }
+    head(
+        &format!("{} idle connections of clients, 1 core", options.idle),
+        &["MiB before", "MiB with them", "KiB for each"],
+    );
+    for who in who {
+        let running = start(who);
+        let before = running.resident();
+        let connections: Vec<TcpStream> =
+            (0..options.idle).map_while(|_| load::ask_once(Kind::Json, running.port)).collect();
+        let held = u32::try_from(connections.len()).expect("as many as were asked for");
+        let with = running.resident();
+        let mib = |kib: u32| format!("{:.1}", f64::from(kib) / 1024.0);
+        let each = f64::from(with.saturating_sub(before)) / f64::from(held.max(1));
+        let note = if held < options.idle { format!(" (of {held})") } else { String::new() };
+        row(who.name(), &[mib(before), mib(with), format!("{each:.1}{note}")]);
+    }
+}
+
+/// A gateway that nobody uses.
+fn at_rest(folder: &Path, fusebox: &Path) {
+    const CORES: usize = 8;
+    const SECONDS: u32 = 10;
+    let setup = Setup { folder, upstream: free_port(), cores: CORES, fusebox, other: None };
+    let running = start(Who::Fusebox, &setup, free_port()).unwrap_or_else(|error| panic!("fusebox: {error}"));
+    pause(Duration::from_secs(2));
+    let before = running.used().cpu;
+    pause(Duration::from_secs(SECONDS.into()));
+    let used = running.used().cpu.saturating_sub(before);
+    println!("\nAt rest, {CORES} cores configured: {used:?} of CPU time in {SECONDS} s");
 }

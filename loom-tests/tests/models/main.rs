@@ -8,5 +8,6 @@ mod by_name;
 mod entering;
 mod generations;
 mod harness;
+mod relay;
 mod telling;
 mod waiting;

@@ -14,40 +14,39 @@ use tokio::time::Instant;
 
 use super::RequestBody;
 use super::stream::Stream;
-use super::wake::Relay;
-
-/// A connection that is always ready would keep the other tasks of its core from running. tokio's own limit on what a task may
-/// do without a pause is a wakeup as any other here, and would be polled against for ever.
-const MAX_ROUNDS: usize = 64;
-
-/// Whether what is wanted has more, and so was not left to be woken.
-struct IsReady(bool);
+use super::wake::{Relay, Wanted};
 
 /// In a box: it is moved to its use and back to its rest, and is large.
 pub(super) struct Http1(Box<Inner>);
 
 struct Inner {
     sender: SendRequest<RequestBody>,
-    connection: http1::Connection<Stream, RequestBody>,
-    is_over: bool,
+    driver: Driver,
     relay: Relay,
     since: Instant,
+}
+
+/// What reads and writes.
+struct Driver {
+    connection: http1::Connection<Stream, RequestBody>,
+    is_over: bool,
 }
 
 impl Http1 {
     pub(super) async fn new(stream: Stream) -> hyper::Result<Self> {
         let (sender, connection) = http1::handshake(stream).await?;
-        Ok(Self(Box::new(Inner { sender, connection, is_over: false, relay: Relay::new(), since: Instant::now() })))
+        let driver = Driver { connection, is_over: false };
+        Ok(Self(Box::new(Inner { sender, driver, relay: Relay::new(), since: Instant::now() })))
     }
 
     pub(super) async fn send(&mut self, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
         // Nobody is to be woken by that: the connection is polled at once.
-        self.0.relay.begin_woken();
+        self.0.relay.expect_wake();
         let mut response = pin!(self.0.sender.send_request(request));
         poll_fn(|cx| {
             self.0.poll(cx, |cx| match response.as_mut().poll(cx) {
                 Poll::Ready(response) => ControlFlow::Break(response),
-                Poll::Pending => ControlFlow::Continue(IsReady(false)),
+                Poll::Pending => ControlFlow::Continue(Wanted::Nothing),
             })
         })
         .await
@@ -61,8 +60,8 @@ impl Http1 {
         mut take: impl FnMut(Option<hyper::Result<Frame<Bytes>>>, &Incoming) -> ControlFlow<T>,
     ) -> Poll<T> {
         self.0.poll(cx, |cx| match Pin::new(&mut *body).poll_frame(cx) {
-            Poll::Ready(frame) => take(frame, body).map_continue(|()| IsReady(true)),
-            Poll::Pending => ControlFlow::Continue(IsReady(false)),
+            Poll::Ready(frame) => take(frame, body).map_continue(|()| Wanted::MayBeMore),
+            Poll::Pending => ControlFlow::Continue(Wanted::Nothing),
         })
     }
 
@@ -77,51 +76,28 @@ impl Http1 {
 
     /// Whether another request can be sent. Wakes `task` when that may have changed.
     pub(super) fn rests(&mut self, task: Option<&Waker>) -> bool {
-        let Inner { sender, connection, is_over, relay, .. } = &mut *self.0;
-        relay.set_task(task);
-        for _ in 0..MAX_ROUNDS {
-            if *is_over || !relay.begin() {
-                break;
-            }
-            *is_over = Pin::new(&mut *connection).poll(&mut relay.context()).is_ready();
-        }
-        relay.leave();
-        !*is_over && sender.is_ready()
+        let Inner { sender, driver, relay, .. } = &mut *self.0;
+        relay.settle(task, |cx| driver.poll(cx));
+        !driver.is_over && sender.is_ready()
     }
 }
 
 impl Inner {
-    /// Polls what is `wanted`, and the connection as long as that may bring it on.
     fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
-        mut wanted: impl FnMut(&mut Context<'_>) -> ControlFlow<T, IsReady>,
+        wanted: impl FnMut(&mut Context<'_>) -> ControlFlow<T, Wanted>,
     ) -> Poll<T> {
-        let Self { connection, is_over, relay, .. } = self;
-        relay.set_task(Some(cx.waker()));
-        // Otherwise the connection has nothing to do before it is asked for something.
-        let mut is_woken = relay.begin();
-        let mut own = relay.context();
-        for _ in 0..MAX_ROUNDS {
-            if is_woken && !*is_over {
-                // How it ended is told to who waits for the answer or for its body.
-                *is_over = Pin::new(&mut *connection).poll(&mut own).is_ready();
-            }
-            let is_ready = match wanted(&mut own) {
-                ControlFlow::Continue(IsReady(is_ready)) => is_ready,
-                ControlFlow::Break(value) => {
-                    relay.leave();
-                    return Poll::Ready(value);
-                }
-            };
-            is_woken = relay.begin();
-            if !is_woken && !is_ready && relay.end() {
-                return Poll::Pending;
-            }
+        let Self { driver, relay, .. } = self;
+        relay.poll(cx, |cx| driver.poll(cx), wanted)
+    }
+}
+
+impl Driver {
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if !self.is_over {
+            // How it ended is told to who waits for the answer or for its body.
+            self.is_over = Pin::new(&mut self.connection).poll(cx).is_ready();
         }
-        // What was noted last has not been looked at.
-        relay.leave_woken();
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 }

@@ -2,27 +2,30 @@
 //!
 //! hyper's connection and the two ends of its channels wake each other while all of them are polled by one task: each such wake
 //! would have the runtime poll that task once more, for nothing. Here a wake that comes during a poll is only noted, and the
-//! poll goes on.
+//! poll goes on. What must not happen is that one is noted and nobody looks: `loom-tests` has the models.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
+use crate::sync::{AtomicUsize, Mutex, Ordering};
 
-const IS_POLLED: u8 = 1;
-const IS_WOKEN: u8 = 2;
+const IS_POLLED: usize = 1;
+const IS_WOKEN: usize = 2;
+
+/// What is always ready would keep the other tasks of its core from running. tokio's own limit on what a task may do without a
+/// pause is a wake as any other here, and would be polled against for ever.
+const MAX_ROUNDS: usize = 64;
 
 /// What the parts of a connection are polled with.
-pub(super) struct Relay {
+pub(crate) struct Relay {
     shared: Arc<Shared>,
     waker: Waker,
 }
 
-#[derive(Default)]
 struct Shared {
     /// In one word: between a look at the one and a change of the other a wake would be lost.
-    state: AtomicU8,
+    state: AtomicUsize,
     task: Mutex<Option<Waker>>,
 }
 
@@ -32,8 +35,8 @@ impl std::task::Wake for Shared {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let before = self.state.fetch_or(IS_WOKEN, Ordering::AcqRel);
-        if before == 0
+        // Who polls will look, and who was woken before too.
+        if self.state.fetch_or(IS_WOKEN, Ordering::AcqRel) == 0
             && let Some(task) = &*self.task.lock()
         {
             task.wake_by_ref();
@@ -41,16 +44,81 @@ impl std::task::Wake for Shared {
     }
 }
 
+/// What there is of what was wanted, where it is not enough.
+pub(crate) enum Wanted {
+    Nothing,
+    /// More may be there: whoever sends it was not told to wake anybody.
+    MayBeMore,
+}
+
 impl Relay {
-    pub(super) fn new() -> Self {
-        let shared = Arc::<Shared>::default();
+    pub(crate) fn new() -> Self {
         // A new connection has to be polled.
-        shared.state.store(IS_WOKEN, Ordering::Relaxed);
+        let shared = Arc::new(Shared { state: AtomicUsize::new(IS_WOKEN), task: Mutex::new(None) });
         Self { waker: Waker::from(Arc::clone(&shared)), shared }
     }
 
-    /// Who is to be woken from now on. A wake that came before is not lost: [`is_woken`](Self::is_woken) tells of it.
-    pub(super) fn set_task(&self, task: Option<&Waker>) {
+    /// Whether something has happened since the connection was polled.
+    pub(crate) fn is_woken(&self) -> bool {
+        self.shared.state.load(Ordering::Acquire) & IS_WOKEN != 0
+    }
+
+    /// For what is going to wake, as the task is going to poll anyway.
+    pub(crate) fn expect_wake(&self) {
+        self.shared.state.fetch_or(IS_WOKEN, Ordering::AcqRel);
+    }
+
+    /// Polls what is `wanted`, and the `connection` as long as that may bring it on.
+    pub(crate) fn poll<T>(
+        &self,
+        cx: &mut Context<'_>,
+        mut connection: impl FnMut(&mut Context<'_>),
+        mut wanted: impl FnMut(&mut Context<'_>) -> ControlFlow<T, Wanted>,
+    ) -> Poll<T> {
+        self.set_task(Some(cx.waker()));
+        let mut own = Context::from_waker(&self.waker);
+        // Otherwise the connection has nothing to do before it is asked for something.
+        let mut is_woken = self.begin();
+        for _ in 0..MAX_ROUNDS {
+            if is_woken {
+                connection(&mut own);
+            }
+            let has_more = match wanted(&mut own) {
+                ControlFlow::Continue(wanted) => matches!(wanted, Wanted::MayBeMore),
+                ControlFlow::Break(value) => {
+                    self.leave();
+                    return Poll::Ready(value);
+                }
+            };
+            is_woken = self.begin();
+            if !is_woken && !has_more && self.end() {
+                return Poll::Pending;
+            }
+        }
+        // What was noted last has not been looked at.
+        self.shared.state.store(IS_WOKEN, Ordering::Release);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Polls the `connection` as long as it has something to do by itself. From now on it wakes `task`.
+    pub(crate) fn settle(&self, task: Option<&Waker>, mut connection: impl FnMut(&mut Context<'_>)) {
+        self.set_task(task);
+        for _ in 0..MAX_ROUNDS {
+            if !self.begin() {
+                break;
+            }
+            connection(&mut Context::from_waker(&self.waker));
+        }
+        if !self.end() {
+            self.leave();
+            if let Some(task) = task {
+                task.wake_by_ref();
+            }
+        }
+    }
+
+    fn set_task(&self, task: Option<&Waker>) {
         let mut current = self.shared.task.lock();
         match (&*current, task) {
             (Some(current), Some(task)) if current.will_wake(task) => {}
@@ -59,37 +127,18 @@ impl Relay {
         }
     }
 
-    /// Whether something has happened since the connection was polled.
-    pub(super) fn is_woken(&self) -> bool {
-        self.shared.state.load(Ordering::Acquire) & IS_WOKEN != 0
-    }
-
-    pub(super) fn context(&self) -> Context<'_> {
-        Context::from_waker(&self.waker)
-    }
-
     /// From now on wakes are noted. Whether there has been one since the last time.
-    pub(super) fn begin(&self) -> bool {
+    fn begin(&self) -> bool {
         self.shared.state.swap(IS_POLLED, Ordering::AcqRel) & IS_WOKEN != 0
     }
 
-    /// As [`begin`](Self::begin), with a wake noted.
-    pub(super) fn begin_woken(&self) {
-        self.shared.state.store(IS_POLLED | IS_WOKEN, Ordering::Relaxed);
-    }
-
     /// From now on the task is woken. Not if a wake was noted: then there is something to be polled.
-    pub(super) fn end(&self) -> bool {
+    fn end(&self) -> bool {
         self.shared.state.compare_exchange(IS_POLLED, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Ends a poll that may leave something to be polled, and will be followed by another one.
-    pub(super) fn leave(&self) {
+    fn leave(&self) {
         self.shared.state.fetch_and(!IS_POLLED, Ordering::AcqRel);
-    }
-
-    /// As [`leave`](Self::leave), with a wake noted.
-    pub(super) fn leave_woken(&self) {
-        self.shared.state.store(IS_WOKEN, Ordering::Release);
     }
 }
