@@ -126,7 +126,7 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Result<(), Box<dyn std::
         tracing::info!(address = %admin.local_addr()?, "listening for operators");
     }
     tokio::spawn(reloading);
-    run_server(state, listener, admin, shutdown()).await;
+    run_server(state, listener, admin, shutdown()).await?;
     Ok(())
 }
 

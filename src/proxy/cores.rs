@@ -1,6 +1,7 @@
 //! A core is a thread with everything that requests need: what they write is its own, so that cores share nothing but the
 //! breakers.
 
+use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -109,8 +110,12 @@ pub(crate) type ProviderPermit = Permit<BreakerOf>;
 /// The threads that serve clients.
 ///
 /// Connections are accepted in one place and handed to the core that has the fewest. A listener for each core (`SO_REUSEPORT`)
-/// would save that, but places connections by chance, and they last: of 8 connections to 8 cores, three cores get none.
-pub(crate) struct Cores(Vec<Running>);
+/// would save that, but places connections by chance, and they last: with 8 connections to 8 cores, nearly three cores have
+/// none on average.
+pub(crate) struct Cores {
+    app: Arc<AppState>,
+    running: Vec<Running>,
+}
 
 struct Running {
     connections: mpsc::UnboundedSender<Connection>,
@@ -130,23 +135,40 @@ pub(crate) struct Connection {
 pub(crate) struct Place {
     _of_all: OwnedSemaphorePermit,
     of_core: Arc<AtomicUsize>,
+    app: Arc<AppState>,
+}
+
+impl Place {
+    fn new(of_all: OwnedSemaphorePermit, core: &Running, app: &Arc<AppState>) -> Self {
+        core.count.fetch_add(1, Ordering::Relaxed);
+        app.metrics.connections.fetch_add(1, Ordering::Relaxed);
+        Self { _of_all: of_all, of_core: Arc::clone(&core.count), app: Arc::clone(app) }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.of_core.fetch_sub(1, Ordering::Relaxed);
+        self.app.metrics.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Cores {
-    pub(crate) fn start(app: &Arc<AppState>) -> Self {
-        Self((0..app.live().server.cores).map(|number| Running::start(app, number)).collect())
+    /// All, or none.
+    pub(crate) fn start(app: &Arc<AppState>) -> io::Result<Self> {
+        let cores = app.live().server.cores;
+        let running = (0..cores).map(|number| Running::start(app, number)).collect::<io::Result<_>>();
+        let running = running.map_err(|error| {
+            let message = format!("server.cores: {cores} threads cannot be started: {error}");
+            io::Error::new(error.kind(), message)
+        })?;
+        Ok(Self { app: Arc::clone(app), running })
     }
 
     pub(crate) fn hand_over(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
-        let core = self.0.iter().min_by_key(|core| core.count.load(Ordering::Relaxed)).expect("there is one at least");
-        core.count.fetch_add(1, Ordering::Relaxed);
-        let place = Place { _of_all: place, of_core: Arc::clone(&core.count) };
+        let fewest = self.running.iter().min_by_key(|core| core.count.load(Ordering::Relaxed));
+        let core = fewest.expect("there is one at least");
+        let place = Place::new(place, core, &self.app);
         match stream.into_std() {
             // A core that has ended has panicked; its clients' connections are closed.
             Ok(stream) => drop(core.connections.send(Connection { stream, place })),
@@ -158,7 +180,7 @@ impl Cores {
     pub(crate) async fn drain(self, limit: Duration) -> bool {
         let mut stops = Vec::new();
         let mut threads = Vec::new();
-        for Running { connections, stop, ended, thread, .. } in self.0 {
+        for Running { connections, stop, ended, thread, .. } in self.running {
             drop(connections);
             stops.push(stop);
             threads.push((ended, thread));
@@ -179,22 +201,21 @@ impl Cores {
 }
 
 impl Running {
-    fn start(app: &Arc<AppState>, number: u64) -> Self {
+    fn start(app: &Arc<AppState>, number: u64) -> io::Result<Self> {
         let (connections, handed) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
         let (has_ended, ended) = oneshot::channel();
         let app = Arc::clone(app);
+        let runtime = Builder::new_current_thread().enable_all().build()?;
         let run = move || {
-            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime can be started");
             runtime.block_on(serve_clients(Core::new(app), handed, stopped));
             // Not for a host name that is still being looked up.
             runtime.shutdown_background();
             // Nobody listens if the server was dropped.
             let _ = has_ended.send(());
         };
-        let thread =
-            std::thread::Builder::new().name(format!("core-{number}")).spawn(run).expect("a thread can be started");
-        Self { connections, count: Arc::default(), stop, ended, thread }
+        let thread = std::thread::Builder::new().name(format!("core-{number}")).spawn(run)?;
+        Ok(Self { connections, count: Arc::default(), stop, ended, thread })
     }
 }
 
@@ -209,8 +230,8 @@ mod tests {
     async fn connections_go_to_the_core_that_has_the_fewest_and_a_core_counts_them_while_they_last() {
         let text = "[server]\ncores = 2\n[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
         let app = AppState::new(&GatewayConfig::from_toml(text).unwrap()).unwrap();
-        let cores = Cores::start(&app);
-        let counts = || cores.0.iter().map(|core| core.count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let cores = Cores::start(&app).unwrap();
+        let counts = || cores.running.iter().map(|core| core.count.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let places = Arc::new(tokio::sync::Semaphore::new(10));
         let mut clients = Vec::new();

@@ -1,10 +1,11 @@
 //! The gateway: an OpenAI-compatible reverse proxy that fails over from one LLM provider to the next.
 //!
-//! A request's way: `server` accepts it; `forward` reads it (`upload`, `model`) and picks the candidates that its breakers
-//! admit; `attempt` asks one of them, reads its answer (`hold`) and judges it by `classify`; `upstream` knows how a request
-//! reaches a provider, and is the only one that does; `stream` judges the rest of a stream while it passes through, with
-//! `sse` for the ends of its events; `record` tells of it in headers, `access_log` and `metrics`. `state` holds what `config`
-//! turned into.
+//! A request's way: `server` accepts its connection (`socket`, `drain`) and hands it to one of the `cores`, each a thread with
+//! connections to the providers, timeouts (`timers`) and a log of its own; `forward` reads it (`upload`, `model`) and picks the
+//! candidates that its breakers admit; `attempt` asks one of them, reads its answer (`hold`) and judges it by `classify`;
+//! `upstream` knows how a request reaches a provider, and is the only one that does; `stream` judges the rest of a stream while
+//! it passes through, with `sse` for the ends of its events; `record` tells of it in headers, `access_log` and `metrics`.
+//! `state` holds what `config` turned into.
 
 mod access_log;
 mod answer;
@@ -13,6 +14,7 @@ mod classify;
 mod config;
 mod cores;
 pub mod demo;
+mod drain;
 mod forward;
 mod headers;
 mod health;

@@ -2,11 +2,11 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -19,15 +19,15 @@ use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::access_log::AccessLog;
 use super::config::ServerConfig;
 use super::cores::{Connection, Core, Cores};
+use super::drain::Connections;
 use super::metrics::Cut;
 use super::record::ClientBody;
 use super::socket::Socket;
@@ -89,12 +89,17 @@ async fn metrics_for_clients(state: State<Arc<AppState>>, headers: HeaderMap) ->
 /// # Cancel safety
 ///
 /// Dropping it closes all connections at once.
+///
+/// # Errors
+///
+/// If the threads cannot be started; then nobody was served.
 pub async fn run_server(
     state: Arc<AppState>,
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: impl Future<Output = ()>,
-) {
+) -> io::Result<()> {
+    let cores = Cores::start(&state)?;
     let (drained, stop_admin) = oneshot::channel::<()>();
     let admin = admin.map(|admin| tokio::spawn(serve_operators(Arc::clone(&state), admin, stop_admin)));
     let shutdown = async {
@@ -104,7 +109,6 @@ pub async fn run_server(
     };
     let max = usize::try_from(state.live().server.max_connections).unwrap_or(usize::MAX);
     let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
-    let cores = Cores::start(&state);
     let mut shutdown = pin!(shutdown);
     while let Some((stream, place)) = accept_unless(&listener, &places, shutdown.as_mut()).await {
         cores.hand_over(stream, place);
@@ -120,6 +124,7 @@ pub async fn run_server(
         // It has nothing to lose but a panic's message, which has been printed.
         let _ = admin.await;
     }
+    Ok(())
 }
 
 /// Operators need few connections, and clients must not take them away.
@@ -127,7 +132,7 @@ const MAX_OPERATORS: usize = 256;
 
 /// Until the other end of `stop` is gone.
 async fn serve_operators(state: Arc<AppState>, listener: TcpListener, stop: oneshot::Receiver<()>) {
-    let graceful = GracefulShutdown::new();
+    let connections = Connections::default();
     let places = Arc::new(Semaphore::new(MAX_OPERATORS));
     let router = create_admin_router(Arc::clone(&state));
     let timers = Arc::<Timers>::default();
@@ -138,19 +143,15 @@ async fn serve_operators(state: Arc<AppState>, listener: TcpListener, stop: ones
     while let Some((stream, place)) = accept_unless(&listener, &places, stop.as_mut()).await {
         let router = router.clone();
         let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
-        let server = &state.live().server;
-        let mut http = http(server);
-        http.timer(HyperTimer(Arc::clone(&timers)));
-        let connection = http.serve_connection(Socket::new(stream, timers.timer(), server.write_timeout), service);
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let (http, socket) = http(&state.live().server, &timers, stream);
+        connections.serve(http.serve_connection(socket, service), |ended| {
+            if let Err(error) = ended {
                 debug!(error = %Chain(&error), "an operator's connection ended early");
             }
             drop(place);
         });
     }
-    let _ = tokio::time::timeout(Duration::from_secs(1), graceful.shutdown()).await;
+    let _ = tokio::time::timeout(Duration::from_secs(1), connections.end()).await;
 }
 
 /// The next connection, and its place among those there may be.
@@ -182,13 +183,12 @@ async fn accept_unless(
 /// no more to come and all have ended, or until `stop`.
 pub(crate) async fn serve_clients(
     core: Arc<Core>,
-    mut connections: mpsc::UnboundedReceiver<Connection>,
+    mut handed: mpsc::UnboundedReceiver<Connection>,
     stop: oneshot::Receiver<()>,
 ) {
     let router = create_router_of(&core);
-    let drain = Arc::new(Drain::default());
-    let (is_open, mut all_ended) = mpsc::channel::<()>(1);
-    while let Some(Connection { stream, place }) = connections.recv().await {
+    let connections = Connections::default();
+    while let Some(Connection { stream, place }) = handed.recv().await {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
@@ -196,63 +196,21 @@ pub(crate) async fn serve_clients(
                 continue;
             }
         };
-        let local = core.local();
-        let mut http = http(&local.server);
-        http.timer(HyperTimer(Arc::clone(&core.timers)));
-        let socket = Socket::new(stream, core.timers.timer(), local.server.write_timeout);
-        let has_asked = socket.has_asked();
-        let connection = http.serve_connection(socket, service(&core, &router));
-        let (counted, is_open, drain) = (Counted::new(&core.app), is_open.clone(), Arc::clone(&drain));
-        tokio::spawn(async move {
-            if let Err(error) = drain.serve(pin!(connection)).await {
+        let (http, socket) = http(&core.local().server, &core.timers, stream);
+        let (has_asked, app) = (socket.has_asked(), Arc::clone(&core.app));
+        connections.serve(http.serve_connection(socket, service(&core, &router)), move |ended| {
+            if let Err(error) = ended {
                 debug!(error = %Chain(&error), "a client's connection ended early");
                 if let Some(reason) = Cut::of(&error, has_asked.load(Ordering::Relaxed)) {
-                    counted.0.metrics.cut(reason);
+                    app.metrics.cut(reason);
                 }
             }
-            drop((counted, place, is_open));
+            drop(place);
         });
     }
-    drain.begin();
-    drop(is_open);
     tokio::select! {
-        _ = all_ended.recv() => {}
+        () = connections.end() => {}
         _ = stop => {}
-    }
-}
-
-/// Tells connections to end with the request that they are serving. hyper-util has such a thing, which is locked for each poll
-/// of each connection.
-#[derive(Default)]
-struct Drain {
-    has_begun: AtomicBool,
-    begins: Notify,
-}
-
-impl Drain {
-    fn begin(&self) {
-        self.has_begun.store(true, Ordering::Release);
-        self.begins.notify_waiters();
-    }
-
-    async fn serve<S>(&self, mut connection: Pin<&mut http1::Connection<Socket, S>>) -> hyper::Result<()>
-    where
-        S: HttpService<Incoming, ResBody = Either<ClientBody, Body>, Error = Infallible>,
-    {
-        let mut begins = pin!(self.begins.notified());
-        let (mut is_first, mut is_told) = (true, false);
-        poll_fn(|cx| {
-            // A task's waker stays the same, so that it is enough to leave it once.
-            if std::mem::take(&mut is_first) {
-                let _ = begins.as_mut().poll(cx);
-            }
-            if !is_told && self.has_begun.load(Ordering::Acquire) {
-                is_told = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            connection.as_mut().poll(cx)
-        })
-        .await
     }
 }
 
@@ -296,16 +254,19 @@ fn service(
     })
 }
 
-fn http(server: &ServerConfig) -> http1::Builder {
+/// hyper's own limit.
+const USUAL_HEADERS: u64 = 100;
+
+fn http(server: &ServerConfig, timers: &Arc<Timers>, stream: TcpStream) -> (http1::Builder, Socket) {
     let mut http = http1::Builder::new();
-    http.header_read_timeout(server.header_timeout);
+    http.timer(HyperTimer(Arc::clone(timers))).header_read_timeout(server.header_timeout);
     let bytes = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
     http.max_header_size(bytes(server.max_header_bytes));
-    // Anything else than hyper's own limit costs an allocation for each request.
-    if server.max_headers != ServerConfig::default().max_headers {
+    // Any limit that is set costs an allocation for each request.
+    if server.max_headers != USUAL_HEADERS {
         http.max_headers(bytes(server.max_headers));
     }
-    http
+    (http, Socket::new(stream, timers.timer(), server.write_timeout))
 }
 
 async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
@@ -313,22 +274,6 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     // With Nagle's algorithm a chunk of a stream waits for the acknowledgement of the one before, 40 ms.
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-/// Counts a client's connection while it lasts.
-struct Counted(Arc<AppState>);
-
-impl Counted {
-    fn new(state: &Arc<AppState>) -> Self {
-        state.metrics.connections.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(state))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.metrics.connections.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]

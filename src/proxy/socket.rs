@@ -1,4 +1,4 @@
-//! A connection's bytes, written in as few and as cheap calls as can be, and closed so that the other side can still read.
+//! A client's connection: given up where the client takes nothing of its answer, and closed so that it can still read it.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,12 +15,10 @@ use tokio::time::Instant;
 
 use super::timers::Timer;
 
-/// What is below this is copied: one piece costs the system less than several.
-const SMALL: usize = 4096;
 /// How long a client that is sending may take to read that it has been refused.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A connection to a client.
+/// What hyper reads and writes.
 pub(crate) struct Socket {
     stream: TokioIo<TcpStream>,
     timer: Timer,
@@ -97,7 +95,7 @@ impl Write for Socket {
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.stream.is_write_vectored()
     }
 
     fn poll_write_vectored(
@@ -105,29 +103,7 @@ impl Write for Socket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = write_pieces(Pin::new(&mut self.stream), cx, pieces);
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
         self.within_patience(written, cx)
-    }
-}
-
-/// Writes several pieces, as one if they are small.
-pub(crate) fn write_pieces(
-    stream: Pin<&mut impl Write>,
-    cx: &mut Context<'_>,
-    pieces: &[IoSlice<'_>],
-) -> Poll<io::Result<usize>> {
-    let length: usize = pieces.iter().map(|piece| piece.len()).sum();
-    match pieces {
-        [piece] => stream.poll_write(cx, piece),
-        _ if length > SMALL => stream.poll_write_vectored(cx, pieces),
-        _ => {
-            let mut whole = [0; SMALL];
-            let mut at = 0;
-            for piece in pieces {
-                whole[at..at + piece.len()].copy_from_slice(piece);
-                at += piece.len();
-            }
-            stream.poll_write(cx, &whole[..at])
-        }
     }
 }

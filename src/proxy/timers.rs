@@ -6,7 +6,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -105,7 +105,8 @@ impl Timer {
         if list.next.is_none_or(|next| until < next) {
             list.next = Some(until);
             if !std::mem::replace(&mut list.is_watched, true) {
-                tokio::spawn(watch(Arc::downgrade(&self.timers)));
+                let timers = Arc::downgrade(&self.timers);
+                tokio::spawn(watch(move |task| timers.upgrade()?.sweep(task)));
             } else if let Some(task) = &list.task {
                 task.wake_by_ref();
             }
@@ -128,15 +129,14 @@ impl Drop for Timer {
     }
 }
 
-async fn watch(timers: Weak<Timers>) {
-    let mut sleep = pin!(sleep_until(Instant::now()));
+/// Sweeps now, whenever it is woken, and whenever `sweep` says that it will be time again; ends when it says nothing.
+pub(crate) async fn watch(mut sweep: impl FnMut(&Waker) -> Option<Instant>) {
+    let mut timer = pin!(sleep_until(Instant::now()));
     poll_fn(|cx| {
         loop {
-            let Some(next) = timers.upgrade().and_then(|timers| timers.sweep(cx.waker())) else {
-                return Poll::Ready(());
-            };
-            sleep.as_mut().reset(next);
-            if sleep.as_mut().poll(cx).is_pending() {
+            let Some(next) = sweep(cx.waker()) else { return Poll::Ready(()) };
+            timer.as_mut().reset(next);
+            if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -145,7 +145,6 @@ async fn watch(timers: Weak<Timers>) {
 }
 
 /// For hyper.
-#[derive(Clone)]
 pub(crate) struct HyperTimer(pub(crate) Arc<Timers>);
 
 impl hyper::rt::Timer for HyperTimer {

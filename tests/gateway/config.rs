@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use fusebox::proxy::{AppState, GatewayConfig};
 
+use crate::support::TempFile;
+
 fn mistakes(text: &str) -> Vec<String> {
     GatewayConfig::from_toml(text).expect_err("has mistakes").mistakes().to_vec()
 }
@@ -99,14 +101,14 @@ fn what_is_legal_but_odd_is_a_warning_with_its_line() {
 #[test]
 fn the_example_file_documents_every_setting_and_loads() {
     let text = include_str!("../../fusebox.example.toml");
-    let file = std::env::temp_dir().join(format!("fusebox-test-example-{}.toml", std::process::id()));
+    let file = TempFile::new("example.toml", "");
     let load = |text: &str| {
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&*file, text).unwrap();
         let mut fusebox = Command::new(env!("CARGO_BIN_EXE_fusebox"));
         for name in ["FUSEBOX_TOKEN", "OPENAI_API_KEY", "AZURE_API_KEY"] {
             fusebox.env(name, "from-the-environment");
         }
-        let output = fusebox.args(["check", "--config"]).arg(&file).output().unwrap();
+        let output = fusebox.args(["check", "--config"]).arg(&*file).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
@@ -131,7 +133,6 @@ fn the_example_file_documents_every_setting_and_loads() {
             assert!(table || mentioned.contains(&setting), "{setting} is not in the example");
         }
     }
-    std::fs::remove_file(&file).unwrap();
 }
 
 #[test]
@@ -233,11 +234,8 @@ fn a_probes_lease_outlasts_the_gateways_own_limits() {
 }
 
 fn fusebox(command: &str, text: &str) -> Output {
-    let file = std::env::temp_dir().join(format!("fusebox-test-{}-{command}-{}.toml", std::process::id(), text.len()));
-    std::fs::write(&file, text).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_fusebox")).arg(command).arg("--config").arg(&file).output().unwrap();
-    std::fs::remove_file(&file).unwrap();
-    output
+    let file = TempFile::new(&format!("{command}-{}.toml", text.len()), text);
+    Command::new(env!("CARGO_BIN_EXE_fusebox")).arg(command).arg("--config").arg(&*file).output().unwrap()
 }
 
 #[test]

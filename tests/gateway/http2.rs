@@ -10,8 +10,9 @@ use fusebox::proxy::GatewayConfig;
 use h2::{Reason, RecvStream};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
-use crate::support::{Answer, Gateway, Provider, broken, one_by_one, streamed};
+use crate::support::{CHAT, Gateway, Provider, broken, one_by_one, read, streamed};
 
 const HTTP2: &str = "http2 = true";
 
@@ -42,7 +43,7 @@ async fn a_stream_over_http2_is_judged_to_its_end() {
     let response = gateway.begin_with(&mut whole, "data: 1\n\n").await;
     whole.send_data("data: 2\n\n".into()).await.unwrap();
     drop(whole);
-    assert_eq!(crate::support::read(response).await.body, "data: 1\n\ndata: 2\n\n");
+    assert_eq!(read(response).await.body, "data: 1\n\ndata: 2\n\n");
     let response = gateway.begin_with(&mut cut, "data: 1\n\n").await;
     cut.abort(std::io::Error::other("gone"));
     assert_eq!(broken(response).await.0, "data: 1\n\n");
@@ -58,8 +59,8 @@ enum Act {
     Close,
 }
 
-/// Does `script` says with the n-th request of all. Counts connections and requests.
-async fn provider(script: impl Fn(usize) -> Act + Send + Sync + 'static) -> (SocketAddr, Arc<[AtomicUsize; 2]>) {
+/// Does what `script` says with the n-th request of all, on the connection of that number. Counts connections and requests.
+async fn provider(script: impl Fn(usize, usize) -> Act + Send + Sync + 'static) -> (SocketAddr, Arc<[AtomicUsize; 2]>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let counts = Arc::new([const { AtomicUsize::new(0) }; 2]);
@@ -68,13 +69,13 @@ async fn provider(script: impl Fn(usize) -> Act + Send + Sync + 'static) -> (Soc
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            counted[0].fetch_add(1, Ordering::SeqCst);
+            let connection_number = counted[0].fetch_add(1, Ordering::SeqCst);
             let (counted, script) = (Arc::clone(&counted), Arc::clone(&script));
             tokio::spawn(async move {
                 let Ok(mut connection) = h2::server::handshake(stream).await else { return };
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     let _: Request<RecvStream> = request;
-                    match script(counted[1].fetch_add(1, Ordering::SeqCst)) {
+                    match script(connection_number, counted[1].fetch_add(1, Ordering::SeqCst)) {
                         Act::Answer => {
                             let mut body = respond.send_response(Response::new(()), false).unwrap();
                             body.send_data(Bytes::from_static(b"ok"), true).unwrap();
@@ -93,45 +94,28 @@ async fn gateway(address: SocketAddr) -> Gateway {
     Gateway::over(&[address], "cores = 1", "failure_threshold = 1", HTTP2).await
 }
 
-async fn asks(gateway: &Gateway) -> Answer {
-    gateway.ask().await
-}
-
 #[tokio::test]
 async fn many_requests_at_once_share_a_connection() {
-    let (address, counts) = provider(|_| Act::Answer).await;
+    let (address, counts) = provider(|_, _| Act::Answer).await;
     let gateway = gateway(address).await;
-    assert_eq!(asks(&gateway).await.status, 200);
-    let answers = futures_all((0..50).map(|_| asks(&gateway))).await;
+    assert_eq!(gateway.ask().await.status, 200);
+    let mut asked = JoinSet::new();
+    for _ in 0..50 {
+        let sent = gateway.sending(gateway.request("/v1/x", CHAT));
+        asked.spawn(async { read(sent.await).await });
+    }
+    let answers = asked.join_all().await;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == "ok"));
     assert_eq!([0, 1].map(|index| counts[index].load(Ordering::SeqCst)), [1, 51]);
-}
-
-async fn futures_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    use std::future::poll_fn;
-    use std::task::Poll;
-    let mut futures: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
-    poll_fn(|cx| {
-        for (future, output) in &mut futures {
-            if output.is_none()
-                && let Poll::Ready(ready) = future.as_mut().poll(cx)
-            {
-                *output = Some(ready);
-            }
-        }
-        if futures.iter().all(|(_, output)| output.is_some()) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    futures.into_iter().map(|(_, output)| output.unwrap()).collect()
 }
 
 #[tokio::test]
 async fn a_connection_that_closes_or_a_request_that_it_did_not_look_at_is_nobodys_failure() {
     for act in [Act::Close, Act::Reset(Reason::REFUSED_STREAM)] {
-        let (address, counts) = provider(move |n| if n % 3 == 2 { act } else { Act::Answer }).await;
+        let (address, counts) = provider(move |_, n| if n % 3 == 2 { act } else { Act::Answer }).await;
         let gateway = gateway(address).await;
         for _ in 0..20 {
-            assert_eq!(asks(&gateway).await.status, 200);
+            assert_eq!(gateway.ask().await.status, 200);
         }
         let snapshot = gateway.breaker("a").snapshot();
         assert_eq!((snapshot.failure_count, snapshot.trip_count), (0, 0));
@@ -140,11 +124,26 @@ async fn a_connection_that_closes_or_a_request_that_it_did_not_look_at_is_nobody
 }
 
 #[tokio::test]
+async fn a_request_that_lost_its_connection_is_not_sent_on_another_that_may_be_lost_too() {
+    let (address, counts) =
+        provider(|connection, n| if connection < 2 && n > 1 { Act::Close } else { Act::Answer }).await;
+    let config = "cores = 1\nreplay_body_bytes = 1024";
+    let gateway = Gateway::over(&[address], config, "failure_threshold = 1", HTTP2).await;
+    assert_eq!(gateway.ask().await.status, 200);
+    // What can be sent only once gets a connection of its own, which then is one more.
+    let long = format!("{{\"model\":\"m\",\"input\":\"{}\"}}", "x".repeat(2000));
+    assert_eq!(gateway.post("/v1/embeddings", &long).await.status, 200);
+    assert_eq!(gateway.ask().await.status, 200);
+    assert_eq!((counts[0].load(Ordering::SeqCst), gateway.breaker("a").trip_count()), (3, 0));
+}
+
+#[tokio::test]
 async fn a_request_that_is_reset_for_another_reason_is_the_providers_failure() {
-    let (address, counts) = provider(|n| if n == 1 { Act::Reset(Reason::INTERNAL_ERROR) } else { Act::Answer }).await;
+    let (address, counts) =
+        provider(|_, n| if n == 1 { Act::Reset(Reason::INTERNAL_ERROR) } else { Act::Answer }).await;
     let gateway = gateway(address).await;
-    assert_eq!(asks(&gateway).await.status, 200);
-    assert_eq!(asks(&gateway).await.status, 502);
+    assert_eq!(gateway.ask().await.status, 200);
+    assert_eq!(gateway.ask().await.status, 502);
     assert_eq!((gateway.breaker("a").trip_count(), counts[1].load(Ordering::SeqCst)), (1, 2), "it is not asked twice");
     assert_eq!(gateway.log(2).await[1]["attempts"][0]["outcome"], json!("connection"));
 }
@@ -161,7 +160,7 @@ async fn a_provider_that_does_not_speak_http2_though_it_should_has_failed() {
         }
     });
     let gateway = gateway(address).await;
-    assert_eq!(asks(&gateway).await.status, 502);
+    assert_eq!(gateway.ask().await.status, 502);
     assert_eq!(gateway.breaker("a").trip_count(), 1);
 }
 

@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use crate::support::{CHAT, DEADLINE, Provider, nobody, one_by_one, streamed};
+use crate::support::{CHAT, DEADLINE, Provider, TempFile, nobody, one_by_one, streamed};
 
 #[tokio::test]
 async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
@@ -27,11 +26,10 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
         "[server]\nlisten = '{address}'\n[[providers]]\nname = 'a'\nurl = 'http://{}/v1'\nmodels = ['m']",
         a.address
     );
-    let file = std::env::temp_dir().join(format!("fusebox-test-{}-sigterm.toml", std::process::id()));
-    std::fs::write(&file, text).unwrap();
+    let file = TempFile::new("sigterm.toml", text);
     let mut gateway = Command::new(env!("CARGO_BIN_EXE_fusebox"))
         .args(["serve", "--config"])
-        .arg(&file)
+        .arg(&*file)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -41,7 +39,6 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
         assert!(start.elapsed() < DEADLINE);
         tokio::task::yield_now().await;
     }
-    std::fs::remove_file(file).unwrap();
 
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request = hyper::Request::post(format!("http://{address}/v1/chat/completions"));
@@ -63,18 +60,17 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
 struct Serving {
     process: Child,
     address: SocketAddr,
-    file: PathBuf,
+    file: TempFile,
     log: BufReader<ChildStderr>,
 }
 
 impl Serving {
     async fn start(name: &str, providers: &str) -> Self {
         let address = nobody().await;
-        let file = std::env::temp_dir().join(format!("fusebox-test-{}-{name}.toml", std::process::id()));
-        std::fs::write(&file, format!("[server]\nlisten = '{address}'\n{providers}")).unwrap();
+        let file = TempFile::new(&format!("{name}.toml"), format!("[server]\nlisten = '{address}'\n{providers}"));
         let mut process = Command::new(env!("CARGO_BIN_EXE_fusebox"))
             .args(["serve", "--log", "json", "--config"])
-            .arg(&file)
+            .arg(&*file)
             .stdout(std::fs::File::create(file.with_extension("log")).unwrap())
             .stderr(Stdio::piped())
             .spawn()
@@ -90,7 +86,7 @@ impl Serving {
 
     /// Replaces the file, says so, and returns the log up to the line that has `until`.
     fn reload(&mut self, providers: &str, until: &str) -> String {
-        std::fs::write(&self.file, format!("[server]\nlisten = '{}'\n{providers}", self.address)).unwrap();
+        std::fs::write(&*self.file, format!("[server]\nlisten = '{}'\n{providers}", self.address)).unwrap();
         self.signal("-HUP");
         let mut text = String::new();
         while !text.contains(until) {
@@ -126,7 +122,6 @@ impl Drop for Serving {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let _ = std::fs::remove_file(&self.file);
         let _ = std::fs::remove_file(self.file.with_extension("log"));
     }
 }
@@ -345,15 +340,25 @@ async fn a_second_gateway_on_the_same_port_says_so_and_ends() {
             "[server]\nlisten = '{address}'\n[[providers]]\nname = 'a'\nurl = 'http://{}/v1'\nmodels = ['m']",
             a.address
         );
-        let file = std::env::temp_dir().join(format!("fusebox-test-{}-second.toml", std::process::id()));
-        std::fs::write(&file, text).unwrap();
+        let file = TempFile::new("second.toml", text);
         let mut second = Command::new(env!("CARGO_BIN_EXE_fusebox"));
-        second.args(["serve", "--config"]).arg(&file);
+        second.args(["serve", "--config"]).arg(&*file);
         let output = tokio::task::spawn_blocking(move || second.output().unwrap());
         let output = tokio::time::timeout(DEADLINE, output).await.unwrap().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         let expected = format!("fusebox: server.listen: {address} cannot be bound: Address already in use");
         assert!(output.status.code() == Some(1) && said.contains(&expected), "{said}");
-        std::fs::remove_file(file).unwrap();
     }
+}
+
+#[test]
+fn more_cores_than_the_system_gives_are_an_error_that_names_the_setting() {
+    let text = "[server]\nlisten = '127.0.0.1:0'\ncores = 1000\n[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
+    let file = TempFile::new("cores.toml", text);
+    // Each runtime needs a few file descriptors.
+    let run = format!("ulimit -n 100; exec {} serve --config {}", env!("CARGO_BIN_EXE_fusebox"), file.display());
+    let output = Command::new("sh").args(["-c", &run]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = "fusebox: server.cores: 1000 threads cannot be started: ";
+    assert!(output.status.code() == Some(1) && said.contains(expected), "{said}");
 }

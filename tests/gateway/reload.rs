@@ -3,7 +3,7 @@
 use fusebox::proxy::GatewayConfig;
 use serde_json::json;
 
-use crate::support::{Gateway, Provider, hang, one_by_one, streamed};
+use crate::support::{Gateway, Provider, TempFile, hang, one_by_one, streamed};
 
 fn config(providers: &[(&str, &Provider)], breaker: &str) -> GatewayConfig {
     let provider = |(name, provider): &(&str, &Provider)| {
@@ -88,15 +88,14 @@ async fn who_waits_for_the_probe_of_a_provider_that_goes_is_let_through() {
 async fn a_file_that_cannot_be_used_is_refused_whole_and_the_old_one_goes_on() {
     let a = Provider::with_status(200).await;
     let mut gateway = Gateway::from_config(&config(&[("a", &a)], "")).await;
-    let file = std::env::temp_dir().join(format!("fusebox-test-reload-{}.toml", std::process::id()));
-    std::fs::write(&file, "[[providers]]\nname = 'b'\nurl = 'http://b/v1'\nmodels = ['m']\n[server]\nlisten = 'x'")
-        .unwrap();
+    let wrong = "[[providers]]\nname = 'b'\nurl = 'http://b/v1'\nmodels = ['m']\n[server]\nlisten = 'x'";
+    let file = TempFile::new("reload.toml", wrong);
     assert!(!gateway.state.reload_file(&file));
     assert!(gateway.ask().await.is_by(&a));
-    std::fs::write(&file, "[server]\nlisten = '127.0.0.1:1'").unwrap();
+    std::fs::write(&*file, "[server]\nlisten = '127.0.0.1:1'").unwrap();
     assert!(gateway.state.reload_file(&file));
     assert_eq!(gateway.ask().await.status, 404);
-    std::fs::remove_file(&file).unwrap();
+    std::fs::remove_file(&*file).unwrap();
     assert!(!gateway.state.reload_file(&file));
     let metrics = gateway.metrics().await;
     for line in ["result=\"applied\"} 1\n", "result=\"refused\"} 2\n"] {

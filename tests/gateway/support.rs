@@ -1,6 +1,8 @@
 //! A gateway on loopback, providers that do as they are told, and a client.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -180,9 +182,11 @@ impl Gateway {
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, admin_address) = (listener.local_addr().unwrap(), admin.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(run_server(Arc::clone(&state), listener, Some(admin), async {
+        let stopped = async {
             stopped.await.ok();
-        }));
+        };
+        let running = run_server(Arc::clone(&state), listener, Some(admin), stopped);
+        let server = tokio::spawn(async { running.await.unwrap() });
         let client = Client::builder(TokioExecutor::new()).build_http();
         Self { address, admin: admin_address, state, log, client, stop: Some(stop), server }
     }
@@ -332,4 +336,31 @@ pub(crate) async fn broken(response: Response<hyper::body::Incoming>) -> (String
     let error: serde_json::Value = serde_json::from_str(error.strip_suffix("\n\n").unwrap()).unwrap();
     assert_eq!(error["error"]["code"], "provider_stream_broken");
     (before.to_owned(), error["error"]["message"].as_str().unwrap().to_owned())
+}
+
+/// A file of this process, which is removed with it.
+pub(crate) struct TempFile(PathBuf);
+
+impl TempFile {
+    /// `name` is what no other test calls one.
+    pub(crate) fn new(name: &str, text: impl AsRef<[u8]>) -> Self {
+        let path = std::env::temp_dir().join(format!("fusebox-test-{}-{name}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        Self(path)
+    }
+}
+
+impl Deref for TempFile {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        // It is of no interest any more, and the test has failed if it is not there.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }

@@ -204,7 +204,7 @@ impl Default for Timeouts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Connections {
-    /// How many may rest unused, all cores together.
+    /// How many may rest unused. Each core has its share, rounded up.
     pub max_idle: u64,
     /// For how long.
     pub idle_limit: Duration,

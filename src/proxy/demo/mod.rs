@@ -123,7 +123,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         report(&summary, options.json);
     }
     drop(finish);
-    server.await?;
+    server.await??;
     Ok(())
 }
 

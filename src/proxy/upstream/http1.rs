@@ -12,9 +12,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use tokio::time::Instant;
 
-use super::RequestBody;
-use super::stream::Stream;
 use super::wake::{Relay, Wanted};
+use super::{RequestBody, Stream};
 
 /// In a box: it is moved to its use and back to its rest, and is large.
 pub(super) struct Http1(Box<Inner>);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::http::{Request, Response};
 use bytes::Bytes;
+use h2::Reason;
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -19,8 +20,7 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::stream::Stream;
-use super::{Chain, RequestBody};
+use super::{Chain, RequestBody, Stream};
 
 /// What common servers allow at least (RFC 9113 section 6.5.2 recommends it). Further requests would wait for a place, and that
 /// would look as if the provider were slow.
@@ -33,8 +33,8 @@ const PING: Duration = Duration::from_secs(10);
 pub(super) struct Http2Pool {
     max_age: Duration,
     connections: Mutex<Vec<Connection>>,
-    /// Whether there has been one.
-    is_in_use: AtomicBool,
+    /// Whether the provider spoke HTTP/2 when it was last connected to.
+    is_spoken: AtomicBool,
     connecting: tokio::sync::Mutex<()>,
 }
 
@@ -59,25 +59,29 @@ impl Http2Pool {
         Self {
             max_age,
             connections: Mutex::default(),
-            is_in_use: AtomicBool::new(false),
+            is_spoken: AtomicBool::new(false),
             connecting: tokio::sync::Mutex::default(),
         }
     }
 
-    pub(super) fn take(&self) -> Option<Http2> {
-        if !self.is_in_use.load(Ordering::Relaxed) {
+    /// One that was made since then.
+    pub(super) fn take(&self, made_since: Option<Instant>) -> Option<Http2> {
+        if !self.is_spoken.load(Ordering::Relaxed) {
             return None;
         }
         let mut connections = self.connections.lock();
         // Requests that are on one that is dropped here go on.
         connections.retain(|connection| !connection.sender.is_closed() && connection.since.elapsed() < self.max_age);
-        let is_free = |connection: &&Connection| connection.streams.load(Ordering::Relaxed) < MAX_STREAMS;
-        connections.iter().find(is_free).map(Connection::use_once)
+        let fits = |connection: &&Connection| {
+            connection.streams.load(Ordering::Relaxed) < MAX_STREAMS
+                && made_since.is_none_or(|made_since| connection.since >= made_since)
+        };
+        connections.iter().find(fits).map(Connection::use_once)
     }
 
     /// Where connections are of HTTP/2, one at a time is made.
     pub(super) async fn turn(&self) -> Option<MutexGuard<'_, ()>> {
-        if self.is_in_use.load(Ordering::Relaxed) { Some(self.connecting.lock().await) } else { None }
+        if self.is_spoken.load(Ordering::Relaxed) { Some(self.connecting.lock().await) } else { None }
     }
 
     pub(super) async fn connect(&self, stream: Stream) -> hyper::Result<Http2> {
@@ -90,10 +94,18 @@ impl Http2Pool {
             }
         });
         let connection = Connection { sender, streams: Arc::default(), since: Instant::now() };
-        self.is_in_use.store(true, Ordering::Relaxed);
+        self.is_spoken.store(true, Ordering::Relaxed);
         let used = connection.use_once();
         self.connections.lock().push(connection);
         Ok(used)
+    }
+
+    /// The provider has just preferred HTTP/1, for which each request needs a connection of its own, and need not wait for its
+    /// turn.
+    pub(super) fn is_not_spoken(&self) {
+        if self.is_spoken.swap(false, Ordering::Relaxed) {
+            self.connections.lock().clear();
+        }
     }
 
     /// No other request should try this one.
@@ -133,15 +145,14 @@ impl Http2 {
     }
 }
 
-/// Whether the provider refused this request, and not merely the connection: RFC 9113 section 8.7 says which ones were not
-/// looked at.
-pub(super) fn is_an_answer(error: &hyper::Error) -> bool {
+/// Why the provider ended the stream, if it did that and not more.
+pub(super) fn reset_by_provider(error: &hyper::Error) -> Option<Reason> {
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return error.is_reset() && error.is_remote() && error.reason() != Some(h2::Reason::REFUSED_STREAM);
+            return error.reason().filter(|_| error.is_reset() && error.is_remote());
         }
         cause = error.source();
     }
-    false
+    None
 }

@@ -1,15 +1,14 @@
 //! Connections that nobody uses at the moment.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::sync::{Arc, Weak};
-use std::task::{Poll, Waker};
+use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::http1::Http1;
+use crate::proxy::timers::watch;
 
 /// A stack, so that those that are not needed get old. Its connections are watched: one that the other side closes is gone
 /// before a request finds it.
@@ -58,7 +57,10 @@ impl Idle {
         if !std::mem::replace(&mut stack.is_watched, true) {
             // Outside of a runtime there is nobody to watch, and nobody to use it.
             match tokio::runtime::Handle::try_current() {
-                Ok(runtime) => drop(runtime.spawn(watch(Arc::downgrade(self)))),
+                Ok(runtime) => {
+                    let idle = Arc::downgrade(self);
+                    runtime.spawn(watch(move |task| idle.upgrade()?.sweep(task)));
+                }
                 Err(_) => stack.connections.clear(),
             }
         }
@@ -82,19 +84,4 @@ impl Idle {
         }
         next
     }
-}
-
-/// Until there are none.
-async fn watch(idle: Weak<Idle>) {
-    let mut timer = pin!(sleep_until(Instant::now()));
-    poll_fn(|cx| {
-        loop {
-            let Some(next) = idle.upgrade().and_then(|idle| idle.sweep(cx.waker())) else { return Poll::Ready(()) };
-            timer.as_mut().reset(next);
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-        }
-    })
-    .await;
 }

@@ -9,7 +9,6 @@ mod body;
 mod http1;
 mod http2;
 mod idle;
-mod stream;
 mod tls;
 mod wake;
 
@@ -22,9 +21,11 @@ use axum::http::header::{self, HeaderValue};
 use axum::http::uri::{Parts, PathAndQuery};
 use axum::http::{Request, Response, Uri, Version, request};
 use bytes::Bytes;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use tokio::time::timeout;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::{Connection as _, HttpConnector};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 use tracing::debug;
 
@@ -32,7 +33,6 @@ use body::Loan;
 use http1::Http1;
 use http2::{Http2, Http2Pool};
 use idle::Idle;
-use stream::Stream;
 
 pub(crate) use body::{RequestBody, UpstreamBody};
 pub use tls::SetupError;
@@ -75,6 +75,9 @@ impl fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+/// A connection's bytes.
+type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// One provider's address, key and connections, for one core.
 pub(crate) struct Upstream {
@@ -139,48 +142,47 @@ impl Upstream {
         body: RequestBody,
     ) -> Result<Response<UpstreamBody>, SendError> {
         let can_be_sent_again = matches!(body, RequestBody::Whole(_));
-        if let RequestBody::Whole(bytes) = &body {
-            let copy = || RequestBody::Whole(bytes.clone());
-            let error = if let Some(mut connection) = self.idle.take() {
-                match connection.send(self.request(head, copy(), Version::HTTP_11)).await {
-                    Ok(response) => return Ok(self.lend(response, connection)),
-                    // That was an answer, if not one of HTTP.
-                    Err(error) if error.is_parse() => return Err(SendError::Connection(error)),
-                    Err(error) => Some(error),
-                }
-            } else if let Some(mut connection) = self.http2.take() {
-                match connection.send(self.request(head, copy(), Version::HTTP_2)).await {
-                    Ok(response) => {
-                        return Ok(
-                            response.map(|body| UpstreamBody::new(body, Loan::Http2 { _until_dropped: connection }))
-                        );
-                    }
-                    Err(error) if http2::is_an_answer(&error) => return Err(SendError::Connection(error)),
-                    Err(error) => {
-                        self.http2.forget(&connection);
-                        Some(error)
-                    }
-                }
-            } else {
-                None
-            };
-            if let Some(error) = error {
-                debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed");
+        if let RequestBody::Whole(bytes) = &body
+            && let Some(connection) = self.rested()
+        {
+            match self.ask(connection, head, RequestBody::Whole(bytes.clone())).await {
+                Ok(response) => return Ok(response),
+                Err(error) if is_an_answer(&error) => return Err(SendError::Connection(error)),
+                Err(error) => debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed"),
             }
         }
         // In a box: most requests need none, and all that await this one would be as large as it.
         let connected = Box::pin(timeout(self.connect_timeout, self.connect(can_be_sent_again))).await;
-        match connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?.map_err(SendError::Connect)? {
-            Connected::Http1(mut connection) => {
-                let response = connection.send(self.request(head, body, Version::HTTP_11)).await;
-                response.map_err(SendError::Connection).map(|response| self.lend(response, connection))
+        let connection =
+            connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?.map_err(SendError::Connect)?;
+        self.ask(connection, head, body).await.map_err(SendError::Connection)
+    }
+
+    /// A connection that was used before.
+    fn rested(&self) -> Option<Connection> {
+        self.idle.take().map(Connection::Http1).or_else(|| self.http2.take(None).map(Connection::Http2))
+    }
+
+    async fn ask(
+        &self,
+        connection: Connection,
+        head: &request::Parts,
+        body: RequestBody,
+    ) -> hyper::Result<Response<UpstreamBody>> {
+        let (response, loan) = match connection {
+            Connection::Http1(mut connection) => {
+                let response = connection.send(self.request(head, body, Version::HTTP_11)).await?;
+                (response, Loan::Http1(connection, Arc::clone(&self.idle)))
             }
-            Connected::Http2(mut connection) => {
+            Connection::Http2(mut connection) => {
                 let response = connection.send(self.request(head, body, Version::HTTP_2)).await;
-                let response = response.map_err(SendError::Connection)?;
-                Ok(response.map(|body| UpstreamBody::new(body, Loan::Http2 { _until_dropped: connection })))
+                if response.as_ref().is_err_and(|error| !is_an_answer(error)) {
+                    self.http2.forget(&connection);
+                }
+                (response?, Loan::Http2 { _until_dropped: connection })
             }
-        }
+        };
+        Ok(response.map(|body| UpstreamBody::new(body, loan)))
     }
 
     /// What a provider says about a request may quote its key.
@@ -189,22 +191,21 @@ impl Upstream {
         key.strike_out(body)
     }
 
-    /// With `may_share`, one that another request has just made will do, if it is of HTTP/2.
-    async fn connect(&self, may_share: bool) -> Result<Connected, Box<dyn Error + Send + Sync>> {
+    /// With `may_share`, one that another request makes meanwhile will do, if it is of HTTP/2. None that is older: that one may
+    /// be as dead as the one before.
+    async fn connect(&self, may_share: bool) -> Result<Connection, Box<dyn Error + Send + Sync>> {
+        let begun = Instant::now();
         // Where one connection serves all, they do not all connect when it is gone.
         let _turn = self.http2.turn().await;
-        if may_share && let Some(connection) = self.http2.take() {
-            return Ok(Connected::Http2(connection));
+        if may_share && let Some(connection) = self.http2.take(Some(begun)) {
+            return Ok(Connection::Http2(connection));
         }
-        let stream = Stream(self.connector.clone().oneshot(self.url.clone()).await?);
-        if self.is_http2_only || stream.is_http2() {
-            return Ok(Connected::Http2(self.http2.connect(stream).await?));
+        let stream = self.connector.clone().oneshot(self.url.clone()).await?;
+        if self.is_http2_only || stream.connected().is_negotiated_h2() {
+            return Ok(Connection::Http2(self.http2.connect(stream).await?));
         }
-        Ok(Connected::Http1(Http1::new(stream).await?))
-    }
-
-    fn lend(&self, response: Response<hyper::body::Incoming>, connection: Http1) -> Response<UpstreamBody> {
-        response.map(|body| UpstreamBody::new(body, Loan::Http1(connection, Arc::clone(&self.idle))))
+        self.http2.is_not_spoken();
+        Ok(Connection::Http1(Http1::new(stream).await?))
     }
 
     fn request(&self, head: &request::Parts, body: RequestBody, version: Version) -> Request<RequestBody> {
@@ -239,9 +240,15 @@ impl Upstream {
     }
 }
 
-enum Connected {
+enum Connection {
     Http1(Http1),
     Http2(Http2),
+}
+
+/// Whether a request that got no answer was refused by the provider, and did not merely lose its connection: by something that is
+/// not HTTP, or by a reset of its stream that does not say that it was not looked at (RFC 9113 section 8.7).
+fn is_an_answer(error: &hyper::Error) -> bool {
+    error.is_parse() || http2::reset_by_provider(error).is_some_and(|reason| reason != h2::Reason::REFUSED_STREAM)
 }
 
 /// Where a host has several addresses, each gets a share of the time, and IPv4 does not wait for IPv6 (RFC 8305). A host is
