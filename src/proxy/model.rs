@@ -8,7 +8,7 @@ use std::ops::Range;
 use axum::http::HeaderValue;
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// How a body is written.
@@ -102,14 +102,37 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            if key != "model" {
+        while let Some(IsModel(is_model)) = map.next_key()? {
+            if !is_model {
                 map.next_value::<IgnoredAny>()?;
             } else if self.0.replace(map.next_value()?).is_some() {
                 return Err(A::Error::duplicate_field("model"));
             }
         }
         Ok(())
+    }
+}
+
+/// A key, compared where it stands.
+struct IsModel(bool);
+
+impl<'de> Deserialize<'de> for IsModel {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(KeyVisitor)
+    }
+}
+
+struct KeyVisitor;
+
+impl Visitor<'_> for KeyVisitor {
+    type Value = IsModel;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: Error>(self, key: &str) -> Result<IsModel, E> {
+        Ok(IsModel(key == "model"))
     }
 }
 
@@ -167,8 +190,12 @@ mod tests {
 
     #[test]
     fn the_model_of_a_json_body_is_found_wherever_it_stands() {
-        for body in [r#"{"model":"m"}"#, r#" {"a":{"model":"x"},"model" : "m" ,"b":[1,{}]} "#, r#"{"model":"\u006d"}"#]
-        {
+        for body in [
+            r#"{"model":"m"}"#,
+            r#" {"a":{"model":"x"},"model" : "m" ,"b":[1,{}]} "#,
+            r#"{"model":"\u006d"}"#,
+            r#"{"mod\u0065l":"m"}"#,
+        ] {
             assert_eq!(json(body, true), Ok(Some("m".into())), "{body}");
         }
         for body in ["{}", r#"{"a":{"model":"x"}}"#] {

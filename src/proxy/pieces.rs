@@ -8,6 +8,9 @@ use tokio::time::Instant;
 
 use super::timers::Timer;
 
+/// Room for several pieces at first: events are small, and many.
+const MIN_SEVERAL: usize = 4 << 10;
+
 /// The pieces of a body so far. Most bodies come in one piece, which then need not be copied.
 #[derive(Default)]
 pub(crate) struct Pieces {
@@ -20,6 +23,9 @@ impl Pieces {
         if self.len() == 0 {
             self.only = piece;
         } else {
+            if self.several.is_empty() {
+                self.several.reserve(MIN_SEVERAL.max(2 * (self.only.len() + piece.len())));
+            }
             self.several.extend_from_slice(&std::mem::take(&mut self.only));
             self.several.extend_from_slice(&piece);
         }

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,7 +13,7 @@ use axum::http::header::{CONNECTION, HeaderName};
 use axum::http::{HeaderValue, Method, Response, Uri, request};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -208,7 +209,11 @@ impl Record {
         head.headers.insert(REQUEST_ID, self.id.clone());
         let name = provider.map_or(HeaderValue::from_static("none"), |index| self.local.upstreams[index].name.clone());
         head.headers.insert(PROVIDER, name);
-        head.headers.insert(ATTEMPTS, HeaderValue::from(self.attempts.len()));
+        let attempts = match self.attempts.len() {
+            1 => HeaderValue::from_static("1"),
+            attempts => HeaderValue::from(attempts),
+        };
+        head.headers.insert(ATTEMPTS, attempts);
         if !self.is_replayable {
             head.headers.insert(REPLAY, HeaderValue::from_static("no"));
         }
@@ -227,30 +232,31 @@ impl Record {
     fn write_line(&self, text: &mut Vec<u8>, took: Duration) {
         let name = |attempt: &Attempt| self.local.providers[attempt.provider].name();
         let outcome = |attempt: &Attempt| attempt.ended.map_or(Outcome::ClientLeft, |(outcome, _)| outcome);
-        let attempt_line = |attempt: &Attempt| AttemptLine {
-            provider: name(attempt),
-            outcome: outcome(attempt).as_str(),
-            ms: millis(attempt.ended.map_or_else(|| attempt.started.elapsed(), |(_, took)| took)),
-        };
-        let line = Line {
-            time: now(),
-            id: self.id.to_str().unwrap_or_default(),
-            method: self.method.as_str(),
-            // Without the query, which may hold what is none of the log's business.
-            path: self.uri.path(),
-            model: self.model.as_deref(),
-            status: self.status,
-            end: self.end,
-            provider: self.attempts.last().filter(|last| outcome(last) == Outcome::Ok).map(name),
-            attempts: Each(self.attempts.iter().map(attempt_line)),
-            blamed: Each(self.attempts.iter().filter(|attempt| outcome(attempt).is_failure()).map(name)),
-            stream: self.is_stream,
-            bytes_in: self.bytes_in,
-            bytes_out: self.bytes_out,
-            first_byte_ms: self.first_byte.map(millis),
-            ms: millis(took),
-        };
-        serde_json::to_writer(text, &line).expect("texts and numbers");
+        let blamed: Vec<_> = self.attempts.iter().filter(|attempt| outcome(attempt).is_failure()).map(name).collect();
+        write!(text, "{{\"time\":\"{}\"", now()).expect("a buffer takes everything");
+        put(text, ",\"id\":", self.id.to_str().unwrap_or_default());
+        put(text, ",\"method\":", self.method.as_str());
+        // Without the query, which may hold what is none of the log's business.
+        put(text, ",\"path\":", self.uri.path());
+        put(text, ",\"model\":", &self.model);
+        put(text, ",\"status\":", &self.status);
+        put(text, ",\"end\":", &self.end);
+        put(text, ",\"provider\":", &self.attempts.last().filter(|last| outcome(last) == Outcome::Ok).map(name));
+        text.extend_from_slice(b",\"attempts\":[");
+        for (number, attempt) in self.attempts.iter().enumerate() {
+            let took = attempt.ended.map_or_else(|| attempt.started.elapsed(), |(_, took)| took);
+            put(text, if number == 0 { "{\"provider\":" } else { ",{\"provider\":" }, name(attempt));
+            put(text, ",\"outcome\":", outcome(attempt).as_str());
+            put(text, ",\"ms\":", &millis(took));
+            text.push(b'}');
+        }
+        put(text, "],\"blamed\":", &blamed);
+        put(text, ",\"stream\":", &self.is_stream);
+        put(text, ",\"bytes_in\":", &self.bytes_in);
+        put(text, ",\"bytes_out\":", &self.bytes_out);
+        put(text, ",\"first_byte_ms\":", &self.first_byte.map(millis));
+        put(text, ",\"ms\":", &millis(took));
+        text.push(b'}');
     }
 }
 
@@ -267,31 +273,11 @@ impl Drop for Record {
     }
 }
 
-#[derive(Serialize)]
-struct Line<'a, A: Serialize, B: Serialize> {
-    #[serde(serialize_with = "as_text")]
-    time: humantime::Rfc3339Timestamp,
-    id: &'a str,
-    method: &'a str,
-    path: &'a str,
-    model: Option<&'a str>,
-    status: Option<u16>,
-    end: End,
-    provider: Option<&'a str>,
-    attempts: A,
-    blamed: B,
-    stream: bool,
-    bytes_in: u64,
-    bytes_out: u64,
-    first_byte_ms: Option<f64>,
-    ms: f64,
-}
-
-#[derive(Serialize)]
-struct AttemptLine<'a> {
-    provider: &'a str,
-    outcome: &'static str,
-    ms: f64,
+/// A value of a JSON object. `key`, with all that stands between it and the value before, goes in as it is: serde escapes keys
+/// like values, which took as long as the rest of the line.
+fn put(text: &mut Vec<u8>, key: &'static str, value: &(impl Serialize + ?Sized)) {
+    text.extend_from_slice(key.as_bytes());
+    serde_json::to_writer(text, value).expect("texts and numbers");
 }
 
 /// To a thousandth.
@@ -302,19 +288,6 @@ fn millis(duration: Duration) -> f64 {
 #[expect(clippy::disallowed_methods, reason = "a log is read beside other logs, which go by the wall clock")]
 fn now() -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_millis(std::time::SystemTime::now())
-}
-
-fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
-/// An array of what an iterator gives, without collecting it first.
-struct Each<I>(I);
-
-impl<I: Iterator<Item: Serialize> + Clone> Serialize for Each<I> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.clone())
-    }
 }
 
 /// An answer's body on its way, with its record.

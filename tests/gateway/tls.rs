@@ -51,9 +51,11 @@ async fn provider_with(
             let acceptor = TlsAcceptor::from(Arc::new(tls.clone()));
             // A client that does not trust the certificate ends the handshake.
             let Ok(stream) = acceptor.accept(stream).await else { continue };
-            let service = service_fn(async |request: Request<Incoming>| {
+            let handshake = format!("{:?}", stream.get_ref().1.handshake_kind().expect("it has ended"));
+            let service = service_fn(move |request: Request<Incoming>| {
                 let text = format!("{:?} over TLS", request.version());
-                Ok::<_, Infallible>(Response::new(Body::from(text)))
+                let response = Response::builder().header("x-handshake", handshake.clone()).body(Body::from(text));
+                async { Ok::<_, Infallible>(response.unwrap()) }
             });
             tokio::spawn(async move {
                 let http = auto::Builder::new(TokioExecutor::new());
@@ -102,6 +104,17 @@ async fn http2_is_spoken_where_both_sides_agree_on_it() {
             assert_eq!(answer.status, expected.0, "{offered:?} {extra}");
             assert!(answer.status != 200 || answer.body == expected.1, "{offered:?} {extra}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_new_connection_resumes_the_session_of_one_before() {
+    let (address, certificate) = provider(&[]).await;
+    let file = TempFile::new("resumed.pem", certificate);
+    let server = format!("[server]\ncores = 1\nca_file = '{}'", file.display());
+    let gateway = gateway(&server, address.port(), "connections = { max_idle = 0 }").await;
+    for expected in ["Full", "Resumed", "Resumed"] {
+        assert_eq!(gateway.ask().await.header("x-handshake"), expected);
     }
 }
 

@@ -14,7 +14,9 @@ mod wake;
 
 use std::error::Error;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::http::header::{self, HeaderValue};
@@ -141,6 +143,7 @@ impl Upstream {
         head: &request::Parts,
         body: RequestBody,
     ) -> Result<Response<UpstreamBody>, SendError> {
+        behind_the_others().await;
         let can_be_sent_again = matches!(body, RequestBody::Whole(_));
         if let RequestBody::Whole(bytes) = &body
             && let Some(connection) = self.rested()
@@ -245,6 +248,20 @@ enum Connection {
     Http2(Http2),
 }
 
+/// Lets those run first that can run too: of requests that come together all are read, and then all are sent. A provider on the
+/// same machine is then woken once for several, and not for each, which is a twentieth of what a request costs.
+async fn behind_the_others() {
+    let mut has_waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Whether a request that got no answer was refused by the provider, and did not merely lose its connection: by something that is
 /// not HTTP, or by a reset of its stream that does not say that it was not looked at (RFC 9113 section 8.7).
 fn is_an_answer(error: &hyper::Error) -> bool {
@@ -308,6 +325,22 @@ mod tests {
         assert_eq!(stream.inner().peer_addr().unwrap(), listener.local_addr().unwrap());
         let error = tower::Service::call(&mut tcp, url).await.unwrap_err();
         assert!(Chain(&error).to_string().contains("refused"), "{}", Chain(&error));
+    }
+
+    #[tokio::test]
+    async fn requests_that_come_together_are_all_read_before_one_is_sent() {
+        let done = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let mut requests = tokio::task::JoinSet::new();
+        for number in 1..=2 {
+            let done = Arc::clone(&done);
+            requests.spawn(async move {
+                done.lock().push(("read", number));
+                behind_the_others().await;
+                done.lock().push(("sent", number));
+            });
+        }
+        requests.join_all().await;
+        assert_eq!(*done.lock(), [("read", 1), ("read", 2), ("sent", 1), ("sent", 2)]);
     }
 
     #[test]
