@@ -8,7 +8,8 @@ use std::ops::Range;
 use axum::http::HeaderValue;
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// How a body is written.
@@ -102,11 +103,13 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(IsModel(is_model)) = map.next_key()? {
-            if !is_model {
-                map.next_value::<IgnoredAny>()?;
-            } else if self.0.replace(map.next_value()?).is_some() {
-                return Err(A::Error::duplicate_field("model"));
+        while let Some(key) = map.next_key()? {
+            match key {
+                Key::Other => drop(map.next_value::<IgnoredAny>()?),
+                Key::Model if self.0.replace(map.next_value()?).is_some() => {
+                    return Err(A::Error::duplicate_field("model"));
+                }
+                Key::Model => {}
             }
         }
         Ok(())
@@ -114,26 +117,12 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
 }
 
 /// A key, compared where it stands.
-struct IsModel(bool);
-
-impl<'de> Deserialize<'de> for IsModel {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(KeyVisitor)
-    }
-}
-
-struct KeyVisitor;
-
-impl Visitor<'_> for KeyVisitor {
-    type Value = IsModel;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E: Error>(self, key: &str) -> Result<IsModel, E> {
-        Ok(IsModel(key == "model"))
-    }
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Key {
+    Model,
+    #[serde(other)]
+    Other,
 }
 
 /// RFC 7578, as far as a field `model` goes.

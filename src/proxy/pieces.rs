@@ -1,12 +1,7 @@
-//! Bodies come in pieces, with pauses: what reading them has in common in both directions.
-
-use std::task::{Context, Poll};
+//! Bodies come in pieces: what reading them has in common in both directions.
 
 use bytes::{Bytes, BytesMut};
 use http_body::SizeHint;
-use tokio::time::Instant;
-
-use super::timers::Timer;
 
 /// Room for several pieces at first: events are small, and many.
 const MIN_SEVERAL: usize = 4 << 10;
@@ -52,30 +47,6 @@ pub(crate) fn size_with(ahead: Option<&Bytes>, rest: &SizeHint) -> SizeHint {
     hint
 }
 
-/// The wait for the next piece. Its time runs only while somebody is ready for that piece.
-pub(crate) struct Pause {
-    timer: Timer,
-    /// While it runs.
-    until: Option<Instant>,
-}
-
-impl Pause {
-    pub(crate) fn new(timer: Timer) -> Self {
-        Self { timer, until: None }
-    }
-
-    /// Ready when it has lasted too long. `until` says when that is, at its beginning.
-    pub(crate) fn poll(&mut self, until: impl FnOnce() -> Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let until = *self.until.get_or_insert_with(until);
-        self.timer.poll_until(until, cx)
-    }
-
-    /// The piece has come.
-    pub(crate) fn end(&mut self) {
-        self.until = None;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,29 +65,5 @@ mod tests {
             pieces.push(piece.into());
         }
         assert_eq!((pieces.len(), pieces.into_bytes()), (3, Bytes::from_static(b"abc")));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pause_ends_in_time_and_begins_anew_with_the_next_piece() {
-        use std::future::poll_fn;
-        use std::sync::Arc;
-        use std::time::Duration;
-
-        use crate::proxy::timers::Timers;
-
-        let mut pause = Pause::new(Arc::<Timers>::default().timer());
-        let begun = Instant::now();
-        let wait = async |pause: &mut Pause| {
-            let until = || Instant::now() + Duration::from_secs(1);
-            poll_fn(|cx| pause.poll(until, cx)).await;
-        };
-        tokio::select! {
-            biased;
-            () = wait(&mut pause) => panic!("it has not lasted"),
-            () = tokio::time::sleep(Duration::from_millis(600)) => {}
-        }
-        pause.end();
-        wait(&mut pause).await;
-        assert_eq!(begun.elapsed(), Duration::from_millis(1600));
     }
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::timers::Timer;
+use super::timers::{Pause, Timer};
 
 /// How long a client that is sending may take to read that it has been refused.
 const LINGER: Duration = Duration::from_secs(2);
@@ -21,19 +21,19 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What hyper reads and writes.
 pub(crate) struct Socket {
     stream: TokioIo<TcpStream>,
-    timer: Timer,
-    /// How long the client may take nothing of what it is sent.
+    /// While the client takes nothing of what it is sent, and while it may still read why it was refused.
+    pause: Pause,
+    /// How long it may take nothing.
     patience: Duration,
-    /// While it takes nothing, and while it may still read why it was refused.
-    until: Option<Instant>,
-    is_shut_down: bool,
+    /// Once it is shut down.
+    lingers_until: Option<Instant>,
     has_asked: Arc<AtomicBool>,
 }
 
 impl Socket {
     pub(crate) fn new(stream: TcpStream, timer: Timer, patience: Duration) -> Self {
-        let has_asked = Arc::default();
-        Self { stream: TokioIo::new(stream), timer, patience, until: None, is_shut_down: false, has_asked }
+        let (stream, pause) = (TokioIo::new(stream), Pause::new(timer));
+        Self { stream, pause, patience, lingers_until: None, has_asked: Arc::default() }
     }
 
     /// Whether the client has sent something since it was last sent something.
@@ -44,11 +44,10 @@ impl Socket {
     /// What came of writing: if nothing, it is an error in the end.
     fn within_patience(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
-            let until = *self.until.get_or_insert_with(|| Instant::now() + self.patience);
-            ready!(self.timer.poll_until(until, cx));
+            ready!(self.pause.poll(|| Instant::now() + self.patience, cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        self.until = None;
+        self.pause.end();
         self.has_asked.store(false, Ordering::Relaxed);
         written
     }
@@ -76,17 +75,18 @@ impl Write for Socket {
     /// the answer that says why it was closed (RFC 9112 section 9.6). So what still comes is read, for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.is_shut_down {
+        let until = if let Some(until) = this.lingers_until {
+            until
+        } else {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-            this.is_shut_down = true;
-            this.until = Some(Instant::now() + LINGER);
-        }
-        let until = this.until.unwrap_or_else(Instant::now);
+            this.pause.end();
+            *this.lingers_until.insert(Instant::now() + LINGER)
+        };
         let mut scratch = [const { std::mem::MaybeUninit::uninit() }; 8 * 1024];
         loop {
             let mut buffer = ReadBuf::uninit(&mut scratch);
             if Pin::new(this.stream.inner_mut()).poll_read(cx, &mut buffer)?.is_pending() {
-                return this.timer.poll_until(until, cx).map(Ok);
+                return this.pause.poll(|| until, cx).map(Ok);
             }
             if buffer.filled().is_empty() || Instant::now() >= until {
                 return Poll::Ready(Ok(()));
@@ -105,5 +105,55 @@ impl Write for Socket {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
         self.within_patience(written, cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::net::TcpListener;
+    use tokio::task::yield_now;
+    use tokio::time::advance;
+
+    use super::super::timers::Timers;
+    use super::*;
+
+    async fn write(socket: &mut Socket) -> Poll<io::Result<usize>> {
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut *socket).poll_write(cx, &[0; 8 << 10]))).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_now_and_then_is_waited_for_and_one_that_stops_is_given_up() {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (client, timers) = (client.unwrap(), Arc::<Timers>::default());
+        let mut socket = Socket::new(accepted.unwrap().0, timers.timer(), PATIENCE);
+        for _ in 0..4 {
+            while let Poll::Ready(written) = write(&mut socket).await {
+                written.expect("it is in time");
+            }
+            advance(PATIENCE * 3 / 4).await;
+            let mut scratch = vec![0; 1 << 20];
+            loop {
+                while client.try_read(&mut scratch).is_ok() {}
+                match write(&mut socket).await {
+                    Poll::Ready(written) => {
+                        written.expect("it is in time");
+                        break;
+                    }
+                    Poll::Pending => yield_now().await,
+                }
+            }
+        }
+        let error = loop {
+            match write(&mut socket).await {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => break error,
+                Poll::Pending => advance(PATIENCE).await,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

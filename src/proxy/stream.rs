@@ -13,9 +13,10 @@ use super::attempt::Provider;
 use super::classify::Outcome;
 use super::config::Timeouts;
 use super::hold::late;
-use super::pieces::{Pause, size_with};
+use super::pieces::size_with;
 use super::record::{End, Record};
 use super::sse::Events;
+use super::timers::Pause;
 use super::upstream::{Chain, UpstreamBody};
 use crate::CircuitBreaker;
 

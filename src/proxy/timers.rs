@@ -129,6 +129,30 @@ impl Drop for Timer {
     }
 }
 
+/// A wait for the next piece of something. Its time runs only while somebody is ready for that piece.
+pub(crate) struct Pause {
+    timer: Timer,
+    /// While it runs.
+    until: Option<Instant>,
+}
+
+impl Pause {
+    pub(crate) fn new(timer: Timer) -> Self {
+        Self { timer, until: None }
+    }
+
+    /// Ready when it has lasted too long. `until` says when that is, at its beginning.
+    pub(crate) fn poll(&mut self, until: impl FnOnce() -> Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let until = *self.until.get_or_insert_with(until);
+        self.timer.poll_until(until, cx)
+    }
+
+    /// The piece has come.
+    pub(crate) fn end(&mut self) {
+        self.until = None;
+    }
+}
+
 /// Sweeps now, whenever it is woken, and whenever `sweep` says that it will be time again; ends when it says nothing.
 pub(crate) async fn watch(mut sweep: impl FnMut(&Waker) -> Option<Instant>) {
     let mut timer = pin!(sleep_until(Instant::now()));
@@ -251,5 +275,23 @@ mod tests {
         }
         assert_eq!(timers.0.lock().next, slept_until);
         assert_eq!(timers.0.lock().places.len(), 2, "a place is used again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_ends_in_time_and_begins_anew_with_the_next_piece() {
+        let mut pause = Pause::new(Arc::<Timers>::default().timer());
+        let begun = Instant::now();
+        let wait = async |pause: &mut Pause| {
+            let until = || Instant::now() + Duration::from_secs(1);
+            poll_fn(|cx| pause.poll(until, cx)).await;
+        };
+        tokio::select! {
+            biased;
+            () = wait(&mut pause) => panic!("it has not lasted"),
+            () = tokio::time::sleep(Duration::from_millis(600)) => {}
+        }
+        pause.end();
+        wait(&mut pause).await;
+        assert_eq!(begun.elapsed(), Duration::from_millis(1600));
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::answer;
 use super::config::ServerConfig;
 use super::hold::within;
-use super::pieces::{Pause, Pieces, size_with};
+use super::pieces::{Pieces, size_with};
 use super::timers::Timer;
 
 /// Why a body could not be read.
@@ -68,7 +68,7 @@ pub(crate) struct Rest {
     /// What it may still have.
     left: u64,
     max: u64,
-    pause: Pause,
+    timer: Timer,
     patience: Patience,
 }
 
@@ -130,10 +130,7 @@ where
         }
         if length > limits.replay_body_bytes {
             let body = body.map_err(|_| Fault::Broken).boxed_unsync();
-            return Ok(Read::Begun(
-                pieces.into_bytes(),
-                Rest { body, left: max - length, max, pause: Pause::new(timer), patience },
-            ));
+            return Ok(Read::Begun(pieces.into_bytes(), Rest { body, left: max - length, max, timer, patience }));
         }
     }
     Ok(Read::Whole(pieces.into_bytes()))
@@ -194,7 +191,6 @@ impl Upload {
     }
 
     fn pass(&mut self, data: &Bytes) {
-        self.rest.pause.end();
         let mut state = self.progress.0.lock();
         state.moved = Instant::now();
         state.waits_for_client = false;
@@ -222,7 +218,7 @@ impl Body for Upload {
         let Poll::Ready(frame) = Pin::new(&mut this.rest.body).poll_frame(cx) else {
             this.progress.0.lock().waits_for_client = true;
             let patience = &mut this.rest.patience;
-            ready!(this.rest.pause.poll(|| patience.until(), cx));
+            ready!(this.rest.timer.poll_until(patience.until(), cx));
             let limit = patience.limit;
             return this.fail(Fault::Stalled { limit });
         };
@@ -254,5 +250,30 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         size_with(self.begun.as_ref(), &self.rest.body.size_hint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many pieces of a body, one every 900 ms, come before the client has been waited for long enough.
+    async fn pieces_in_time(bytes: usize) -> usize {
+        let mut patience = Patience::new(Duration::from_secs(1));
+        for piece in 0..100 {
+            let until = patience.until();
+            tokio::time::advance(Duration::from_millis(900)).await;
+            if Instant::now() > until {
+                return piece;
+            }
+            patience.receive(bytes);
+        }
+        100
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_may_be_slow_but_not_for_ever_by_a_byte_now_and_then() {
+        assert_eq!(pieces_in_time(1024).await, 100);
+        assert_eq!(pieces_in_time(1).await, 1);
     }
 }

@@ -3,9 +3,11 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -33,13 +35,13 @@ impl Kind {
         }
     }
 
+    /// As the command line has it, and the model.
+    fn name(self) -> String {
+        self.to_possible_value().expect("none is skipped").get_name().to_owned()
+    }
+
     fn body(self) -> String {
-        let model = match self {
-            Self::Json => "json",
-            Self::Burst => "burst",
-            Self::Paced => "paced",
-        };
-        let stream = self != Self::Json;
+        let (model, stream) = (self.name(), self != Self::Json);
         format!(
             r#"{{"model":"{model}","stream":{stream},"messages":[{{"role":"user","content":"Hello, how are you doing today? Please tell me about circuit breakers."}}]}}"#
         )
@@ -108,8 +110,31 @@ pub(crate) fn saturate(kind: Kind, port: u16, cores: usize, seconds: u32, folder
     Saturated { requests, per_second, errors: errors.into(), latency }
 }
 
-/// Latencies of the answers, sorted, in microseconds.
-pub(crate) async fn at_rate(kind: Kind, port: u16, rate: u32, seconds: u32) -> Vec<u32> {
+/// Latencies at a given rate, whatever becomes of the requests before: of the median, of 99 and of 99.9 percent, in milliseconds.
+/// By a process of its own, which shares no core with a contender that has one.
+pub(crate) fn at_rate(kind: Kind, port: u16, cores: usize, rate: u32, seconds: u32) -> [f64; 3] {
+    let output = beside(std::env::current_exe().expect("this program"), cores)
+        .args(["rate", &kind.name(), &port.to_string(), &rate.to_string(), &seconds.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("this program runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let numbers: Vec<f64> = text.split_whitespace().map(|number| number.parse().expect("a number")).collect();
+    numbers.try_into().expect("three numbers")
+}
+
+/// What [`at_rate`] reads.
+pub(crate) fn print_at_rate(kind: &str, port: u16, rate: u32, seconds: u32) {
+    let kind = Kind::from_str(kind, false).expect("what is asked");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let sorted = runtime.block_on(latencies(kind, port, rate, seconds));
+    for per_mille in [500, 990, 999] {
+        println!("{}", percentile(&sorted, per_mille));
+    }
+}
+
+/// Of the answers, sorted, in microseconds.
+async fn latencies(kind: Kind, port: u16, rate: u32, seconds: u32) -> Vec<u32> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let request: Arc<[u8]> = kind.request().into();
     let idle: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
@@ -123,6 +148,7 @@ pub(crate) async fn at_rate(kind: Kind, port: u16, rate: u32, seconds: u32) -> V
         let count = (millisecond + 1) * rate / 1000 - millisecond * rate / 1000;
         for _ in 0..count {
             let (request, idle, latencies) = (Arc::clone(&request), Arc::clone(&idle), Arc::clone(&latencies));
+            // Not from when it was due: tokio's timers are a millisecond late, which would hide what is to be measured.
             let started = Instant::now();
             tasks.spawn(async move {
                 let rested = idle.lock().await.pop();
@@ -173,7 +199,7 @@ fn is_whole(answer: &[u8]) -> bool {
     }
 }
 
-pub(crate) fn percentile(sorted: &[u32], per_mille: usize) -> f64 {
+fn percentile(sorted: &[u32], per_mille: usize) -> f64 {
     let at = (sorted.len() * per_mille / 1000).min(sorted.len().saturating_sub(1));
     sorted.get(at).map_or(f64::NAN, |micros| f64::from(*micros) / 1000.0)
 }

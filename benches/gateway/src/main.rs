@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use contender::{Running, Setup, Who, pause, start, start_upstream};
-use load::{Kind, Saturated, at_rate, percentile, saturate};
+use load::{Kind, Saturated, at_rate, saturate};
 use report::{Spread, head, row};
 
 #[derive(Parser)]
@@ -53,6 +53,7 @@ fn main() {
     match arguments.get(1).map(String::as_str) {
         Some("upstream") => upstream::serve(number(2)),
         Some("plain") => plain::serve(number(2), number(3), usize::from(number(4))),
+        Some("rate") => load::print_at_rate(&arguments[2], number(3), number(4).into(), number(5).into()),
         _ => run(&Options::parse()),
     }
 }
@@ -183,15 +184,13 @@ fn of_cores(cores: usize) -> String {
 
 /// At a given rate, whatever becomes of the requests before.
 fn latency(options: &Options, kind: Kind, upstream: &Running, cores: usize, contenders: &Contenders) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let direct = [("direct", upstream.port)];
     let all: Vec<(&str, u16)> =
         direct.into_iter().chain(contenders.iter().map(|(who, running)| (who.name(), running.port))).collect();
     let mut samples: Vec<Vec<[f64; 3]>> = all.iter().map(|_| Vec::new()).collect();
     for _ in 0..options.rounds {
         for (index, (_, port)) in all.iter().enumerate() {
-            let sorted = runtime.block_on(at_rate(kind, *port, options.rate, options.seconds));
-            samples[index].push([500, 990, 999].map(|per_mille| percentile(&sorted, per_mille)));
+            samples[index].push(at_rate(kind, *port, cores, options.rate, options.seconds));
         }
     }
     let title = format!("{}, {}, {} requests a second", kind.title(), of_cores(cores), options.rate);

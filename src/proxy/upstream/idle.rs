@@ -85,3 +85,34 @@ impl Idle {
         next
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper_rustls::MaybeHttpsStream;
+    use hyper_util::rt::TokioIo;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_is_not_used_though_nobody_has_swept_it_yet() {
+        let hour = Duration::from_secs(3600);
+        let idle = Idle::new(1, hour, hour);
+        // Nobody will.
+        idle.stack.lock().is_watched = true;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for is_closed in [false, true] {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let provider = listener.accept().await.unwrap();
+            idle.put(Http1::new(MaybeHttpsStream::Http(TokioIo::new(stream))).await.unwrap());
+            if is_closed {
+                drop(provider);
+                while !idle.stack.lock().connections[0].0.is_woken() {
+                    yield_now().await;
+                }
+            }
+            assert_eq!(idle.take().is_none(), is_closed);
+        }
+    }
+}

@@ -328,19 +328,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_that_come_together_are_all_read_before_one_is_sent() {
-        let done = Arc::new(parking_lot::Mutex::new(Vec::new()));
-        let mut requests = tokio::task::JoinSet::new();
-        for number in 1..=2 {
-            let done = Arc::clone(&done);
-            requests.spawn(async move {
-                done.lock().push(("read", number));
-                behind_the_others().await;
-                done.lock().push(("sent", number));
-            });
-        }
-        requests.join_all().await;
-        assert_eq!(*done.lock(), [("read", 1), ("read", 2), ("sent", 1), ("sent", 2)]);
+    async fn a_request_is_sent_behind_all_others_that_can_be_read() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let upstream = upstream(&format!("http://{}/v1", listener.local_addr().unwrap()));
+        let (head, ()) = Request::post("/v1/chat/completions").body(()).unwrap().into_parts();
+        let is_sent = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let sent = Arc::clone(&is_sent);
+        let sending = tokio::spawn(async move {
+            sent.store(true, std::sync::atomic::Ordering::Relaxed);
+            upstream.send(&head, RequestBody::Whole(Bytes::new())).await.map(drop)
+        });
+        // As if it were read meanwhile: it has its turn when the other one has begun.
+        tokio::spawn(async move {
+            assert!(is_sent.load(std::sync::atomic::Ordering::Relaxed));
+            assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody has connected");
+            drop(listener);
+        })
+        .await
+        .unwrap();
+        assert!(matches!(sending.await.unwrap(), Err(SendError::Connect(_))));
     }
 
     #[test]
