@@ -16,9 +16,10 @@ use std::pin::pin;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use fusebox::silence::{self, Detector};
 use fusebox::{CircuitBreaker, CircuitBreakerRegistry, Config};
 use fusebox_benches::exit;
 use serde::{Deserialize, Serialize};
@@ -49,7 +50,7 @@ struct Baseline {
 type Operation = (&'static str, fn(u32));
 
 /// The first is the empty loop, which is not counted with the others.
-const OPERATIONS: [Operation; 12] = [
+const OPERATIONS: [Operation; 13] = [
     ("loop", |rounds| repeat(rounds, |_| {})),
     ("permit + success", |rounds| {
         let breaker = closed();
@@ -84,6 +85,18 @@ const OPERATIONS: [Operation; 12] = [
     ("acquire().await, rejected", |rounds| {
         let breaker = open();
         repeat(rounds, |_| assert!(now(black_box(&breaker).acquire()).is_err()));
+    }),
+    ("silence: start + answered", |rounds| {
+        let breaker = Arc::new(closed());
+        let detector = Arc::new(Detector::new(Arc::clone(&breaker), &silence::Config::default(), 1));
+        let mut watcher = detector.watcher().expect("nobody watches yet");
+        let permit = breaker.try_acquire().expect("closed");
+        let mut now = Instant::now();
+        repeat(rounds, |round| {
+            let ticket = watcher.start(black_box(&permit), now);
+            now += Duration::from_micros(200 + u64::from(round % 16) * 100);
+            black_box(&mut watcher).answered(ticket, now);
+        });
     }),
     ("get", |rounds| {
         let (registry, names) = registry();

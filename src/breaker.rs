@@ -298,6 +298,7 @@ impl CircuitBreaker {
         BreakerSnapshot {
             name: Arc::clone(&self.name),
             state: word.state,
+            silent: word.silent,
             failure_count: word.failure_count,
             probe_in_flight: word.probe_in_flight,
             waiters: self.waiting.count(),
@@ -319,6 +320,10 @@ impl CircuitBreaker {
             last_error: self.history.last_error(self.decoded().generation),
             retry_after: rejection.retry_after(),
         }
+    }
+
+    pub(crate) fn failure_threshold(&self) -> u32 {
+        self.settings.failure_threshold()
     }
 
     pub(crate) fn shared_name(&self) -> &Arc<str> {
@@ -482,7 +487,11 @@ impl CircuitBreaker {
     #[cold]
     pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) -> bool {
         let failed = Snapshot::unpack(claimed).probe_failure(self.clock.now(), self.settings.open_ticks());
-        let ProbeEnd::Resolve(open) = failed else { return false };
+        self.resolve_to_open(claimed, failed, error)
+    }
+
+    fn resolve_to_open(&self, claimed: u64, end: ProbeEnd, error: &Arc<LastError>) -> bool {
+        let ProbeEnd::Resolve(open) = end else { return false };
         if !self.swap_to_open(claimed, open, error) {
             return false;
         }
@@ -511,6 +520,48 @@ impl CircuitBreaker {
         }
         done
     }
+
+    // ---- the protocol: silence ----
+
+    /// What was asked while the circuit was closed in `generation` goes unanswered. Failures and successes in between do not
+    /// matter, unless one of them ended that generation.
+    #[cold]
+    pub(crate) fn fall_silent(&self, generation: u32, error: &Arc<LastError>) -> bool {
+        let mut word = self.load();
+        loop {
+            let before = Snapshot::unpack(word);
+            if !before.is_closed_in(generation) {
+                return false;
+            }
+            let silent = before.fallen_silent(self.clock.now(), self.settings.open_ticks());
+            if self.swap_to_open(word, silent, error) {
+                self.history.count_trip();
+                event::opened(self, silent);
+                return true;
+            }
+            word = self.look_again();
+        }
+    }
+
+    /// The probe that holds `claimed` goes unanswered.
+    #[cold]
+    pub(crate) fn probe_fell_silent(&self, claimed: u64, error: &Arc<LastError>) -> bool {
+        let silent = Snapshot::unpack(claimed).probe_fallen_silent(self.clock.now(), self.settings.open_ticks());
+        self.resolve_to_open(claimed, silent, error)
+    }
+
+    /// An answer came after all, by which this silence is over. Whoever changes the word meanwhile has claimed the probe,
+    /// which decides then, or ended the same silence.
+    #[cold]
+    pub(crate) fn end_silence(&self, silent: u64) -> bool {
+        let before = Snapshot::unpack(silent);
+        let Some(closed) = before.silence_ended() else { return false };
+        let done = self.swap(silent, closed.pack());
+        if done {
+            event::closed(self, before);
+        }
+        done
+    }
 }
 
 impl fmt::Debug for CircuitBreaker {
@@ -532,6 +583,8 @@ pub struct BreakerSnapshot {
     pub name: Arc<str>,
     /// See [`CircuitBreaker::state`].
     pub state: CircuitState,
+    /// While open: whether it is so because calls went unanswered ([`silence`](crate::silence)), instead of failing.
+    pub silent: bool,
     /// See [`CircuitBreaker::failure_count`].
     pub failure_count: u32,
     /// Whether a probe is in flight.

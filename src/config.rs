@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::breaker::CircuitBreaker;
 use crate::word::{MAX_DEADLINE_TICKS, MAX_FAILURE_COUNT};
 
-const MIN_DURATION: Duration = Duration::from_millis(1);
-const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
+pub(crate) const MIN_DURATION: Duration = Duration::from_millis(1);
+pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
 
 /// A breaker's settings, checked when they were made.
 ///
@@ -85,7 +85,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |field, value, expected| Err(ConfigError { field, value, expected });
+        let wrong = |field, value, expected| Err(ConfigError::new(field, value, expected));
         if !(1..=MAX_FAILURE_COUNT).contains(&self.failure_threshold) {
             return wrong("failure_threshold", self.failure_threshold.to_string(), "1 to 1023");
         }
@@ -183,6 +183,10 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
+    pub(crate) fn new(field: &'static str, value: String, expected: &'static str) -> Self {
+        Self { field, value, expected }
+    }
+
     /// The setting, by the name of its builder method.
     pub fn field(&self) -> &'static str {
         self.field

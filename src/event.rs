@@ -21,12 +21,20 @@ macro_rules! transition {
 
 #[cold]
 pub(crate) fn opened(breaker: &CircuitBreaker, after: Snapshot) {
-    transition!(WARN, breaker, after, "circuit opened");
+    if after.silent {
+        transition!(WARN, breaker, after, "circuit opened, requests go unanswered");
+    } else {
+        transition!(WARN, breaker, after, "circuit opened");
+    }
 }
 
 #[cold]
 pub(crate) fn reopened(breaker: &CircuitBreaker, after: Snapshot) {
-    transition!(WARN, breaker, after, "circuit opened again, the probe failed");
+    if after.silent {
+        transition!(WARN, breaker, after, "circuit opened again, the probe goes unanswered");
+    } else {
+        transition!(WARN, breaker, after, "circuit opened again, the probe failed");
+    }
 }
 
 #[cold]
@@ -37,7 +45,11 @@ pub(crate) fn half_opened(breaker: &CircuitBreaker, after: Snapshot) {
 /// `before`: closing resets the failure count.
 #[cold]
 pub(crate) fn closed(breaker: &CircuitBreaker, before: Snapshot) {
-    transition!(INFO, breaker, before, "circuit closed, the probe succeeded");
+    if before.silent {
+        transition!(INFO, breaker, before, "circuit closed, an answer came after all");
+    } else {
+        transition!(INFO, breaker, before, "circuit closed, the probe succeeded");
+    }
 }
 
 #[cold]

@@ -10,6 +10,7 @@ mod permit;
 pub mod proxy;
 mod registry;
 mod settings;
+pub mod silence;
 mod sync;
 mod word;
 

@@ -182,6 +182,11 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         }
     }
 
+    /// The word that the probe claimed.
+    pub(crate) fn claim(&self) -> Option<u64> {
+        (!word::is_closed(self.word)).then_some(self.word | PROBE_BIT)
+    }
+
     /// The word that the probe claimed, which then is no longer this permit's to resolve.
     fn take_claim(&mut self) -> u64 {
         std::mem::replace(&mut self.word, RESOLVED) | PROBE_BIT

@@ -4,7 +4,7 @@
 
 mod coarse;
 
-pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 pub(crate) use arc_swap::ArcSwap;
 pub(crate) use coarse::CoarseClock;

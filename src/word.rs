@@ -3,7 +3,7 @@
 //! | bits  | width | field           | note                                                              |
 //! |-------|-------|-----------------|-------------------------------------------------------------------|
 //! | 46-63 | 18    | generation      | +1 each time the circuit opens, failed probes included            |
-//! | 43-45 | 3     | state           | `Closed`, `Open`, `HalfOpen`                                      |
+//! | 43-45 | 3     | state           | `Closed`, `Open`, `HalfOpen`, or open because of silence          |
 //! | 42    | 1     | probe in flight | `HalfOpen` with 0 is real: a cancelled probe was handed back      |
 //! | 32-41 | 10    | failure count   | failures in a row while `Closed`; kept readable until it closes   |
 //! | 0-31  | 32    | deadline        | `Open`: reopening. `HalfOpen`: end of the probe's lease. 1 ms ticks |
@@ -13,6 +13,9 @@
 //! | `Closed`   | passes                         | count = 0       | +1, or opens      | -                                |
 //! | `Open`     | is refused                     | late, ignored   | late, ignored     | the next call claims the probe   |
 //! | `HalfOpen` | waits, or claims a free probe  | probe's: closes | probe's: reopens  | the next call takes the probe over |
+//!
+//! *Silent* is `Open` for another reason: calls go unanswered instead of failing. It is entered from `Closed`, or from
+//! `HalfOpen` when the probe itself goes unanswered, and it has one more way out: an answer that comes after all closes it.
 //!
 //! Half of this file is its tests. Nothing in it reads a clock, an atomic or a configuration. A transition is a function of the word, the tick and
 //! the limits that it is given; the caller's compare-and-swap decides whether it happened.
@@ -128,6 +131,8 @@ pub(crate) struct Limits {
 pub(crate) struct Snapshot {
     pub(crate) generation: u32,
     pub(crate) state: CircuitState,
+    /// `Open` only: not failures opened it, but silence.
+    pub(crate) silent: bool,
     pub(crate) probe_in_flight: bool,
     pub(crate) failure_count: u32,
     deadline: u32,
@@ -183,8 +188,14 @@ pub(crate) enum ProbeEnd {
 
 impl Snapshot {
     /// A new breaker's.
-    pub(crate) const INITIAL: Self =
-        Self { generation: 0, state: CircuitState::Closed, probe_in_flight: false, failure_count: 0, deadline: 0 };
+    pub(crate) const INITIAL: Self = Self {
+        generation: 0,
+        state: CircuitState::Closed,
+        silent: false,
+        probe_in_flight: false,
+        failure_count: 0,
+        deadline: 0,
+    };
 
     pub(crate) const fn unpack(word: u64) -> Self {
         const fn field(word: u64, shift: u32, width: u32) -> u32 {
@@ -192,14 +203,17 @@ impl Snapshot {
             let value = (word >> shift & low_bits(width)) as u32;
             value
         }
+        let (state, silent) = match field(word, STATE_SHIFT, STATE_BITS) {
+            0 => (CircuitState::Closed, false),
+            1 => (CircuitState::Open, false),
+            2 => (CircuitState::HalfOpen, false),
+            3 => (CircuitState::Open, true),
+            _ => panic!("no transition writes this state"),
+        };
         Self {
             generation: field(word, GENERATION_SHIFT, GENERATION_BITS),
-            state: match field(word, STATE_SHIFT, STATE_BITS) {
-                0 => CircuitState::Closed,
-                1 => CircuitState::Open,
-                2 => CircuitState::HalfOpen,
-                _ => panic!("no transition writes this state"),
-            },
+            state,
+            silent,
             probe_in_flight: field(word, PROBE_SHIFT, PROBE_BITS) == 1,
             failure_count: field(word, FAILURE_COUNT_SHIFT, FAILURE_COUNT_BITS),
             deadline: field(word, 0, DEADLINE_BITS),
@@ -208,10 +222,11 @@ impl Snapshot {
 
     pub(crate) const fn pack(self) -> u64 {
         debug_assert!(self.generation < GENERATION_LIMIT && self.failure_count <= MAX_FAILURE_COUNT);
-        let state: u64 = match self.state {
-            CircuitState::Closed => 0,
-            CircuitState::Open => 1,
-            CircuitState::HalfOpen => 2,
+        let state: u64 = match (self.state, self.silent) {
+            (CircuitState::Closed, _) => 0,
+            (CircuitState::Open, false) => 1,
+            (CircuitState::HalfOpen, _) => 2,
+            (CircuitState::Open, true) => 3,
         };
         (self.generation as u64) << GENERATION_SHIFT
             | state << STATE_SHIFT
@@ -220,7 +235,7 @@ impl Snapshot {
             | self.deadline as u64
     }
 
-    const fn is_closed_in(self, generation: u32) -> bool {
+    pub(crate) const fn is_closed_in(self, generation: u32) -> bool {
         matches!(self.state, CircuitState::Closed) && self.generation == generation
     }
 
@@ -272,7 +287,7 @@ impl Snapshot {
                 lease_left => return Admit::Wait { lease_left },
             },
         };
-        Admit::Claim(Self { state: CircuitState::HalfOpen, probe_in_flight: true, deadline, ..self })
+        Admit::Claim(Self { state: CircuitState::HalfOpen, silent: false, probe_in_flight: true, deadline, ..self })
     }
 
     /// An ordinary call that was admitted in `generation` succeeded.
@@ -291,6 +306,16 @@ impl Snapshot {
         Self { failure_count: self.failure_count + 1, ..self }.opened(now, open_ticks)
     }
 
+    /// What was asked while the circuit was closed goes unanswered.
+    pub(crate) const fn fallen_silent(self, now: u32, open_ticks: u32) -> Self {
+        Self { silent: true, ..self.opened(now, open_ticks) }
+    }
+
+    /// An answer came after all: `None` where that decides nothing.
+    pub(crate) const fn silence_ended(self) -> Option<Self> {
+        if self.silent { Some(self.closed()) } else { None }
+    }
+
     /// The probe in flight succeeded.
     pub(crate) const fn probe_success(self) -> ProbeEnd {
         if self.probe_in_flight { ProbeEnd::Resolve(self.closed()) } else { ProbeEnd::Late }
@@ -299,6 +324,11 @@ impl Snapshot {
     /// The probe in flight failed.
     pub(crate) const fn probe_failure(self, now: u32, open_ticks: u32) -> ProbeEnd {
         if self.probe_in_flight { ProbeEnd::Resolve(self.opened(now, open_ticks)) } else { ProbeEnd::Late }
+    }
+
+    /// The probe in flight goes unanswered.
+    pub(crate) const fn probe_fallen_silent(self, now: u32, open_ticks: u32) -> ProbeEnd {
+        if self.probe_in_flight { ProbeEnd::Resolve(self.fallen_silent(now, open_ticks)) } else { ProbeEnd::Late }
     }
 
     /// The probe in flight was called off, and the next caller may have it. The old end of its lease stays, for the next
@@ -311,6 +341,7 @@ impl Snapshot {
         Self {
             generation: next_generation(self.generation),
             state: CircuitState::Open,
+            silent: false,
             probe_in_flight: false,
             deadline: now.wrapping_add(open_ticks),
             ..self
@@ -353,7 +384,11 @@ mod tests {
     }
 
     fn open(generation: u32, deadline: u32) -> Snapshot {
-        Snapshot { generation, state: Open, probe_in_flight: false, failure_count: 3, deadline }
+        Snapshot { generation, state: Open, failure_count: 3, deadline, ..Snapshot::INITIAL }
+    }
+
+    fn silent(generation: u32, deadline: u32) -> Snapshot {
+        Snapshot { silent: true, ..open(generation, deadline) }
     }
 
     fn probing(generation: u32, lease_end: u32) -> Snapshot {
@@ -367,11 +402,12 @@ mod tests {
     #[test]
     fn every_field_comes_back_from_its_edges() {
         for generation in [0, 1, LAST_GENERATION] {
-            for state in [Closed, Open, HalfOpen] {
+            for (state, silent) in [(Closed, false), (Open, false), (HalfOpen, false), (Open, true)] {
                 for probe_in_flight in [false, true] {
                     for failure_count in [0, 1, MAX_FAILURE_COUNT] {
                         for deadline in [0, 1, u32::MAX] {
-                            let snapshot = Snapshot { generation, state, probe_in_flight, failure_count, deadline };
+                            let snapshot =
+                                Snapshot { generation, state, silent, probe_in_flight, failure_count, deadline };
                             assert_eq!(Snapshot::unpack(snapshot.pack()), snapshot);
                         }
                     }
@@ -385,6 +421,7 @@ mod tests {
         let full = Snapshot {
             generation: LAST_GENERATION,
             state: Closed,
+            silent: false,
             probe_in_flight: true,
             failure_count: MAX_FAILURE_COUNT,
             deadline: u32::MAX,
@@ -402,6 +439,7 @@ mod tests {
             (closed(0, MAX_FAILURE_COUNT), true, false),
             (open(0, 0), false, false),
             (Snapshot { failure_count: 0, ..open(1, 5) }, false, false),
+            (Snapshot { failure_count: 0, ..silent(1, 5) }, false, false),
             (probing(1, 5), false, false),
             (handed_back(1, 5), false, false),
         ] {
@@ -511,7 +549,7 @@ mod tests {
         assert_eq!(closed(1, 0).success(1), Success::Clean);
         assert_eq!(closed(1, 2).success(1), Success::Reset(closed(1, 0)));
         assert_eq!(closed(1, 2).success(0), Success::Late);
-        for other in [open(1, 9), probing(1, 9), handed_back(1, 9)] {
+        for other in [open(1, 9), silent(1, 9), probing(1, 9), handed_back(1, 9)] {
             assert_eq!(other.success(1), Success::Late);
         }
     }
@@ -526,7 +564,7 @@ mod tests {
         for granted in [closed(0, 0), closed(2, 0), closed(0, 2)] {
             assert_eq!(failure(closed(1, 2), granted), Failure::Late);
         }
-        for other in [open(1, 9), probing(1, 9), handed_back(1, 9)] {
+        for other in [open(1, 9), silent(1, 9), probing(1, 9), handed_back(1, 9)] {
             assert_eq!(failure(other, closed(1, 0)), Failure::Late);
         }
         assert_eq!(closed(1, 2).tripped(500, LIMITS.open_ticks), open(2, 30_500));
@@ -556,10 +594,40 @@ mod tests {
 
     #[test]
     fn without_a_probe_in_flight_its_end_changes_nothing() {
-        for other in [closed(1, 2), open(1, 9), handed_back(1, 9)] {
+        for other in [closed(1, 2), open(1, 9), silent(1, 9), handed_back(1, 9)] {
             assert_eq!(other.probe_success(), ProbeEnd::Late);
+            assert_eq!(other.probe_fallen_silent(500, LIMITS.open_ticks), ProbeEnd::Late);
             assert_eq!(other.probe_failure(500, LIMITS.open_ticks), ProbeEnd::Late);
             assert_eq!(other.probe_cancel(), ProbeEnd::Late);
+        }
+    }
+
+    #[test]
+    fn silence_opens_the_circuit_and_rejects_like_any_opening() {
+        let silent_now = Snapshot { failure_count: 2, ..silent(2, 30_500) };
+        assert_eq!(closed(1, 2).fallen_silent(500, LIMITS.open_ticks), silent_now);
+        assert_eq!(silent_now.admit(600, LIMITS), Admit::Refuse { open_left: 29_900 });
+        let probe = Snapshot { failure_count: 2, ..probing(2, 90_500) };
+        assert_eq!(silent_now.admit(30_500, LIMITS), Admit::Claim(probe));
+        assert_eq!(
+            probe.probe_failure(40_000, LIMITS.open_ticks),
+            ProbeEnd::Resolve(Snapshot { failure_count: 2, ..open(3, 70_000) })
+        );
+    }
+
+    #[test]
+    fn a_probe_that_goes_unanswered_is_silence_in_the_next_generation() {
+        assert_eq!(
+            probing(1, 90_000).probe_fallen_silent(500, LIMITS.open_ticks),
+            ProbeEnd::Resolve(silent(2, 30_500))
+        );
+    }
+
+    #[test]
+    fn an_answer_ends_silence_and_nothing_else() {
+        assert_eq!(silent(2, 9).silence_ended(), Some(closed(2, 0)));
+        for other in [closed(2, 2), open(2, 9), probing(2, 9), handed_back(2, 9)] {
+            assert_eq!(other.silence_ended(), None);
         }
     }
 
@@ -582,7 +650,7 @@ mod tests {
 
     #[test]
     fn only_the_next_opening_counts_as_reopened() {
-        assert!(open(2, 9).is_reopened_since(1));
+        assert!(open(2, 9).is_reopened_since(1) && silent(2, 9).is_reopened_since(1));
         for other in [open(1, 9), open(3, 9), closed(2, 0), probing(2, 9), handed_back(2, 9)] {
             assert!(!other.is_reopened_since(1), "{other:?}");
         }

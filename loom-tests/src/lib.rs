@@ -12,6 +12,7 @@ mod production {
     pub(crate) mod permit;
     pub(crate) mod registry;
     pub(crate) mod settings;
+    pub mod silence;
     #[path = "proxy/upstream/wake.rs"]
     pub(crate) mod wake;
     pub(crate) mod word;
@@ -72,5 +73,6 @@ pub use breaker::{BreakerSnapshot, CircuitBreaker};
 pub use config::{Config, ConfigBuilder, ConfigError};
 pub use error::{CallError, CircuitOpenError, Rejection, RejectionReason};
 pub use permit::{OwnedPermit, Permit, PermitType, ProbeGuard};
+pub use production::silence;
 pub use registry::CircuitBreakerRegistry;
 pub use word::CircuitState;

@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::sync::PoisonError;
 
 pub use cell::ArcSwap;
+pub(crate) use loom::sync::atomic::fence;
 pub use notify::{Notified, Notify};
 pub(crate) use std::sync::atomic::Ordering;
 pub(crate) use time::{CoarseClock, Instant, timeout_at};
@@ -83,7 +84,11 @@ macro_rules! atomic {
             }
 
             pub(crate) fn store(&self, value: $value, order: Ordering) {
-                written(self.0.store(value, order));
+                written(match LOADS.get() {
+                    Loads::Plain => self.0.store(value, order),
+                    // Loom does not keep a store from coming between a read-modify-write and what it read.
+                    Loads::Rmw => drop(self.0.swap(value, order)),
+                });
             }
 
             pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
@@ -92,6 +97,10 @@ macro_rules! atomic {
 
             pub(crate) fn fetch_add(&self, value: $value, order: Ordering) -> $value {
                 written(self.0.fetch_add(value, order))
+            }
+
+            pub(crate) fn fetch_max(&self, value: $value, order: Ordering) -> $value {
+                written(self.0.fetch_max(value, order))
             }
 
             pub(crate) fn fetch_or(&self, value: $value, order: Ordering) -> $value {

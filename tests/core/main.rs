@@ -9,6 +9,8 @@ mod many_waiters;
 mod pitfalls;
 mod property;
 mod public;
+mod silence;
+mod simulated;
 mod support;
 mod threads;
 mod waiting;

@@ -9,5 +9,6 @@ mod entering;
 mod generations;
 mod harness;
 mod relay;
+mod silence;
 mod telling;
 mod waiting;

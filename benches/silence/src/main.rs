@@ -1,0 +1,173 @@
+//! `cargo run --release -p silence-bench` prints how soon a hang is noticed, and what healthy traffic does to the detector.
+
+mod simulation;
+
+use std::time::Duration;
+
+use clap::Parser;
+use simulation::{Fault, Latency, Settings, World};
+
+#[derive(Parser)]
+struct Arguments {
+    /// Hangs in each row.
+    #[arg(long, default_value_t = 60)]
+    hangs: u64,
+    /// Healthy requests in each row.
+    #[arg(long, default_value_t = 1_000_000)]
+    requests: u64,
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+const SETTINGS: Settings = Settings {
+    latency: Latency::Fast,
+    rate: 500.0,
+    cores: 1,
+    floor: Duration::ZERO,
+    open_for: Duration::from_secs(5),
+    seed: 0,
+};
+
+fn main() {
+    let arguments = Arguments::parse();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    runtime.block_on(async {
+        hangs(arguments.hangs).await;
+        healthy(arguments.requests).await;
+        cold_starts().await;
+        own_pauses().await;
+        changes().await;
+        recoveries().await;
+    });
+}
+
+async fn hangs(hangs: u64) {
+    println!("\n| latency | requests/s | frozen | running |\n|---|---|---|---|");
+    for (latency, rate) in [
+        (Latency::Fast, 500.0),
+        (Latency::Fast, 50.0),
+        (Latency::Heavy, 500.0),
+        (Latency::Heavy, 50.0),
+        (Latency::Heavy, 0.5),
+        (Latency::Reasoning, 50.0),
+    ] {
+        print!("| {latency:?} | {rate} |");
+        for fault in [Fault::Frozen, Fault::Running] {
+            let mut noticed = Vec::new();
+            let mut sent = Vec::new();
+            for seed in 0..hangs {
+                let mut world = World::new(Settings { latency, rate, seed, ..SETTINGS });
+                world.send(3000 + seed * 37).await;
+                assert!(world.is_closed(), "a false alarm");
+                let (at, before) = (world.now(), world.sent);
+                world.begin(fault);
+                world.run_while(World::is_closed).await;
+                noticed.push(world.now().duration_since(at));
+                sent.push(world.sent - before);
+            }
+            sent.sort_unstable();
+            print!(" {}, {} |", median_and_worst(noticed), sent[sent.len() / 2]);
+        }
+        println!();
+    }
+}
+
+async fn healthy(requests: u64) {
+    println!("\n| healthy, heavy-tailed | requests/s | cores | requests | alarms |\n|---|---|---|---|---|");
+    for (rate, cores) in [(10.0, 1), (100.0, 1), (1000.0, 1), (5000.0, 1), (1000.0, 16), (5000.0, 16)] {
+        let mut world = World::new(Settings { latency: Latency::Heavy, rate, cores, ..SETTINGS });
+        world.send(requests).await;
+        println!("| | {rate} | {cores} | {requests} | {} |", world.breaker.trip_count());
+    }
+}
+
+async fn cold_starts() {
+    println!("\n| 200 cold starts | requests/s | cores | alarms |\n|---|---|---|---|");
+    for (latency, rate, cores) in [
+        (Latency::Heavy, 500.0, 1),
+        (Latency::Heavy, 5000.0, 1),
+        (Latency::Heavy, 5000.0, 16),
+        (Latency::Reasoning, 500.0, 1),
+        (Latency::Fast, 5000.0, 1),
+    ] {
+        let mut alarms = 0;
+        for seed in 0..200 {
+            let mut world = World::new(Settings { latency, rate, cores, seed, ..SETTINGS });
+            world.run_for(Duration::from_secs(10)).await;
+            alarms += world.breaker.trip_count();
+        }
+        println!("| {latency:?} | {rate} | {cores} | {alarms} |");
+    }
+}
+
+async fn own_pauses() {
+    println!("\n| own pauses | latency | pauses | alarms |\n|---|---|---|---|");
+    for latency in [Latency::Fast, Latency::Heavy] {
+        for pause in [40, 100, 250, 1000] {
+            let mut world = World::new(Settings { latency, ..SETTINGS });
+            world.send(3000).await;
+            for _ in 0..20 {
+                world.hold_up(Duration::from_millis(pause));
+                world.run_for(Duration::from_secs(3)).await;
+            }
+            println!("| {pause} ms | {latency:?} | 20 | {} |", world.breaker.trip_count());
+        }
+    }
+}
+
+async fn changes() {
+    println!("\n| change | latency | requests/s | alarms |\n|---|---|---|---|");
+    for (latency, rate) in
+        [(Latency::Fast, 500.0), (Latency::Fast, 50.0), (Latency::Heavy, 500.0), (Latency::Heavy, 50.0)]
+    {
+        let settings = Settings { latency, rate, ..SETTINGS };
+        let mut drift = World::new(settings);
+        drift.send(3000).await;
+        for step in 0..600 {
+            drift.slowness = 1.0 + 2.0 * f64::from(step) / 600.0;
+            drift.run_for(Duration::from_millis(100)).await;
+        }
+        println!("| x3 in a minute | {latency:?} | {rate} | {} |", drift.breaker.trip_count());
+
+        let mut sudden = World::new(settings);
+        sudden.send(3000).await;
+        sudden.slowness = 20.0;
+        sudden.run_for(10 * MINUTE).await;
+        println!("| x20 at once | {latency:?} | {rate} | {} |", sudden.breaker.trip_count());
+
+        let mut busy = World::new(settings);
+        busy.send(3000).await;
+        busy.settings.rate *= 10.0;
+        busy.run_for(MINUTE).await;
+        println!("| 10 times the rate | {latency:?} | {rate} | {} |", busy.breaker.trip_count());
+    }
+}
+
+async fn recoveries() {
+    println!("\n| hang of 20 s, then | closes after, median / worst |\n|---|---|");
+    for late in [false, true] {
+        let mut closed = Vec::new();
+        for seed in 0..60 {
+            let mut world = World::new(Settings { latency: Latency::Heavy, rate: 50.0, seed, ..SETTINGS });
+            world.send(3000).await;
+            world.begin(Fault::Frozen);
+            world.run_for(Duration::from_secs(20)).await;
+            assert!(!world.is_closed());
+            let at = world.now();
+            world.heal(late);
+            world.run_while(|world| !world.is_closed()).await;
+            closed.push(world.now().duration_since(at));
+        }
+        println!("| {} | {} |", if late { "it answers all" } else { "nothing comes of it" }, median_and_worst(closed));
+    }
+}
+
+fn median_and_worst(mut times: Vec<Duration>) -> String {
+    times.sort();
+    let seconds = |time: Duration| {
+        let seconds = time.as_secs_f64();
+        if seconds < 0.2 { format!("{:.0} ms", seconds * 1e3) } else { format!("{seconds:.2} s") }
+    };
+    format!("{} / {}", seconds(times[times.len() / 2]), seconds(*times.last().expect("some")))
+}

@@ -1,0 +1,234 @@
+//! How long answers take: a histogram per core, written by that core alone, and what follows from all of them together.
+
+use std::time::Duration;
+
+use crate::sync::Ordering;
+use crate::sync::unseen::{AtomicU32, AtomicUsize};
+
+/// Buckets for each doubling: 6 to 12% wide.
+const PER_OCTAVE_BITS: u32 = 3;
+const PER_OCTAVE: usize = 1 << PER_OCTAVE_BITS;
+/// What is faster is all the same: 512 us, as a power of two.
+const SHORTEST_BITS: u32 = 9;
+/// Up to 18 minutes.
+const OCTAVES: usize = 21;
+const BUCKETS: usize = 1 + OCTAVES * PER_OCTAVE;
+
+/// It takes so many new answers to look at them all again, or a 32nd of those that are known.
+const MIN_NEW: usize = 16;
+
+/// After so many answers all counts are halved: what was learnt long ago fades.
+const HALF_LIFE: usize = 2048;
+
+/// Which bucket a time of so many microseconds belongs to.
+#[inline]
+fn bucket(micros: u64) -> usize {
+    let Some(octave) = micros.checked_ilog2().and_then(|log| log.checked_sub(SHORTEST_BITS)) else { return 0 };
+    let step = micros >> (octave + SHORTEST_BITS - PER_OCTAVE_BITS);
+    #[expect(clippy::cast_possible_truncation, reason = "both are small")]
+    let bucket = 1 + octave as usize * PER_OCTAVE + (step as usize - PER_OCTAVE);
+    bucket.min(BUCKETS - 1)
+}
+
+/// The shortest time that belongs to `bucket`, in microseconds.
+fn lower_edge(bucket: usize) -> u64 {
+    let Some(step) = bucket.checked_sub(1) else { return 0 };
+    ((PER_OCTAVE + step % PER_OCTAVE) as u64) << (step / PER_OCTAVE + (SHORTEST_BITS - PER_OCTAVE_BITS) as usize)
+}
+
+/// What one core counts. Others read it while it is written: a sample more or less is of no matter.
+pub(super) struct Latencies {
+    /// By bucket.
+    counts: Box<[AtomicU32]>,
+    answers: AtomicUsize,
+}
+
+impl Latencies {
+    pub(super) fn new() -> Self {
+        Self { counts: (0..BUCKETS).map(|_| AtomicU32::new(0)).collect(), answers: AtomicUsize::new(0) }
+    }
+
+    /// By its own core alone: a load and a store, and no read-modify-write.
+    #[inline]
+    pub(super) fn add(&self, micros: u64) {
+        let count = &self.counts[bucket(micros)];
+        count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
+        self.answers.store(self.answers().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// How many were ever counted.
+    #[inline]
+    pub(super) fn answers(&self) -> usize {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// By its own core alone.
+    fn halve(&self, times: usize) {
+        let times = u32::try_from(times).unwrap_or(u32::MAX);
+        for count in &*self.counts {
+            count.store(count.load(Ordering::Relaxed).checked_shr(times).unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+}
+
+/// How surprising it is that an answer takes as long as that.
+pub(super) struct Surprise {
+    /// -log10 of the share of answers that took at least as long, by the bucket's lower edge.
+    scores: Box<[f32]>,
+    median: u64,
+    p99: u64,
+    samples: u64,
+    /// Of how many answers it was made.
+    made_at: Option<usize>,
+    halvings: usize,
+}
+
+impl Surprise {
+    pub(super) fn new() -> Self {
+        Self { scores: Box::new([0.0; BUCKETS]), median: 0, p99: 0, samples: 0, made_at: None, halvings: 0 }
+    }
+
+    /// Of a request that has waited for so many microseconds. It counts as the shortest time of its bucket: where all answers
+    /// take the same time, who has waited for almost as long is no surprise.
+    #[inline]
+    pub(super) fn of(&self, micros: u64) -> f32 {
+        self.scores[bucket(micros)]
+    }
+
+    /// Half of the answers are at least as fast. Where a bucket is cut, its upper edge.
+    pub(super) fn median(&self) -> Duration {
+        Duration::from_micros(self.median)
+    }
+
+    /// 99% of them are.
+    pub(super) fn p99(&self) -> Duration {
+        Duration::from_micros(self.p99)
+    }
+
+    /// Of how many answers it is made, those that faded left out.
+    pub(super) fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// Learns from all cores, if there is enough new; `own` is the caller's. `answers`: of all of them.
+    pub(super) fn refresh<'a>(&mut self, answers: usize, own: &Latencies, all: impl Iterator<Item = &'a Latencies>) {
+        let halvings = answers / HALF_LIFE;
+        if halvings > self.halvings {
+            own.halve(halvings - self.halvings);
+            self.halvings = halvings;
+        }
+        let enough = usize::try_from(self.samples / 32).unwrap_or(usize::MAX).max(MIN_NEW);
+        if self.made_at.is_some_and(|made_at| answers.wrapping_sub(made_at) < enough) {
+            return;
+        }
+        self.made_at = Some(answers);
+        self.learn(all);
+    }
+
+    pub(super) fn learn<'a>(&mut self, all: impl Iterator<Item = &'a Latencies>) {
+        let mut counts = [0_u64; BUCKETS];
+        for latencies in all {
+            for (sum, count) in counts.iter_mut().zip(&*latencies.counts) {
+                *sum += u64::from(count.load(Ordering::Relaxed));
+            }
+        }
+        let samples: u64 = counts.iter().sum();
+        self.samples = samples;
+        // Nobody has seen an answer take longer than the slowest: one in so many is the least that may be said of it.
+        let floor = 0.5;
+        let mut above = 0;
+        (self.median, self.p99) = (0, 0);
+        for (bucket, count) in counts.into_iter().enumerate().rev() {
+            let upper_edge = lower_edge(bucket + 1);
+            if self.p99 == 0 && (above + count) * 100 > samples {
+                self.p99 = upper_edge;
+            }
+            if self.median == 0 && (above + count) * 2 > samples {
+                self.median = upper_edge;
+            }
+            above += count;
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                reason = "a score is no exact thing"
+            )]
+            let score = (samples as f64 / (above as f64).max(floor)).log10() as f32;
+            self.scores[bucket] = score.max(0.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_time_is_in_the_bucket_that_its_edges_say() {
+        for bucket_number in 0..BUCKETS - 1 {
+            let (lower, upper) = (lower_edge(bucket_number), lower_edge(bucket_number + 1));
+            assert!(lower < upper);
+            assert_eq!(
+                (bucket(lower), bucket(upper - 1), bucket(upper)),
+                (bucket_number, bucket_number, bucket_number + 1)
+            );
+            assert!(
+                bucket_number == 0 || upper * 8 <= lower * 9,
+                "no bucket is wider than an eighth: {lower} to {upper}"
+            );
+        }
+        assert_eq!(lower_edge(1), 512);
+        assert_eq!((bucket(0), bucket(u64::MAX)), (0, BUCKETS - 1));
+        assert!(lower_edge(BUCKETS) >= 1_000_000_000, "a quarter of an hour can be told from an hour");
+    }
+
+    fn learnt(samples: impl IntoIterator<Item = u64>) -> Surprise {
+        let latencies = Latencies::new();
+        samples.into_iter().for_each(|micros| latencies.add(micros));
+        let mut surprise = Surprise::new();
+        surprise.learn(std::iter::once(&latencies));
+        surprise
+    }
+
+    #[test]
+    fn what_ten_in_a_hundred_do_scores_one_and_what_one_in_a_hundred_does_two() {
+        let surprise = learnt((0..1000).map(|n| {
+            if n % 100 == 0 {
+                4_000_000
+            } else if n % 10 == 0 {
+                400_000
+            } else {
+                20_000
+            }
+        }));
+        let near = |micros: u64, expected: f32| assert!((surprise.of(micros) - expected).abs() < 1e-6, "{micros}");
+        near(0, 0.0);
+        near(18_000, 0.0);
+        near(30_000, 1.0);
+        near(300_000, 1.0);
+        near(1_000_000, 2.0);
+        near(10_000_000, 2000_f32.log10());
+        assert!((18..=23).contains(&surprise.median().as_millis()), "{:?}", surprise.median());
+        assert!((390..=460).contains(&surprise.p99().as_millis()), "{:?}", surprise.p99());
+    }
+
+    #[test]
+    fn who_has_learnt_nothing_is_surprised_by_nothing() {
+        let surprise = learnt([]);
+        assert!(surprise.of(u64::MAX).abs() < 1e-6);
+        assert_eq!((surprise.median(), surprise.p99(), surprise.samples()), (Duration::ZERO, Duration::ZERO, 0));
+    }
+
+    #[test]
+    fn what_was_learnt_long_ago_fades() {
+        let latencies = Latencies::new();
+        let mut surprise = Surprise::new();
+        let mut answer = |micros| {
+            latencies.add(micros);
+            surprise.refresh(latencies.answers(), &latencies, std::iter::once(&latencies));
+        };
+        (0..2000).for_each(|_| answer(20_000));
+        (0..20_000).for_each(|_| answer(400_000));
+        assert!(surprise.samples() <= 2 * HALF_LIFE as u64);
+        assert!(surprise.of(300_000) < 0.01, "{}", surprise.of(300_000));
+    }
+}

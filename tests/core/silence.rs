@@ -1,0 +1,514 @@
+//! An upstream that takes requests and does not answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fusebox::silence::{Alarm, Config, ConfigBuilder, Detector, TICK, Ticket, Watcher};
+use fusebox::{CircuitBreaker, CircuitState, OwnedPermit, PermitType, RejectionReason};
+use tokio::time::advance;
+
+use crate::support::{fail, trip, waiter};
+
+const MS: Duration = Duration::from_millis(1);
+const LATENCY: Duration = Duration::from_millis(20);
+
+/// A breaker, and what watches it on each of its cores. The time goes on by hand; that of the breaker only where
+/// that matters.
+struct Watched {
+    breaker: Arc<CircuitBreaker>,
+    detector: Arc<Detector>,
+    watchers: Vec<Watcher>,
+    now: Instant,
+}
+
+struct Call {
+    core: usize,
+    permit: OwnedPermit,
+    ticket: Ticket,
+}
+
+impl Watched {
+    fn new(cores: usize, config: ConfigBuilder) -> Self {
+        Self::of(Arc::new(CircuitBreaker::builder("openai").build().unwrap()), cores, config)
+    }
+
+    fn of(breaker: Arc<CircuitBreaker>, cores: usize, config: ConfigBuilder) -> Self {
+        let detector = Arc::new(Detector::new(Arc::clone(&breaker), &config.build().unwrap(), cores));
+        let watchers = (0..cores).map(|_| detector.watcher().unwrap()).collect();
+        Self { breaker, detector, watchers, now: tokio::time::Instant::now().into_std() }
+    }
+
+    /// One core that has learnt that answers take 20 ms. No more than it needs: miri takes its time.
+    fn warm() -> Self {
+        let mut watched = Self::new(1, Config::builder());
+        watched.learn(150);
+        watched
+    }
+
+    fn learn(&mut self, answers: usize) {
+        for _ in 0..answers {
+            self.answer_one();
+        }
+    }
+
+    /// One request on each core, which are all answered.
+    fn answer_one(&mut self) {
+        let calls: Vec<_> = (0..self.watchers.len()).map(|core| self.call_on(core)).collect();
+        for _ in 0..4 {
+            assert!(self.tick().is_empty(), "all is well");
+        }
+        for call in calls {
+            self.answer(call);
+        }
+    }
+
+    fn call(&mut self) -> Call {
+        self.call_on(0)
+    }
+
+    fn calls(&mut self, calls: usize) -> Vec<Call> {
+        (0..calls).map(|_| self.call()).collect()
+    }
+
+    fn call_on(&mut self, core: usize) -> Call {
+        let permit = Arc::clone(&self.breaker).try_acquire_owned().expect("let through");
+        let ticket = self.watchers[core].start(&permit, self.now);
+        Call { core, permit, ticket }
+    }
+
+    fn answer(&mut self, Call { core, permit, ticket }: Call) {
+        self.watchers[core].answered(ticket, self.now);
+        permit.success();
+    }
+
+    fn withdraw(&mut self, Call { core, permit, ticket }: Call) {
+        self.watchers[core].withdrawn(ticket, self.now);
+        permit.cancel();
+    }
+
+    /// A tick passes, and then every core looks.
+    fn tick(&mut self) -> Vec<Alarm> {
+        self.now += TICK;
+        self.look()
+    }
+
+    fn look(&mut self) -> Vec<Alarm> {
+        self.watchers.iter_mut().filter_map(|watcher| watcher.look(self.now)).collect()
+    }
+
+    /// The same until there is an alarm, or the time is over.
+    fn look_for(&mut self, time: Duration) -> Option<(Duration, Alarm)> {
+        let mut passed = Duration::ZERO;
+        while passed < time {
+            passed += TICK;
+            if let Some(&alarm) = self.tick().first() {
+                return Some((passed, alarm));
+            }
+        }
+        None
+    }
+
+    /// The open time passes, for the breaker too, and for nobody who waits.
+    async fn probe(&mut self) -> Call {
+        advance(Duration::from_secs(30)).await;
+        let probe = self.call();
+        assert_eq!(probe.permit.kind(), PermitType::Probe);
+        probe
+    }
+
+    /// Requests that are not answered, until that is noticed.
+    fn fall_silent(&mut self) -> Vec<Call> {
+        let calls = self.calls(5);
+        self.look_for(100 * MS).expect("noticed");
+        assert!(self.breaker.snapshot().silent);
+        calls
+    }
+
+    fn state(&self) -> CircuitState {
+        self.breaker.state()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_not_answered_open_the_circuit_within_about_one_latency() {
+    let mut watched = Watched::warm();
+    let calls = watched.calls(5);
+    let (after, alarm) = watched.look_for(100 * MS).unwrap();
+    assert!(after <= 30 * MS, "{after:?}");
+    assert_eq!((alarm.members, alarm.oldest), (5, after));
+    assert!(alarm.phi >= 9.0 && alarm.median.as_millis() / 10 == 2, "{alarm:?}");
+    let snapshot = watched.breaker.snapshot();
+    assert!((snapshot.state, snapshot.silent, snapshot.trip_count) == (CircuitState::Open, true, 1));
+    let error = snapshot.last_error.unwrap();
+    assert_eq!((error.error_type(), error.message()), ("silent", &*alarm.to_string()));
+    assert!(error.message().starts_with("5 unanswered for 25 ms (phi 1"), "{}", error.message());
+    let rejection = watched.breaker.try_acquire().unwrap_err();
+    assert_eq!((rejection.reason(), rejection.retry_after()), (RejectionReason::Open, Duration::from_secs(30)));
+    drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_slow_answer_is_nobodys_alarm() {
+    let mut watched = Watched::warm();
+    let slow = watched.calls(20);
+    for _ in 0..100 {
+        watched.answer_one();
+    }
+    assert_eq!(watched.state(), CircuitState::Closed);
+    drop(slow);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fewer_requests_than_the_threshold_are_no_alarm_however_long_they_wait() {
+    let mut watched = Watched::warm();
+    let calls = watched.calls(2);
+    assert!(watched.look_for(Duration::from_secs(2)).is_none());
+    drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_noticed_before_the_floor() {
+    let mut watched = Watched::new(1, Config::builder().floor(70 * MS));
+    watched.learn(150);
+    let _calls = watched.calls(50);
+    assert_eq!(watched.look_for(Duration::from_secs(1)).unwrap().0, 70 * MS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ceiling_holds_though_nothing_was_learnt() {
+    let mut watched = Watched::new(1, Config::builder().ceiling(Duration::from_secs(2)));
+    let _two = watched.calls(2);
+    assert!(watched.look_for(Duration::from_secs(3)).is_none(), "two are not enough");
+    let _third = watched.call();
+    assert!(watched.look_for(TICK).is_some());
+    assert!(watched.breaker.snapshot().silent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_or_is_called_off_neither_clears_nor_counts() {
+    let mut watched = Watched::warm();
+    let calls = watched.calls(4);
+    for call in calls {
+        watched.tick();
+        watched.withdraw(call);
+    }
+    assert!(watched.look_for(Duration::from_secs(1)).is_none(), "they count for nothing");
+
+    let silent = watched.calls(5);
+    let front_end = watched.call();
+    watched.withdraw(front_end);
+    assert!(watched.look_for(100 * MS).is_some(), "a 401 shows that somebody is there, not that somebody works");
+    drop(silent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_believed_before_enough_is_learnt() {
+    let mut watched = Watched::new(1, Config::builder());
+    let learnt = |watched: &Watched| watched.detector.snapshot(watched.now).learnt;
+    let slow = watched.calls(60);
+    watched.learn(110);
+    assert!(!learnt(&watched), "the answers of 60 requests are not in, and may be slower than all others");
+    let calls = watched.calls(5);
+    assert!(watched.look_for(Duration::from_secs(1)).is_none());
+    for call in slow.into_iter().chain(calls) {
+        watched.answer(call);
+    }
+    watched.tick();
+    assert!(learnt(&watched));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_caller_is_held_up_for_is_nobodys_silence() {
+    let mut watched = Watched::warm();
+    let calls = watched.calls(10);
+    watched.tick();
+    watched.now += Duration::from_secs(1);
+    assert!(watched.look().is_empty());
+    for call in calls {
+        watched.answer(call);
+    }
+    let snapshot = watched.detector.snapshot(watched.now);
+    assert!(snapshot.p99 < 30 * MS, "nor did the answers take that long: {snapshot:?}");
+    // It is none either if the answers are read before the look.
+    let calls = watched.calls(2);
+    watched.now += Duration::from_secs(1);
+    for call in calls {
+        watched.answer(call);
+    }
+    assert!(watched.detector.snapshot(watched.now).p99 < 30 * MS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_after_all_closes_the_circuit_at_once() {
+    let mut watched = Watched::warm();
+    let mut calls = watched.fall_silent();
+    watched.answer(calls.pop().unwrap());
+    assert_eq!((watched.state(), watched.breaker.failure_count()), (CircuitState::Closed, 0));
+    for call in calls {
+        watched.answer(call);
+    }
+    assert_eq!((watched.state(), watched.breaker.trip_count()), (CircuitState::Closed, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_of_a_straggler_does_not_close_the_circuit_while_the_rest_is_silent() {
+    let mut watched = Watched::warm();
+    let straggler = watched.call();
+    watched.now += MS;
+    let mut calls = watched.fall_silent();
+    watched.look_for(20 * MS);
+    watched.answer(straggler);
+    assert!(watched.breaker.snapshot().silent, "five are silent still");
+    watched.answer(calls.remove(3));
+    assert_eq!(watched.state(), CircuitState::Closed, "one is not enough");
+    drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_success_nor_an_answer_from_before_ends_silence() {
+    let mut watched = Watched::warm();
+    let old_stream = Arc::clone(&watched.breaker).try_acquire_owned().unwrap();
+    let slow = watched.call();
+    watched.answer_one();
+    let calls = watched.fall_silent();
+    old_stream.success();
+    watched.answer(slow);
+    assert!(watched.breaker.snapshot().silent);
+    for call in calls {
+        watched.withdraw(call);
+    }
+    assert!(watched.breaker.snapshot().silent, "that they are called off is no answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_a_silent_request_changes_nothing() {
+    let mut watched = Watched::warm();
+    let calls = watched.fall_silent();
+    for Call { permit, ticket, .. } in calls {
+        permit.failure("timeout", "no answer within 2 s");
+        watched.watchers[0].withdrawn(ticket, watched.now);
+    }
+    assert_eq!(watched.breaker.trip_count(), 1);
+    assert_eq!(watched.breaker.snapshot().last_error.unwrap().error_type(), "silent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_answered_closes_the_circuit_and_one_that_is_not_falls_silent() {
+    let mut watched = Watched::warm();
+    let _calls = watched.fall_silent();
+    let probe = watched.probe().await;
+    let waiter = waiter(&watched.breaker).await;
+    let (after, alarm) = watched.look_for(Duration::from_secs(1)).unwrap();
+    assert_eq!(after, 50 * MS);
+    assert!(alarm.members >= 1, "{alarm:?}");
+    let snapshot = watched.breaker.snapshot();
+    assert!((snapshot.silent, snapshot.trip_count, snapshot.failed_probe_count) == (true, 1, 1));
+    assert_eq!(waiter.await.unwrap().unwrap_err().reason(), RejectionReason::Reopened);
+
+    let second = watched.probe().await;
+    watched.answer(second);
+    assert_eq!(watched.state(), CircuitState::Closed);
+    drop(probe);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_of_a_probe_that_fell_silent_closes_the_circuit() {
+    let mut watched = Watched::warm();
+    let calls = watched.fall_silent();
+    let probe = watched.probe().await;
+    watched.look_for(Duration::from_secs(1)).unwrap();
+    for call in calls {
+        watched.withdraw(call);
+    }
+    assert!(watched.breaker.snapshot().silent);
+    watched.answer(probe);
+    assert_eq!((watched.state(), watched.breaker.snapshot().failed_probe_count), (CircuitState::Closed, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_does_not_close_the_circuit_before_a_probe_that_is_in_flight() {
+    let mut watched = Watched::warm();
+    let mut calls = watched.fall_silent();
+    let probe = watched.probe().await;
+    watched.answer(calls.pop().unwrap());
+    assert_eq!(watched.state(), CircuitState::HalfOpen);
+    watched.answer(probe);
+    assert_eq!(watched.state(), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_request_is_told_to_move_on_once() {
+    let mut watched = Watched::warm();
+    let calls = watched.fall_silent();
+    assert!(watched.look_for(Duration::from_secs(1)).is_none());
+    drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_move_on_though_failures_opened_the_circuit_first() {
+    let mut watched = Watched::warm();
+    let calls = watched.calls(5);
+    trip(&watched.breaker);
+    assert!(watched.look_for(100 * MS).is_some());
+    let snapshot = watched.breaker.snapshot();
+    assert!(!snapshot.silent && snapshot.last_error.unwrap().error_type() == "5xx");
+    for call in calls {
+        watched.answer(call);
+    }
+    assert_eq!(watched.state(), CircuitState::Open, "that is for the probe to say");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_count_of_failures_does_not_keep_silence_from_opening_the_circuit() {
+    let mut watched = Watched::warm();
+    fail(&watched.breaker, "5xx");
+    let calls = watched.fall_silent();
+    assert_eq!(watched.breaker.failure_count(), 1);
+    drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_model_is_not_cleared_by_a_quick_one() {
+    let mut slow = Watched::warm();
+    let mut quick = Watched::of(Arc::clone(&slow.breaker), 1, Config::builder());
+    quick.now = slow.now;
+    let quick_call = quick.call();
+    let calls = slow.fall_silent();
+    quick.answer(quick_call);
+    quick.tick();
+    assert!(slow.breaker.snapshot().silent);
+    drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_silence_of_all_cores_adds_up_and_all_are_told() {
+    let mut watched = Watched::new(3, Config::builder());
+    watched.learn(200);
+    let _calls: Vec<_> = (0..3).map(|core| watched.call_on(core)).collect();
+    let mut alarms = Vec::new();
+    for _ in 0..7 {
+        alarms.extend(watched.tick());
+    }
+    assert_eq!(alarms.len(), 3, "{alarms:?}");
+    assert!(alarms.iter().all(|alarm| alarm.members == 3));
+    assert_eq!(watched.breaker.trip_count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_one_core_clears_the_older_requests_of_all_others() {
+    let mut watched = Watched::new(3, Config::builder());
+    watched.learn(60);
+    let calls: Vec<_> = (0..9).map(|n| watched.call_on(n % 2)).collect();
+    watched.tick();
+    let newer = watched.call_on(2);
+    watched.look_for(10 * MS);
+    watched.answer(newer);
+    assert!(watched.look_for(Duration::from_secs(1)).is_none());
+    drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_on_one_core_closes_the_circuit_when_the_others_have_looked() {
+    let mut watched = Watched::new(2, Config::builder());
+    watched.learn(60);
+    let _others: Vec<_> = (0..5).map(|_| watched.call_on(0)).collect();
+    watched.now += MS;
+    let late = watched.call_on(1);
+    watched.look_for(100 * MS).unwrap();
+    watched.answer(late);
+    assert!(watched.breaker.snapshot().silent, "what the other core has under way may be silent still");
+    watched.now += TICK;
+    let _ = watched.watchers[0].look(watched.now);
+    assert_eq!(watched.state(), CircuitState::Closed, "the other core has nothing more to tell, and need not look");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_core_with_nothing_under_way_is_not_asked_whether_the_silence_is_over() {
+    let mut watched = Watched::new(2, Config::builder());
+    watched.learn(60);
+    let idle = watched.call_on(1);
+    watched.tick();
+    watched.answer(idle);
+    let mut calls = watched.calls(5);
+    for _ in 0..6 {
+        watched.now += TICK;
+        let _ = watched.watchers[0].look(watched.now);
+    }
+    assert!(watched.breaker.snapshot().silent);
+    watched.answer(calls.pop().unwrap());
+    assert_eq!(watched.state(), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_called_off_on_one_core_counts_for_no_other() {
+    let mut watched = Watched::new(2, Config::builder().floor(60 * MS));
+    watched.learn(60);
+    let calls: Vec<_> = (0..5).map(|_| watched.call_on(0)).collect();
+    let _other = watched.call_on(1);
+    assert!(watched.look_for(55 * MS).is_none());
+    for call in calls {
+        watched.withdraw(call);
+    }
+    for _ in 0..10 {
+        watched.now += TICK;
+        assert!(watched.watchers[1].look(watched.now).is_none());
+    }
+    assert_eq!(watched.state(), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alarm_that_an_answer_ended_is_learnt_from() {
+    let mut watched = Watched::warm();
+    let calls = watched.fall_silent();
+    for call in calls.into_iter().rev() {
+        watched.answer(call);
+    }
+    assert!(!watched.detector.snapshot(watched.now).learnt);
+    let slow = watched.calls(5);
+    assert!(watched.look_for(Duration::from_secs(1)).is_none(), "once bitten");
+    drop(slow);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_core_has_one_watcher_and_who_leaves_makes_room() {
+    let mut watched = Watched::new(2, Config::builder());
+    assert!(watched.detector.watcher().is_none());
+    let call = watched.call_on(1);
+    watched.watchers.pop();
+    let next = watched.detector.watcher().expect("room for one");
+    assert_eq!(next.in_flight(), 0);
+    assert!(watched.detector.watcher().is_none());
+    drop(call);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_says_what_was_learnt_and_what_is_silent() {
+    let mut watched = Watched::warm();
+    let _calls = watched.calls(2);
+    watched.tick();
+    watched.tick();
+    let snapshot = watched.detector.snapshot(watched.now);
+    assert!(snapshot.learnt && snapshot.answers == 150 && snapshot.members == 2 && snapshot.oldest == 10 * MS);
+    assert!(snapshot.phi < 1.0 && snapshot.median >= LATENCY && snapshot.p99 <= 23 * MS, "{snapshot:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_are_replaced_while_requests_are_under_way() {
+    let mut watched = Watched::warm();
+    let calls = watched.calls(5);
+    watched.detector.set_config(&Config::builder().phi(100.0).build().unwrap());
+    assert!(watched.look_for(Duration::from_secs(1)).is_none());
+    watched.detector.set_config(&Config::default());
+    assert!(watched.look_for(TICK).is_some());
+    drop(calls);
+}
+
+#[test]
+fn settings_out_of_their_range_are_refused_by_name() {
+    let refused = |builder: ConfigBuilder| builder.build().unwrap_err().to_string();
+    let builder = Config::builder;
+    assert_eq!(refused(builder().phi(0.5)), "phi is 0.5, expected 1 to 100");
+    assert_eq!(refused(builder().phi(f32::NAN)), "phi is NaN, expected 1 to 100");
+    assert_eq!(refused(builder().floor(Duration::MAX)), format!("floor is {:?}, expected 0 to 24 h", Duration::MAX));
+    assert_eq!(refused(builder().ceiling(Duration::ZERO)), "ceiling is 0ns, expected 1 ms to 24 h");
+}
