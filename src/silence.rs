@@ -152,6 +152,11 @@ impl Config {
         ConfigBuilder(Self::default())
     }
 
+    /// Starts from these settings.
+    pub fn to_builder(&self) -> ConfigBuilder {
+        ConfigBuilder(*self)
+    }
+
     /// How surprising silence has to be.
     pub fn phi(&self) -> f32 {
         self.phi
@@ -219,6 +224,7 @@ impl ConfigBuilder {
 /// What the watchers of one kind of answer have in common: see the [module](self).
 pub struct Detector {
     breaker: Arc<CircuitBreaker>,
+    label: Box<str>,
     epoch: Instant,
     cores: Box<[CachePadded<Published>]>,
     /// The newest answer that was known when the last alarm was raised, and the generation of the opening that it was
@@ -253,6 +259,7 @@ impl Detector {
     pub fn new(breaker: Arc<CircuitBreaker>, config: &Config, cores: usize) -> Self {
         let detector = Self {
             breaker,
+            label: Box::default(),
             epoch: Instant::now(),
             cores: (0..cores).map(|_| CachePadded::new(Published::new())).collect(),
             alarm: AtomicU64::new(0),
@@ -263,6 +270,12 @@ impl Detector {
         };
         detector.set_config(config);
         detector
+    }
+
+    /// What the circuit's last error calls that which is silent, where a breaker has several detectors.
+    #[must_use]
+    pub fn with_label(self, label: impl Into<Box<str>>) -> Self {
+        Self { label: label.into(), ..self }
     }
 
     /// Replaces the settings, and keeps what was learnt.
@@ -518,6 +531,15 @@ impl Watcher {
     /// A request is sent that holds this permit, of the detector's breaker.
     pub fn start<B: Deref<Target = CircuitBreaker>>(&mut self, permit: &Permit<B>, now: Instant) -> Ticket {
         debug_assert!(std::ptr::eq(permit.breaker(), &raw const *self.detector.breaker), "another breaker's permit");
+        let ticket = self.start_piece(now);
+        if let Some(claimed) = permit.claim() {
+            self.probe = Some(Probe { number: ticket.number, request: ticket.request, claimed });
+        }
+        ticket
+    }
+
+    /// As [`start`](Self::start), for what no permit is taken for: the next piece of a stream.
+    pub fn start_piece(&mut self, now: Instant) -> Ticket {
         let now = self.detector.micros(now);
         if self.in_flight == 0 {
             self.last_look = now;
@@ -526,9 +548,6 @@ impl Watcher {
         let number = self.next();
         self.silent.push_back(request);
         self.set_in_flight(self.in_flight + 1);
-        if let Some(claimed) = permit.claim() {
-            self.probe = Some(Probe { number, request, claimed });
-        }
         Ticket { number, request }
     }
 
@@ -719,7 +738,10 @@ impl Watcher {
 
     #[cold]
     fn error(&self, silent: Silent, now: u64) -> Arc<LastError> {
-        Arc::new(LastError::new("silent", &self.alarm(silent, now)))
+        let alarm = self.alarm(silent, now);
+        let label = &*self.detector.label;
+        let separator = if label.is_empty() { "" } else { ": " };
+        Arc::new(LastError::new("silent", &format_args!("{label}{separator}{alarm}")))
     }
 }
 

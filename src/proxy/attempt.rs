@@ -1,26 +1,30 @@
 //! Asking one provider, and judging its answer as long as nothing of it has gone to the client: until then another provider
 //! can do better.
 
-use std::fmt;
-use std::pin::pin;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::header::{self, HeaderMap};
-use axum::http::{HeaderValue, Response, StatusCode, Version, request, response};
+use axum::http::{HeaderValue, Response, StatusCode, Version, response};
+use bytes::Bytes;
 use serde::de::IgnoredAny;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::classify::Outcome;
 use super::config::{ProviderConfig, ServerConfig, Timeouts};
-use super::hold::{Held, hold, late, next, within};
+use super::failover::Prepared;
+use super::hold::{Held, begin, hold, late, within};
 use super::metrics::ProviderMetrics;
 use super::record::{Payload, Record};
+use super::silence::Detectors;
 use super::stream::JudgedStream;
+use super::timers::Timer;
 use super::upload::Progress;
-use super::upstream::{Chain, RequestBody, SendError, Upstream};
+use super::upstream::{Chain, RequestBody, SendError, Upstream, UpstreamBody};
 use super::{answer, headers};
 use crate::CircuitBreaker;
 
@@ -35,6 +39,8 @@ pub(crate) struct Provider {
     pub(crate) config: ProviderConfig,
     pub(crate) breaker: Arc<CircuitBreaker>,
     pub(crate) metrics: Arc<ProviderMetrics>,
+    /// `None`: silence is not looked at.
+    pub(crate) silence: Option<Arc<Detectors>>,
     since: Instant,
     /// When the newest request was sent that failed, in microseconds after `since`.
     newest_failure: AtomicU64,
@@ -72,20 +78,81 @@ impl Declined {
     }
 }
 
-/// A request to a provider.
-pub(crate) struct Question<'a> {
+/// A request to a provider, with all that it takes to wait for its answer, whatever becomes of the client.
+pub(crate) struct Question {
     /// Of this provider.
-    pub(crate) upstream: &'a Upstream,
-    pub(crate) head: &'a request::Parts,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) request: Arc<Prepared>,
     pub(crate) body: RequestBody,
     /// Of a body that is passed on as it comes.
-    pub(crate) progress: Option<&'a Progress>,
-    pub(crate) limits: &'a ServerConfig,
+    pub(crate) progress: Option<Arc<Progress>>,
+    /// Longer answers are passed on as they come.
+    pub(crate) max_held: u64,
+    pub(crate) started: Instant,
+    pub(crate) timer: Timer,
+}
+
+/// What came of it, as far as it had to be known.
+pub(crate) enum First {
+    /// The client did not send what it had promised, and gets this.
+    Fault(Response<Bytes>),
+    Failed(Outcome, String),
+    Unwanted(Refusal),
+    Whole(response::Parts, Bytes),
+    Stream(Begun),
+}
+
+/// An answer in another class than 2xx or 3xx.
+pub(crate) type Refusal = Box<(Outcome, response::Parts, UpstreamBody)>;
+
+/// The beginning of a stream.
+pub(crate) struct Begun {
+    pub(crate) head: response::Parts,
+    pub(crate) first: Option<Bytes>,
+    pub(crate) body: UpstreamBody,
+    pub(crate) is_events: bool,
+    /// Otherwise it has only been kept alive for now.
+    pub(crate) has_content: bool,
+}
+
+impl First {
+    /// Whether it shows that the provider answers.
+    pub(crate) fn is_good(&self) -> bool {
+        match self {
+            Self::Whole(..) => true,
+            Self::Stream(begun) => begun.has_content,
+            Self::Fault(_) | Self::Failed(..) | Self::Unwanted(..) => false,
+        }
+    }
+}
+
+/// In a box: it may outlast its client's request.
+pub(crate) type Call = Pin<Box<dyn Future<Output = First> + Send>>;
+
+/// A request under way.
+pub(crate) struct Running {
+    pub(crate) call: Call,
+    pub(crate) asking: Asking,
+}
+
+/// Who was asked, and when.
+pub(crate) struct Asking {
+    /// Its number in the record.
+    pub(crate) attempt: usize,
+    provider: Arc<Provider>,
+    upstream: Arc<Upstream>,
+    progress: Option<Arc<Progress>>,
+    started: Instant,
 }
 
 impl Provider {
-    pub(crate) fn new(config: ProviderConfig, breaker: Arc<CircuitBreaker>, metrics: Arc<ProviderMetrics>) -> Self {
-        Self { config, breaker, metrics, since: Instant::now(), newest_failure: AtomicU64::new(0) }
+    pub(crate) fn new(
+        config: ProviderConfig,
+        breaker: Arc<CircuitBreaker>,
+        metrics: Arc<ProviderMetrics>,
+        silence: Option<Arc<Detectors>>,
+    ) -> Self {
+        Self { config, breaker, metrics, silence, since: Instant::now(), newest_failure: AtomicU64::new(0) }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -108,24 +175,28 @@ impl Provider {
         u64::try_from(at.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
-    /// Sends a request and waits for the answer: for all of it, or for the first piece of a stream.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping it, because the client has left, counts against nobody.
-    pub(crate) async fn ask(&self, question: Question<'_>, record: &mut Record) -> Asked {
-        let timeouts = &self.config.timeouts;
-        let Question { upstream, head, body, progress, limits } = question;
-        let started = record.attempt_started();
-        // While the client's body is still coming, it is not the provider who is late.
-        let since = || progress.map_or(started, |progress| progress.since().max(started));
-        let mut timer = record.timer();
+    /// Sends a request, and waits for all of its answer, or for the first content of a stream.
+    pub(crate) fn ask(self: &Arc<Self>, attempt: usize, question: Question) -> Running {
+        let asking = Asking {
+            attempt,
+            provider: Arc::clone(self),
+            upstream: Arc::clone(&question.upstream),
+            progress: question.progress.clone(),
+            started: question.started,
+        };
+        Running { call: Box::pin(Arc::clone(self).first(question)), asking }
+    }
 
+    async fn first(self: Arc<Self>, question: Question) -> First {
+        let timeouts = &self.config.timeouts;
+        let Question { upstream, request, body, progress, max_held, started, mut timer } = question;
+        // While the client's body is still coming, it is not the provider who is late.
+        let since = || since(started, progress.as_deref());
         let until = || since() + timeouts.first_byte.min(timeouts.total);
-        let sent = within(&mut timer, until, pin!(upstream.send(head, body))).await;
-        if let Some(fault) = progress.and_then(Progress::fault) {
-            record.settle(Outcome::ClientLeft, &"");
-            return Asked::Refused(fault.answer().map(Payload::Whole));
+
+        let sent = within(&mut timer, until, pin!(upstream.send(&request.head, body))).await;
+        if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
+            return First::Fault(fault.answer());
         }
         let response = match sent {
             Some(Ok(response)) => response,
@@ -135,9 +206,9 @@ impl Provider {
                     SendError::ConnectTimeout(_) => Outcome::ConnectTimeout,
                     SendError::Connection(_) => Outcome::Connection,
                 };
-                return failed(record, outcome, &error);
+                return First::Failed(outcome, error.to_string());
             }
-            None => return failed_late(record, since(), timeouts),
+            None => return first_late(since(), timeouts),
         };
         let (mut head, mut body) = response.into_parts();
         // Otherwise its end is the connection's, and looks the same whether it was meant or not.
@@ -146,49 +217,39 @@ impl Provider {
         headers::to_client(&mut head.headers);
         let outcome = Outcome::of(head.status);
         if outcome != Outcome::Ok {
-            // Before its body is there: what it says does not change what it is.
-            record.settle(outcome, &head.status);
-            let max = limits.replay_answer_bytes.max(MIN_HELD);
-            let said = hold(&mut timer, &mut body, max, since(), timeouts);
-            let said = match outcome {
-                Outcome::ClientError => said.await.ok(),
-                // Who could do better should not have to wait for it.
-                _ => tokio::time::timeout(MAX_EXCUSE, said).await.ok().and_then(Result::ok),
-            };
-            return self.refused(outcome, head, said, upstream);
+            return First::Unwanted(Box::new((outcome, head, body)));
         }
 
         let is_event_stream = has_type(&head.headers, &["text/event-stream"]);
         // A compressed one, which was not asked for, can only be passed on as it is.
         let is_events = is_event_stream && !head.headers.contains_key(header::CONTENT_ENCODING);
         let is_stream = is_event_stream || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
-        let first = if is_stream || limits.replay_answer_bytes == 0 {
-            match within(&mut timer, until, pin!(next(&mut body))).await {
-                Some(Ok(first)) => first,
-                Some(Err(error)) => return failed(record, Outcome::Cut, &Chain(&error)),
-                None => return failed_late(record, since(), timeouts),
-            }
-        } else {
-            match hold(&mut timer, &mut body, limits.replay_answer_bytes, since(), timeouts).await {
+        if !is_stream && max_held > 0 {
+            return match hold(&mut timer, &mut body, max_held, since(), timeouts).await {
                 Ok(Held::Whole(whole)) => {
                     if !has_an_end && has_type(&head.headers, &["application/json"]) && !is_json(&whole) {
-                        return failed(record, Outcome::Cut, &"the connection was closed within a JSON document");
+                        let message = "the connection was closed within a JSON document";
+                        return First::Failed(Outcome::Cut, message.to_owned());
                     }
-                    record.first_byte();
-                    record.settle(Outcome::Ok, &"");
-                    return Asked::Answered(Response::from_parts(head, Payload::Whole(whole)));
+                    First::Whole(head, whole)
                 }
-                Ok(Held::TooLong(begun)) => Some(begun),
-                Err((outcome, message)) => return failed(record, outcome, &message),
-            }
-        };
-        record.first_byte();
-        if is_events {
-            // Its length changes if it ends with an error.
-            head.headers.remove(header::CONTENT_LENGTH);
+                Ok(Held::TooLong(begun)) => {
+                    First::Stream(Begun { head, first: Some(begun), body, is_events, has_content: true })
+                }
+                Err((outcome, message)) => First::Failed(outcome, message),
+            };
         }
-        let stream = JudgedStream::begin(self, body, first, is_events, since(), record);
-        Asked::Answered(Response::from_parts(head, Payload::Stream(Box::new(stream))))
+        match begin(&mut timer, &mut body, until, is_events).await {
+            Ok(Some((first, has_content))) => {
+                if is_events {
+                    // Its length changes if it ends with an error.
+                    head.headers.remove(header::CONTENT_LENGTH);
+                }
+                First::Stream(Begun { head, first, body, is_events, has_content })
+            }
+            Ok(None) => first_late(since(), timeouts),
+            Err(error) => First::Failed(Outcome::Cut, Chain(&error).to_string()),
+        }
     }
 
     /// An answer in another class than 2xx or 3xx. `said` is `None` if its body did not come whole.
@@ -216,15 +277,87 @@ impl Provider {
     }
 }
 
-fn failed(record: &mut Record, outcome: Outcome, message: &dyn fmt::Display) -> Asked {
-    record.settle(outcome, message);
-    let answer = if outcome.is_timeout() { answer::timed_out() } else { answer::unreachable() };
-    Asked::Declined(Declined { answer: answer.map(Payload::Whole), is_its_own: false, outcome })
+impl Asking {
+    /// Judges what came of it. An answer in another class than 2xx or 3xx is [`refused`](Self::refused) then.
+    pub(crate) fn judge(&self, first: First, record: &mut Record) -> Result<Asked, Refusal> {
+        let attempt = self.attempt;
+        Ok(match first {
+            First::Fault(answer) => {
+                record.settle(attempt, Outcome::ClientLeft, &"");
+                Asked::Refused(answer.map(Payload::Whole))
+            }
+            First::Failed(outcome, message) => {
+                record.settle(attempt, outcome, &message);
+                let answer = if outcome.is_timeout() { answer::timed_out() } else { answer::unreachable() };
+                Asked::Declined(Declined { answer: answer.map(Payload::Whole), is_its_own: false, outcome })
+            }
+            First::Unwanted(refusal) => {
+                // Before its body is there: what it says does not change what it is.
+                let (outcome, head, _) = &*refusal;
+                record.settle(attempt, *outcome, &head.status);
+                return Err(refusal);
+            }
+            First::Whole(head, whole) => {
+                record.first_byte(attempt);
+                record.settle(attempt, Outcome::Ok, &"");
+                Asked::Answered(Response::from_parts(head, Payload::Whole(whole)))
+            }
+            First::Stream(Begun { head, first, body, is_events, has_content }) => {
+                if has_content {
+                    record.first_byte(attempt);
+                }
+                let since = since(self.started, self.progress.as_deref());
+                let stream = JudgedStream::begin(&self.provider, body, first, is_events, since, record, attempt);
+                Asked::Answered(Response::from_parts(head, Payload::Stream(Box::new(stream))))
+            }
+        })
+    }
+
+    /// What an answer in another class says. `is_needed`: whether a client waits for that.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it, because the client has left, changes nothing.
+    pub(crate) async fn refused(
+        &self,
+        refusal: Refusal,
+        limits: &ServerConfig,
+        timer: Timer,
+        is_needed: bool,
+    ) -> Asked {
+        let (outcome, head, body) = *refusal;
+        let since = since(self.started, self.progress.as_deref());
+        let said = if is_needed { self.excuse(outcome, body, limits, timer, since).await } else { None };
+        self.provider.refused(outcome, head, said, &self.upstream)
+    }
+
+    /// What an answer in another class says, if it is there soon.
+    async fn excuse(
+        &self,
+        outcome: Outcome,
+        mut body: UpstreamBody,
+        limits: &ServerConfig,
+        mut timer: Timer,
+        since: Instant,
+    ) -> Option<Held> {
+        let max = limits.replay_answer_bytes.max(MIN_HELD);
+        let said = hold(&mut timer, &mut body, max, since, &self.provider.config.timeouts);
+        match outcome {
+            Outcome::ClientError => said.await.ok(),
+            // Who could do better should not have to wait for it.
+            _ => tokio::time::timeout(MAX_EXCUSE, said).await.ok().and_then(Result::ok),
+        }
+    }
 }
 
-fn failed_late(record: &mut Record, since: Instant, timeouts: &Timeouts) -> Asked {
+/// When a request was sent, all of its body included.
+fn since(started: Instant, progress: Option<&Progress>) -> Instant {
+    progress.map_or(started, |progress| progress.since().max(started))
+}
+
+fn first_late(since: Instant, timeouts: &Timeouts) -> First {
     let (outcome, message) = late(Outcome::FirstByteTimeout, since, timeouts);
-    failed(record, outcome, &message)
+    First::Failed(outcome, message)
 }
 
 fn is_json(text: &[u8]) -> bool {

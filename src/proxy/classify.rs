@@ -25,6 +25,10 @@ pub(crate) enum Outcome {
     Protocol,
     /// Nothing of the body in time.
     FirstByteTimeout,
+    /// Nothing yet, as of all others at the time; another provider was asked beside it, and answered.
+    Silent,
+    /// Nothing yet, when a silent one answered after all.
+    Overtaken,
     /// A pause within the body that was too long.
     IdleTimeout,
     /// A whole that took too long.
@@ -36,7 +40,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Ok,
         Self::ClientError,
         Self::Declined,
@@ -47,6 +51,8 @@ impl Outcome {
         Self::Connection,
         Self::Protocol,
         Self::FirstByteTimeout,
+        Self::Silent,
+        Self::Overtaken,
         Self::IdleTimeout,
         Self::TotalTimeout,
         Self::Cut,
@@ -79,6 +85,8 @@ impl Outcome {
             Self::Connection => "connection",
             Self::Protocol => "protocol",
             Self::FirstByteTimeout => "first_byte_timeout",
+            Self::Silent => "silent",
+            Self::Overtaken => "overtaken",
             Self::IdleTimeout => "idle_timeout",
             Self::TotalTimeout => "total_timeout",
             Self::Cut => "cut",
@@ -88,7 +96,10 @@ impl Outcome {
 
     /// Whether it counts against the provider.
     pub(crate) fn is_failure(self) -> bool {
-        !matches!(self, Self::Ok | Self::ClientError | Self::Declined | Self::RateLimited | Self::ClientLeft)
+        !matches!(
+            self,
+            Self::Ok | Self::ClientError | Self::Declined | Self::RateLimited | Self::Overtaken | Self::ClientLeft
+        )
     }
 
     /// Whether it did not do something in time.

@@ -1,35 +1,26 @@
-//! The failover path: who is asked, and who is asked next.
+//! What a request asks for: it is read as far as its routing needs, and then `failover` has it answered.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
 
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, header, request};
 use bytes::Bytes;
 use http_body::Body;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
-use tracing::warn;
 
-use super::attempt::{Asked, Declined, Provider, Question};
+use super::attempt::Provider;
 use super::config::Secret;
-use super::cores::{Core, Local, ProviderPermit};
-use super::model::{self, Format, Named};
+use super::cores::Core;
+use super::failover::{Failover, Prepared};
+use super::model::{self, Format};
 use super::path::leaves_its_base;
 use super::record::{ClientBody, Payload, Record};
 use super::state::Live;
-use super::upload::{self, Read, Rest, Upload};
-use super::upstream::RequestBody;
+use super::upload::{self, Read, Rest};
 use super::{answer, headers};
-use crate::{CircuitBreaker, Permit, Rejection, RejectionReason};
 
 /// Longer ones, query included, are refused: with the provider's base a URI must stay below 64 KiB.
 const MAX_PATH: usize = 8 * 1024;
-
-/// An answer, and whose it is; without a provider it is the gateway's own.
-type Answer = (Response<Payload>, Option<usize>);
 
 /// Everything below `/v1/`.
 pub(crate) async fn v1<B>(core: Arc<Core>, request: Request<B>) -> Response<ClientBody>
@@ -40,19 +31,16 @@ where
     let mut record = Record::start(core, &mut head);
     let live = Arc::clone(record.local());
     let (answer, provider) = match prepare(&live, &mut record, head, body).await {
-        Ok(prepared) => route(&live, &mut record, prepared).await,
+        Ok((request, rest)) => match Failover::new(&live, &mut record, request, rest) {
+            Ok(mut failover) => {
+                let found = failover.run().await;
+                failover.finish(found)
+            }
+            Err(answer) => ((*answer).map(Payload::Whole), None),
+        },
         Err(answer) => (answer.map(Payload::Whole), None),
     };
     record.answer(answer, provider)
-}
-
-/// A request that can be sent.
-struct Prepared {
-    head: request::Parts,
-    body: Bytes,
-    rest: Option<Rest>,
-    format: Format,
-    named: Option<Named>,
 }
 
 /// Reads a request as far as it must be known for its routing. An error is the answer to it, which may be a good one.
@@ -61,7 +49,7 @@ async fn prepare<B>(
     record: &mut Record,
     mut head: request::Parts,
     body: B,
-) -> Result<Prepared, Response<Bytes>>
+) -> Result<(Arc<Prepared>, Option<Rest>), Response<Bytes>>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -121,7 +109,7 @@ where
         }
     }
     headers::to_provider(&mut head.headers);
-    Ok(Prepared { head, body, rest, format, named })
+    Ok((Arc::new(Prepared { head, body, format, named }), rest))
 }
 
 /// Compares with every token, whichever fits, so that the time says nothing.
@@ -155,142 +143,4 @@ fn models(live: &Live, path: &str) -> Option<Response<Bytes>> {
         Some((model, provider)) => answer::json(StatusCode::OK, &object(model, provider)),
         None => answer::unknown_model(&wanted, models.iter().map(|(model, _)| *model)),
     })
-}
-
-async fn route(live: &Arc<Local>, record: &mut Record, prepared: Prepared) -> Answer {
-    let Prepared { head, body, rest, format, named } = prepared;
-    let model = named.as_ref().map(|named| named.model.as_str());
-    let candidates = match model {
-        None => Some(live.all()),
-        Some(model) => live.candidates(model),
-    };
-    let Some(candidates) = candidates else {
-        let known = live.models();
-        let answer = answer::unknown_model(model.unwrap_or_default(), known.iter().map(|(model, _)| *model));
-        return (answer.map(Payload::Whole), None);
-    };
-    let mut untried: Vec<Candidate> =
-        candidates.iter().map(|index| Candidate { index: *index, is_rejected: false }).collect();
-    let mut best: Option<(Declined, usize)> = None;
-    // A body of which a part is still with the client can be sent only once.
-    let mut once = rest;
-    let is_once = once.is_some();
-    if is_once {
-        record.set_not_replayable();
-    }
-    let found = loop {
-        let Some((index, permit)) = next_admitted(live, &mut untried).await else { break None };
-        let provider = &live.providers[index];
-        let body = match (&named, model.and_then(|model| provider.config.models.get(model))) {
-            (Some(named), Some(there)) if *there != named.model => model::rename(&format, &body, named, there),
-            _ => body.clone(),
-        };
-        let (body, progress) = match once.take() {
-            None => (RequestBody::Whole(body), None),
-            Some(rest) => {
-                let (upload, progress) = Upload::new(body, rest);
-                (RequestBody::Upload(Box::new(upload)), Some(progress))
-            }
-        };
-        record.begin_attempt(index, permit);
-        let question = Question {
-            upstream: &live.upstreams[index],
-            head: &head,
-            body,
-            progress: progress.as_deref(),
-            limits: &live.server,
-        };
-        let asked = provider.ask(question, record).await;
-        if let Some(progress) = &progress {
-            record.set_bytes_in(progress.bytes());
-            record.set_closes(!progress.is_whole());
-        }
-        match asked {
-            Asked::Answered(response) => break Some((response, Some(index))),
-            Asked::Refused(response) => break Some((response, None)),
-            Asked::Declined(declined) => {
-                if best.as_ref().is_none_or(|(best, _)| declined.usefulness() >= best.usefulness()) {
-                    best = Some((declined, index));
-                }
-            }
-        }
-        if is_once {
-            break None;
-        }
-    };
-    let answer = found.unwrap_or_else(|| match best {
-        Some((declined, index)) => (declined.answer, declined.is_its_own.then_some(index)),
-        None => (answer::unavailable(model, soonest(live, candidates)).map(Payload::Whole), None),
-    });
-    if answer.0.status().is_server_error() {
-        warn!(model, status = answer.0.status().as_u16(), "no provider could answer");
-    }
-    answer
-}
-
-struct Candidate {
-    index: usize,
-    /// Whether that has been counted.
-    is_rejected: bool,
-}
-
-/// Takes the next provider to ask out of `untried`. A probe is claimed only by the request that is sent with it, and one in
-/// flight is waited for only if nobody else can answer.
-async fn next_admitted(live: &Arc<Local>, untried: &mut Vec<Candidate>) -> Option<(usize, ProviderPermit)> {
-    loop {
-        let mut probed = Vec::new();
-        for at in 0..untried.len() {
-            let Candidate { index, is_rejected } = untried[at];
-            match live.try_acquire(index) {
-                Ok(permit) => {
-                    untried.remove(at);
-                    return Some((index, permit));
-                }
-                Err(rejection) => {
-                    if !is_rejected {
-                        live.providers[index].metrics.reject();
-                        untried[at].is_rejected = true;
-                    }
-                    if rejection.reason() == RejectionReason::ProbeInFlight {
-                        probed.push(index);
-                    }
-                }
-            }
-        }
-        if probed.is_empty() {
-            return None;
-        }
-        let granted = first_granted(live, &probed).await;
-        if let Some((index, permit)) = granted {
-            untried.retain(|other| other.index != index);
-            return Some((index, permit));
-        }
-        // Each is waited for once. Then whoever is left is looked at again: their open time may have passed.
-        untried.retain(|candidate| !probed.contains(&candidate.index));
-    }
-}
-
-/// Waits for the probes of all these providers at once, until one lets the request pass.
-async fn first_granted(live: &Arc<Local>, probed: &[usize]) -> Option<(usize, ProviderPermit)> {
-    type Wait<'a> = Pin<Box<dyn Future<Output = Result<Permit<&'a CircuitBreaker>, Rejection>> + Send + 'a>>;
-    let wait = |index: &usize| Some(Box::pin(live.providers[*index].breaker.acquire()) as Wait<'_>);
-    let mut waits: Vec<Option<Wait<'_>>> = probed.iter().map(wait).collect();
-    poll_fn(|cx| {
-        for (slot, index) in waits.iter_mut().zip(probed) {
-            let Some(wait) = slot else { continue };
-            match wait.as_mut().poll(cx) {
-                Poll::Ready(Ok(permit)) => return Poll::Ready(Some((*index, live.hold(*index, permit)))),
-                Poll::Ready(Err(_)) => *slot = None,
-                Poll::Pending => {}
-            }
-        }
-        if waits.iter().all(Option::is_none) { Poll::Ready(None) } else { Poll::Pending }
-    })
-    .await
-}
-
-/// When a request may pass again. A probe in flight is likely to end sooner than its lease.
-fn soonest(live: &Live, candidates: &[usize]) -> Duration {
-    let next = |index: &usize| live.providers[*index].breaker.snapshot().next_probe_in.unwrap_or_default();
-    candidates.iter().map(next).min().unwrap_or_default()
 }

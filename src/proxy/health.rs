@@ -25,13 +25,16 @@ pub enum HealthStatus {
 }
 
 /// One provider's circuit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProviderHealth {
     /// `closed`, `open` or `half_open`. A circuit whose open time has passed is half-open here: its next request is the
     /// probe.
     pub state: &'static str,
     /// Its failures in a row.
     pub failure_count: u32,
+    /// Why the circuit is open if it was not failures that opened it: the provider is silent, with the numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The body of `GET /health`.
@@ -57,7 +60,9 @@ impl Health {
         };
         let provider = |snapshot: &BreakerSnapshot| {
             let state = visible(snapshot).as_str();
-            (snapshot.name.to_string(), ProviderHealth { state, failure_count: snapshot.failure_count })
+            // No other error's text: that may say what is none of the public's business.
+            let reason = snapshot.last_error.as_ref().filter(|_| snapshot.silent).map(ToString::to_string);
+            (snapshot.name.to_string(), ProviderHealth { state, failure_count: snapshot.failure_count, reason })
         };
         Self { status, providers: snapshots.iter().map(provider).collect() }
     }

@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::classify::Outcome;
 use super::config::Timeouts;
 use super::pieces::Pieces;
+use super::sse::has_content;
 use super::timers::Timer;
 use super::upstream::{Chain, UpstreamBody};
 
@@ -72,6 +73,40 @@ pub(crate) async fn hold(
         until = whole_by.min(now + timeouts.idle);
     }
     Ok(Held::Whole(pieces.into_bytes()))
+}
+
+/// Longer beginnings are passed on, whatever they are.
+const MAX_BEGINNING: usize = 64 << 10;
+
+/// Waits for the first piece of a body, and of a stream of events for the first one with content: until then the client has
+/// nothing, and another provider can be asked. With it, whether there is content: what has only been kept alive until then is
+/// passed on all the same. `None`: nothing came in time.
+pub(crate) async fn begin(
+    timer: &mut Timer,
+    body: &mut UpstreamBody,
+    mut until: impl FnMut() -> Instant,
+    is_events: bool,
+) -> Result<Option<(Option<Bytes>, bool)>, hyper::Error> {
+    let mut beginning = BytesMut::new();
+    loop {
+        let piece = within(timer, &mut until, pin!(next(body))).await;
+        match piece {
+            Some(Ok(Some(piece))) if beginning.is_empty() && (!is_events || has_content(&piece)) => {
+                return Ok(Some((Some(piece), true)));
+            }
+            Some(Ok(Some(piece))) => {
+                beginning.extend_from_slice(&piece);
+                let has_content = has_content(&beginning) || beginning.len() > MAX_BEGINNING;
+                if has_content || body.is_end_stream() {
+                    return Ok(Some((Some(beginning.freeze()), has_content)));
+                }
+            }
+            Some(Ok(None)) => return Ok(Some(((!beginning.is_empty()).then(|| beginning.freeze()), true))),
+            Some(Err(error)) => return Err(error),
+            None if beginning.is_empty() => return Ok(None),
+            None => return Ok(Some((Some(beginning.freeze()), false))),
+        }
+    }
 }
 
 /// The next piece of a body, `None` at its end. What is no data is passed over.

@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
+use super::attempt::Provider;
 use super::classify::Outcome;
+use crate::silence::SilenceSnapshot;
 use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
 
 /// In seconds: from what a cache answers to what a model thinks.
@@ -185,7 +187,12 @@ impl Metrics {
     }
 
     /// In Prometheus' text format.
-    pub(crate) fn encode(&self, breakers: &CircuitBreakerRegistry, log_lines_lost: u64) -> Vec<u8> {
+    pub(crate) fn encode(
+        &self,
+        breakers: &CircuitBreakerRegistry,
+        providers: &[Arc<Provider>],
+        log_lines_lost: u64,
+    ) -> Vec<u8> {
         let mut page = Page::default();
         self.encode_gateway(&mut page, log_lines_lost);
         for breaker in breakers.snapshots() {
@@ -193,6 +200,12 @@ impl Metrics {
         }
         for (name, metrics) in &*self.providers.lock() {
             encode_provider(&mut page, name, metrics);
+        }
+        for provider in providers {
+            for (model, awaited, silence) in provider.silence.iter().flat_map(|detectors| detectors.snapshots()) {
+                let labels = [("provider", provider.name()), ("model", &*model), ("awaited", awaited.as_str())];
+                encode_silence(&mut page, &labels, silence);
+            }
         }
         let families: Vec<_> = page.0.into_values().collect();
         let mut text = Vec::new();
@@ -234,6 +247,8 @@ fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
         let help = "1 for the state that the circuit is in, 0 for the others.";
         page.gauge("fusebox_circuit_state", help, &[provider, ("state", state.as_str())], is);
     }
+    let silent = if breaker.silent { 1.0 } else { 0.0 };
+    page.gauge("fusebox_circuit_silent", "1 while it is open because of silence.", &[provider], silent);
     let failures = f64::from(breaker.failure_count);
     page.gauge("fusebox_circuit_failures", "Failures in a row.", &[provider], failures);
     let help = "Until the open circuit takes a probe; 0 if it is not open.";
@@ -244,6 +259,18 @@ fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
     let help = "Times the circuit went from closed to open.";
     page.count("fusebox_circuit_trips_total", help, &[provider], breaker.trip_count);
     page.count("fusebox_circuit_failed_probes_total", "Probes that failed.", &[provider], breaker.failed_probe_count);
+}
+
+fn encode_silence(page: &mut Page, labels: &[(&str, &str)], silence: SilenceSnapshot) {
+    let mut gauge = |name, help: &str, value| page.gauge(name, help, labels, value);
+    let learnt = if silence.learnt { 1.0 } else { 0.0 };
+    gauge("fusebox_silence_learnt", "1 if enough answers are known to notice silence.", learnt);
+    gauge("fusebox_silence_phi", "How surprising it is that nothing is answered.", silence.phi.into());
+    let help = "Requests that are unanswered, and newer than all that were answered.";
+    gauge("fusebox_silence_unanswered", help, silence.members.into());
+    gauge("fusebox_silence_oldest_seconds", "How long the oldest of them has waited.", silence.oldest.as_secs_f64());
+    gauge("fusebox_silence_median_seconds", "What half of the answers take at most.", silence.median.as_secs_f64());
+    gauge("fusebox_silence_p99_seconds", "What 99% of the answers take at most.", silence.p99.as_secs_f64());
 }
 
 fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {

@@ -1,8 +1,9 @@
 //! The gateway: an OpenAI-compatible reverse proxy that fails over from one LLM provider to the next.
 //!
 //! A request's way: `server` accepts its connection (`socket`, `drain`) and hands it to one of the `cores`, each a thread with
-//! connections to the providers, timeouts (`timers`) and a log of its own; `forward` reads it (`upload`, `model`) and picks the
-//! candidates that its breakers admit; `attempt` asks one of them, reads its answer (`hold`) and judges it by `classify`;
+//! connections to the providers, timeouts (`timers`) and a log of its own; `forward` reads it (`upload`, `model`); `failover` picks the
+//! candidates that its breakers admit, and moves on from one that `silence` finds silent; `attempt` asks one of them, reads its
+//! answer (`hold`) and judges it by `classify`;
 //! `upstream` knows how a request reaches a provider, and is the only one that does; `stream` judges the rest of a stream while
 //! it passes through, with `sse` for the ends of its events; `record` tells of it in headers, `access_log` and `metrics`.
 //! `state` holds what `config` turned into.
@@ -15,6 +16,7 @@ mod config;
 mod cores;
 pub mod demo;
 mod drain;
+mod failover;
 mod forward;
 mod headers;
 mod health;
@@ -25,6 +27,7 @@ mod path;
 mod pieces;
 mod record;
 mod server;
+mod silence;
 mod socket;
 mod sse;
 mod state;

@@ -9,7 +9,7 @@ use axum::http::HeaderValue;
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// How a body is written.
@@ -47,6 +47,8 @@ impl Format {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) model: String,
+    /// Whether the answer is to be a stream, as far as is known.
+    pub(crate) is_stream: bool,
     place: Range<usize>,
 }
 
@@ -76,24 +78,31 @@ pub(crate) fn rename(format: &Format, body: &Bytes, named: &Named, to: &str) -> 
 }
 
 fn find_in_json(body: &[u8], complete: bool) -> Result<Option<Named>, String> {
-    let mut found = None;
+    let mut found = Found::default();
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = json.deserialize_map(Finder(&mut found)).and_then(|()| json.end());
-    match (read, found) {
+    let Found { model, is_stream } = found;
+    match (read, model) {
         (Err(error), _) if complete => Err(format!("The body is not a JSON object with one 'model': {error}.")),
         (_, None) => Ok(None),
         (_, Some(raw)) => {
             let model = serde_json::from_str(raw.get()).map_err(|_| "The 'model' is not a string.".to_owned())?;
             // `raw` is a part of `body`.
             let start = raw.get().as_ptr().addr() - body.as_ptr().addr();
-            Ok(Some(Named { model, place: start..start + raw.get().len() }))
+            Ok(Some(Named { model, is_stream, place: start..start + raw.get().len() }))
         }
     }
 }
 
+#[derive(Default)]
+struct Found<'de> {
+    model: Option<&'de RawValue>,
+    is_stream: bool,
+}
+
 /// Keeps the model as soon as it comes by: of a body that is cut off later it is then known all the same. Two models are an
 /// error: who reads the other one would serve another model than was routed.
-struct Finder<'a, 'de>(&'a mut Option<&'de RawValue>);
+struct Finder<'a, 'de>(&'a mut Found<'de>);
 
 impl<'de> Visitor<'de> for Finder<'_, 'de> {
     type Value = ();
@@ -106,13 +115,67 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
         while let Some(key) = map.next_key()? {
             match key {
                 Key::Other => drop(map.next_value::<IgnoredAny>()?),
-                Key::Model if self.0.replace(map.next_value()?).is_some() => {
+                Key::Model if self.0.model.replace(map.next_value()?).is_some() => {
                     return Err(A::Error::duplicate_field("model"));
                 }
                 Key::Model => {}
+                Key::Stream => self.0.is_stream = map.next_value::<IsTrue>()?.0,
             }
         }
         Ok(())
+    }
+}
+
+/// Whatever else stands there is for the provider to refuse.
+struct IsTrue(bool);
+
+impl<'de> Deserialize<'de> for IsTrue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Truth).map(Self)
+    }
+}
+
+struct Truth;
+
+impl<'de> Visitor<'de> for Truth {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<bool, E> {
+        Ok(value)
+    }
+
+    fn visit_unit<E>(self) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<bool, E> {
+        Ok(false)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(false)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(false)
     }
 }
 
@@ -121,6 +184,7 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
 #[serde(field_identifier, rename_all = "lowercase")]
 enum Key {
     Model,
+    Stream,
     #[serde(other)]
     Other,
 }
@@ -145,7 +209,7 @@ fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
         let Some(end) = finder.find(&body[start..]).map(|length| start + length) else { break };
         if is_model(head) {
             let model = std::str::from_utf8(&body[start..end]).map_err(|_| "The 'model' is not UTF-8.".to_owned())?;
-            if found.replace(Named { model: model.to_owned(), place: start..end }).is_some() {
+            if found.replace(Named { model: model.to_owned(), is_stream: false, place: start..end }).is_some() {
                 return Err("The form has more than one 'model'.".to_owned());
             }
         }
@@ -194,6 +258,18 @@ mod tests {
             ["", "x", "[]", r#""model""#, r#"{"model":3}"#, r#"{"model":"m""#, r#"{"model":"m","model":"m"}"#, "{}{}"]
         {
             assert!(json(body, true).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_stream_is_asked_for_by_true_alone_and_whatever_else_stands_there_is_not_refused() {
+        let is_stream = |value: &str| {
+            let body = format!("{{\"stream\":{value},\"model\":\"m\"}}");
+            find(&Format::Json, body.as_bytes(), true).unwrap().unwrap().is_stream
+        };
+        assert!(is_stream("true"));
+        for other in ["false", "null", "1", "-1", "1.5", "\"true\"", "\"\\u0074\"", "[true]", "{\"a\":[true]}"] {
+            assert!(!is_stream(other), "{other}");
         }
     }
 

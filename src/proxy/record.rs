@@ -17,8 +17,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::attempt::{Asking, Running};
 use super::classify::Outcome;
 use super::cores::{Core, Local, ProviderPermit};
+use super::silence::{Awaited, Chunks, Watch, Watchers};
 use super::stream::JudgedStream;
 use super::timers::Timer;
 use crate::PermitType;
@@ -51,6 +53,10 @@ pub(crate) enum End {
 struct Attempt {
     provider: usize,
     started: Instant,
+    /// Until it is judged.
+    permit: Option<ProviderPermit>,
+    /// Until it is answered.
+    watch: Option<Watch>,
     /// `None` while it lasts; if it never ends, the client has left.
     ended: Option<(Outcome, Duration)>,
 }
@@ -64,8 +70,6 @@ pub(crate) struct Record {
     uri: Uri,
     model: Option<Box<str>>,
     attempts: Vec<Attempt>,
-    /// Of the attempt that lasts, until it is judged.
-    permit: Option<ProviderPermit>,
     status: Option<u16>,
     bytes_in: u64,
     bytes_out: u64,
@@ -100,7 +104,6 @@ impl Record {
             uri: head.uri.clone(),
             model: None,
             attempts: Vec::new(),
-            permit: None,
             status: None,
             bytes_in: 0,
             bytes_out: 0,
@@ -138,39 +141,76 @@ impl Record {
         self.closes = closes;
     }
 
-    /// A client that leaves says nothing about a provider: what is not settled counts for nothing.
-    pub(crate) fn begin_attempt(&mut self, provider: usize, permit: ProviderPermit) {
+    /// A client that leaves says nothing about a provider: what is not settled counts for nothing. `watched`: what is awaited,
+    /// if a silent provider is to be noticed. Returns the attempt's number.
+    pub(crate) fn begin_attempt(&mut self, provider: usize, permit: ProviderPermit, awaited: Option<Awaited>) -> usize {
         self.local.providers[provider].metrics.begin(permit.kind() == PermitType::Probe);
-        self.permit = Some(permit.cancel_on_drop());
-        self.attempts.push(Attempt { provider, started: Instant::now(), ended: None });
+        let started = Instant::now();
+        let watch = awaited.and_then(|awaited| self.watchers(provider)?.start(self.model(), awaited, &permit, started));
+        self.attempts.push(Attempt { provider, started, permit: Some(permit.cancel_on_drop()), watch, ended: None });
+        self.attempts.len() - 1
     }
 
-    pub(crate) fn is_probe(&self) -> bool {
-        self.permit.as_ref().is_some_and(|permit| permit.kind() == PermitType::Probe)
+    fn watchers(&self, provider: usize) -> Option<&Watchers> {
+        self.local.watchers[provider].as_deref()
     }
 
-    /// If the attempt that lasts is a probe, it has succeeded as such; what is still to come is judged as an ordinary call.
-    pub(crate) fn prove(&mut self) {
-        if let Some(attempt) = self.attempts.last().filter(|_| self.is_probe())
-            && let Some(probe) = self.permit.take()
+    fn model(&self) -> &str {
+        self.model.as_deref().unwrap_or_default()
+    }
+
+    /// What watches the pieces of this attempt's stream.
+    pub(crate) fn chunks(&self, attempt: usize) -> Option<Chunks> {
+        self.watchers(self.attempts[attempt].provider)?.chunks(self.model())
+    }
+
+    /// Whether the provider has fallen silent, so that another one had better be asked.
+    pub(crate) fn is_silent(&self, attempt: usize) -> bool {
+        self.attempts[attempt].watch.as_ref().is_some_and(Watch::is_silent)
+    }
+
+    /// Another provider has answered before this silent one.
+    pub(crate) fn listen(&mut self, Running { call, asking: Asking { attempt, .. } }: Running) {
+        let watch = self.attempts[attempt].watch.take();
+        self.settle(attempt, Outcome::Silent, &"");
+        if let Some(watch) = watch
+            && let Some(watchers) = self.watchers(self.attempts[attempt].provider)
+        {
+            watchers.listen(call, watch);
+        }
+    }
+
+    pub(crate) fn is_probe(&self, attempt: usize) -> bool {
+        self.attempts[attempt].permit.as_ref().is_some_and(|permit| permit.kind() == PermitType::Probe)
+    }
+
+    /// If the attempt is a probe, it has succeeded as such; what is still to come is judged as an ordinary call.
+    pub(crate) fn prove(&mut self, attempt: usize) {
+        if self.is_probe(attempt)
+            && let attempt = &mut self.attempts[attempt]
+            && let Some(probe) = attempt.permit.take()
         {
             probe.success();
             let permit = self.local.try_acquire(attempt.provider).map(ProviderPermit::cancel_on_drop).ok();
-            self.permit = permit.filter(|permit| permit.kind() == PermitType::Normal);
+            attempt.permit = permit.filter(|permit| permit.kind() == PermitType::Normal);
         }
     }
 
-    /// Ends the attempt that lasts, if one does, and judges it. The breaker itself logs only the failure that it opens on; at
-    /// the rate of failures that a breaker lets through, a line each is not too much.
-    pub(crate) fn settle(&mut self, outcome: Outcome, message: &dyn fmt::Display) {
-        let Some(attempt) = self.attempts.last_mut().filter(|attempt| attempt.ended.is_none()) else { return };
+    /// Ends an attempt, if it lasts, and judges it. The breaker itself logs only the failure that it opens on; at the rate of
+    /// failures that a breaker lets through, a line each is not too much. Of those that fell silent together, it logs one.
+    pub(crate) fn settle(&mut self, attempt: usize, outcome: Outcome, message: &dyn fmt::Display) {
+        let attempt = &mut self.attempts[attempt];
+        if attempt.ended.is_some() {
+            return;
+        }
         let provider = &self.local.providers[attempt.provider];
-        if outcome.is_failure() {
+        if outcome.is_failure() && outcome != Outcome::Silent {
             let error_type = outcome.as_str();
             warn!(provider = provider.name(), error_type, error = %message, "a provider failed");
         }
-        if let Some(permit) = self.permit.take() {
-            if outcome.is_failure() {
+        attempt.watch = None;
+        if let Some(permit) = attempt.permit.take() {
+            if outcome.is_failure() && outcome != Outcome::Silent {
                 provider.note_failure(attempt.started);
                 permit.failure(outcome.as_str(), message);
             } else if outcome == Outcome::Ok
@@ -187,15 +227,23 @@ impl Record {
     }
 
     /// A good answer begins.
-    pub(crate) fn first_byte(&mut self) {
-        if let Some(attempt) = self.attempts.last() {
-            self.local.providers[attempt.provider].metrics.first_byte(attempt.started.elapsed());
+    pub(crate) fn first_byte(&mut self, attempt: usize) {
+        let attempt = &mut self.attempts[attempt];
+        let now = Instant::now();
+        if let Some(mut watch) = attempt.watch.take() {
+            watch.answered(now);
         }
+        self.local.providers[attempt.provider].metrics.first_byte(now.saturating_duration_since(attempt.started));
     }
 
-    /// When the attempt that lasts began.
-    pub(crate) fn attempt_started(&self) -> Instant {
-        self.attempts.last().map_or(self.started, |attempt| attempt.started)
+    /// Whom an attempt asks.
+    pub(crate) fn provider(&self, attempt: usize) -> usize {
+        self.attempts[attempt].provider
+    }
+
+    /// When an attempt began.
+    pub(crate) fn attempt_started(&self, attempt: usize) -> Instant {
+        self.attempts[attempt].started
     }
 
     /// How the request ended, as far as is known.
@@ -241,7 +289,7 @@ impl Record {
         put(text, ",\"model\":", &self.model);
         put(text, ",\"status\":", &self.status);
         put(text, ",\"end\":", &self.end);
-        put(text, ",\"provider\":", &self.attempts.last().filter(|last| outcome(last) == Outcome::Ok).map(name));
+        put(text, ",\"provider\":", &self.attempts.iter().find(|attempt| outcome(attempt) == Outcome::Ok).map(name));
         text.extend_from_slice(b",\"attempts\":[");
         for (number, attempt) in self.attempts.iter().enumerate() {
             let took = attempt.ended.map_or_else(|| attempt.started.elapsed(), |(_, took)| took);
@@ -262,7 +310,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.settle(Outcome::ClientLeft, &"");
+        for attempt in 0..self.attempts.len() {
+            self.settle(attempt, Outcome::ClientLeft, &"");
+        }
         let took = self.started.elapsed();
         self.core.app.metrics.end(self.status, took);
         if self.local.server.access_log

@@ -67,7 +67,8 @@ fn finish(router: Router<Arc<AppState>>, state: Arc<AppState>) -> Router {
 }
 
 async fn metrics(State(state): State<Arc<AppState>>) -> Response {
-    let text = state.metrics.encode(&state.circuit_breakers, state.access_log().map_or(0, AccessLog::lost));
+    let lost = state.access_log().map_or(0, AccessLog::lost);
+    let text = state.metrics.encode(&state.circuit_breakers, &state.live().providers, lost);
     (StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 

@@ -1,8 +1,12 @@
 //! Server-sent events, as far as their ends go: a client gets whole events only, so that a stream that breaks off can end
 //! with one that says so.
 
+use std::collections::BTreeMap;
+
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// Longer ones are passed on in parts. No provider sends one.
 const MAX_EVENT: usize = 1 << 20;
@@ -75,6 +79,92 @@ fn last_end(text: &[u8]) -> usize {
     end(b"\n\n").max(end(b"\n\r\n")).max(end(b"\r\r"))
 }
 
+/// The fields of an event, and a comment.
+const FIELDS: [&[u8]; 5] = [b"data", b"event", b"id", b"retry", b""];
+
+/// Whether one of the events in `text` brings something of an answer: it is no comment, and does more than announce the stream
+/// or keep it alive. What is unknown counts as content.
+pub(crate) fn has_content(text: &[u8]) -> bool {
+    if text.starts_with(b"data:") && says_something(text) {
+        return true;
+    }
+    let mut data: &[u8] = b"";
+    let mut lines = text.split(|byte| *byte == b'\n').peekable();
+    while let Some(line) = lines.next() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        let is_known = |field: &&[u8]| {
+            let is_whole = name.len() < line.len() || lines.peek().is_some();
+            if is_whole { *field == name } else { field.starts_with(name) }
+        };
+        if !FIELDS.iter().any(is_known) {
+            return true;
+        } else if name == b"data" {
+            // Of several lines the last one: no event without content has several.
+            data = line[name.len()..].strip_prefix(b":").unwrap_or_default().trim_ascii();
+        } else if line.is_empty() && !is_empty(std::mem::take(&mut data)) {
+            return true;
+        }
+    }
+    // Lines that end with CR alone, which nobody sends.
+    text.strip_suffix(b"\r").is_some_and(|text| !text.contains(&b'\n'))
+}
+
+/// The usual way to, found without parsing.
+fn says_something(text: &[u8]) -> bool {
+    const CONTENT: &[u8] = b"\"content\":\"";
+    memmem::find(text, CONTENT).is_some_and(|at| text.get(at + CONTENT.len()).is_some_and(|first| *first != b'"'))
+        && last_end(text) > 0
+}
+
+/// The parts of an event that say whether it has content.
+#[derive(Deserialize)]
+struct Event<'a> {
+    r#type: Option<&'a str>,
+    #[serde(borrow)]
+    choices: Option<Vec<Choice<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    delta: Option<BTreeMap<&'a str, &'a RawValue>>,
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+/// What `OpenAI`'s and Anthropic's streams begin with.
+const ANNOUNCEMENTS: [&str; 8] = [
+    "ping",
+    "message_start",
+    "content_block_start",
+    "response.created",
+    "response.queued",
+    "response.in_progress",
+    "response.output_item.added",
+    "response.content_part.added",
+];
+
+fn is_empty(data: &[u8]) -> bool {
+    if data.is_empty() {
+        return true;
+    }
+    let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return false };
+    let says = |value: &&RawValue| !matches!(value.get(), "null" | "\"\"" | "[]" | "{}");
+    let has_content = |choice: &Choice<'_>| {
+        let mut delta = choice.delta.iter().flatten();
+        delta.any(|(name, value)| *name != "role" && says(value))
+            || choice.text.iter().chain(&choice.finish_reason).any(says)
+    };
+    match event {
+        Event { choices: Some(choices), .. } => !choices.iter().any(has_content),
+        Event { r#type: Some(kind), .. } => ANNOUNCEMENTS.contains(&kind),
+        Event { .. } => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +201,43 @@ mod tests {
                 assert_eq!(passed.concat() + std::str::from_utf8(&rest).unwrap(), text);
                 assert_eq!(rest, "data: tail");
             }
+        }
+    }
+
+    #[test]
+    fn comments_pings_announcements_and_empty_deltas_are_no_content() {
+        for empty in [
+            "",
+            "dat",
+            ": keep-alive\n\n",
+            "data: {\"choices\":[{\"delta\":{\"content\":\"not whole yet",
+            "data: {\"choices\":[]}\n\n",
+            "data: {\"id\":\"x\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}\n\n",
+            "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[]}}]}\r\n\r\n",
+            "data: {\"choices\":[{\"delta\":{}}, {\"text\":\"\"}]}\n\n",
+            "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{}}\n\n",
+            "event: response.created\ndata: {\"type\":\"response.created\"}\n\n: c\n\n",
+        ] {
+            assert!(!has_content(empty.as_bytes()), "{empty}");
+            let with_content = format!("{empty}\n\ndata: {{\"choices\":[{{\"delta\":{{\"content\":\"a\"}}}}]}}\n\n");
+            assert!(has_content(with_content.as_bytes()), "{with_content}");
+        }
+        for content in [
+            "data: [DONE]\n\n",
+            "data: text\n\n",
+            "data: {}\n\n",
+            "data: {\"error\":{}}\n\n",
+            "data: {\"choices\":[{\"text\":\"a\"}]}\r\n\r\n",
+            "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
+            "data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\"}}]}\n\n",
+            "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{}]}}]}\n\n",
+            "event: content_block_delta\ndata: {\"type\":\"content_block_delta\"}\n\n",
+            "data: old\rdata: old\r\r",
+            "1",
+            "no event\n",
+        ] {
+            assert!(has_content(content.as_bytes()), "{content}");
         }
     }
 

@@ -15,8 +15,9 @@ use super::access_log::AccessLog;
 use super::attempt::Provider;
 use super::config::{GatewayConfig, ProviderConfig, ServerConfig};
 use super::metrics::Metrics;
+use super::silence::Detectors;
 use super::upstream::{SetupError, Tls};
-use crate::{CircuitBreaker, CircuitBreakerRegistry};
+use crate::{CircuitBreaker, CircuitBreakerRegistry, silence};
 
 /// The gateway's state, shared by all its connections.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ impl AppState {
         let circuit_breakers = Arc::new(CircuitBreakerRegistry::default());
         let metrics = Metrics::default();
         let tls = Tls::new(config.server.ca_file.as_deref())?;
-        let live = Live::new(config, tls, None, &circuit_breakers, &metrics);
+        let live = Live::new(config, tls, None, &circuit_breakers, &metrics, config.server.cores);
         Ok(Arc::new(Self {
             circuit_breakers,
             live: ArcSwap::from_pointee(live),
@@ -121,7 +122,8 @@ impl AppState {
         let _one_at_a_time = self.reloading.lock();
         let tls = Tls::new(config.server.ca_file.as_deref())?;
         let before = self.live();
-        let live = Live::new(config, tls, Some(&before), &self.circuit_breakers, &self.metrics);
+        let cores = self.started_with.cores;
+        let live = Live::new(config, tls, Some(&before), &self.circuit_breakers, &self.metrics, cores);
         let is_kept = |name: &str| live.providers.iter().any(|provider| provider.name() == name);
         let gone: Vec<_> = before.providers.iter().filter(|provider| !is_kept(provider.name())).collect();
         self.metrics.keep_only(is_kept);
@@ -201,7 +203,9 @@ impl Live {
         before: Option<&Live>,
         breakers: &CircuitBreakerRegistry,
         metrics: &Metrics,
+        cores: u64,
     ) -> Self {
+        let cores = usize::try_from(cores).unwrap_or(usize::MAX);
         let same_tls = before.is_some_and(|before| before.tls.trusts_the_same(&tls));
         let provider = |config: &ProviderConfig| {
             let old = before.and_then(|before| before.providers.iter().find(|old| old.name() == config.name));
@@ -209,7 +213,9 @@ impl Live {
                 Some(old) if same_tls && old.config == *config => Arc::clone(old),
                 _ => {
                     let breaker = breaker_for(config, breakers);
-                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name)))
+                    let known = old.filter(|old| old.config.url == config.url).and_then(|old| old.silence.as_ref());
+                    let silence = config.silence.map(|silence| detectors_for(known, &breaker, silence, cores));
+                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name), silence))
                 }
             }
         };
@@ -227,4 +233,20 @@ fn breaker_for(config: &ProviderConfig, breakers: &CircuitBreakerRegistry) -> Ar
         .unwrap_or_else(|| breakers.insert_breaker(CircuitBreaker::new(config.name.as_str(), config.breaker.clone())));
     breaker.set_config(&config.breaker);
     breaker
+}
+
+/// What is known of a provider, with new settings.
+fn detectors_for(
+    known: Option<&Arc<Detectors>>,
+    breaker: &Arc<CircuitBreaker>,
+    config: silence::Config,
+    cores: usize,
+) -> Arc<Detectors> {
+    match known {
+        Some(known) => {
+            known.set_config(config);
+            Arc::clone(known)
+        }
+        None => Arc::new(Detectors::new(Arc::clone(breaker), config, cores)),
+    }
 }

@@ -15,6 +15,7 @@ use super::config::Timeouts;
 use super::hold::late;
 use super::pieces::size_with;
 use super::record::{End, Record};
+use super::silence::Chunks;
 use super::sse::Events;
 use super::timers::Pause;
 use super::upstream::{Chain, UpstreamBody};
@@ -35,6 +36,10 @@ pub(crate) struct JudgedStream {
     /// When the request was sent.
     since: Instant,
     pause: Pause,
+    /// Of a stream of events.
+    chunks: Option<Chunks>,
+    /// Its number in the record.
+    attempt: usize,
     is_over: bool,
 }
 
@@ -52,21 +57,24 @@ impl JudgedStream {
         is_events: bool,
         since: Instant,
         record: &mut Record,
+        attempt: usize,
     ) -> Self {
         let timeouts = provider.config.timeouts.clone();
         let mut proven = None;
-        if record.is_probe() {
+        if record.is_probe(attempt) {
             if opened_by_broken_answers(&provider.breaker) {
                 proven = Some(since + timeouts.first_byte + timeouts.idle);
             } else {
-                record.prove();
+                record.prove(attempt);
             }
         }
         if body.is_end_stream() {
-            succeed(record);
+            succeed(record, attempt);
         }
         let events = is_events.then(Events::default);
-        Self { body, first, events, proven, timeouts, since, pause: Pause::new(record.timer()), is_over: false }
+        let chunks = if is_events { record.chunks(attempt) } else { None };
+        let pause = Pause::new(record.timer());
+        Self { body, first, events, proven, timeouts, since, pause, chunks, attempt, is_over: false }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -83,6 +91,7 @@ impl JudgedStream {
     }
 
     pub(crate) fn poll(&mut self, record: &mut Record, cx: &mut Context<'_>) -> Passed {
+        let attempt = self.attempt;
         while !self.is_over {
             let chunk = match self.first.take() {
                 Some(first) => first,
@@ -90,6 +99,9 @@ impl JudgedStream {
                     Poll::Pending => {
                         // Its time counts only while the client is ready for more: a slow client is not the provider's fault.
                         let whole_by = self.since + self.timeouts.total;
+                        if let Some(chunks) = &mut self.chunks {
+                            chunks.wait();
+                        }
                         ready!(self.pause.poll(|| whole_by.min(Instant::now() + self.timeouts.idle), cx));
                         return self.break_off_late(record);
                     }
@@ -97,7 +109,8 @@ impl JudgedStream {
                         return self.break_off(record, Outcome::Cut, &Chain(&error).to_string());
                     }
                     Poll::Ready(None) => {
-                        succeed(record);
+                        self.chunk_has_come();
+                        succeed(record, attempt);
                         self.is_over = true;
                         let rest = self.events.as_mut().map(Events::rest).unwrap_or_default();
                         return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
@@ -111,15 +124,19 @@ impl JudgedStream {
                 },
             };
             self.pause.end();
+            // A comment only keeps the stream alive.
+            if chunk.first() != Some(&b':') {
+                self.chunk_has_come();
+            }
             if self.body.is_end_stream() {
-                succeed(record);
+                succeed(record, attempt);
             } else {
                 let now = Instant::now();
                 if now >= self.since + self.timeouts.total {
                     return self.break_off_late(record);
                 }
                 if self.proven.take_if(|proven| now >= *proven).is_some() {
-                    record.prove();
+                    record.prove(attempt);
                 }
             }
             let passed = match &mut self.events {
@@ -133,13 +150,19 @@ impl JudgedStream {
         Poll::Ready(None)
     }
 
+    fn chunk_has_come(&mut self) {
+        if let Some(chunks) = &mut self.chunks {
+            chunks.come();
+        }
+    }
+
     fn break_off_late(&mut self, record: &mut Record) -> Passed {
         let (outcome, message) = late(Outcome::IdleTimeout, self.since, &self.timeouts);
         self.break_off(record, outcome, &message)
     }
 
     fn break_off(&mut self, record: &mut Record, outcome: Outcome, message: &str) -> Passed {
-        record.settle(outcome, &message);
+        record.settle(self.attempt, outcome, &message);
         record.set_end(End::Cut);
         self.is_over = true;
         // To the client without what only an operator should see.
@@ -155,8 +178,8 @@ impl JudgedStream {
     }
 }
 
-fn succeed(record: &mut Record) {
-    record.settle(Outcome::Ok, &"");
+fn succeed(record: &mut Record, attempt: usize) {
+    record.settle(attempt, Outcome::Ok, &"");
     record.set_end(End::Complete);
 }
 

@@ -40,6 +40,14 @@ impl Timers {
         Timer { timers: Arc::clone(self), place: None }
     }
 
+    /// Wakes everybody who waits, for another reason than a time.
+    pub(crate) fn wake_all(&self) {
+        let list = self.0.lock();
+        let wakers: Vec<_> = list.places.iter().filter_map(|place| place.waker.clone()).collect();
+        drop(list);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
     /// Wakes those whose time has come. When the next one will come.
     fn sweep(&self, task: &Waker) -> Option<Instant> {
         // Woken and dropped without the lock: what becomes of them then is not known here.

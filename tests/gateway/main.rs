@@ -9,6 +9,7 @@ mod health;
 mod http2;
 mod program;
 mod reload;
+mod silence;
 mod streams;
 mod support;
 mod telling;

@@ -18,7 +18,7 @@ use hyper_util::rt::TokioExecutor;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// For what must happen soon, but not at a given time.
@@ -52,6 +52,20 @@ impl Provider {
         address: &str,
         script: impl Fn(usize) -> Response<Body> + Send + Sync + 'static,
     ) -> Self {
+        Self::start_behind(watch::channel(true).1, address, script).await
+    }
+
+    /// Answers every request with 200, while the gate is open; until then it waits.
+    pub(crate) async fn gated() -> (Self, watch::Sender<bool>) {
+        let (gate, is_open) = watch::channel(true);
+        (Self::start_behind(is_open, "127.0.0.1:0", |_| answer(200)).await, gate)
+    }
+
+    async fn start_behind(
+        gate: watch::Receiver<bool>,
+        address: &str,
+        script: impl Fn(usize) -> Response<Body> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let hits = Arc::new(AtomicUsize::new(0));
@@ -70,6 +84,8 @@ impl Provider {
             });
             let mut response = script(count.fetch_add(1, Ordering::SeqCst));
             response.headers_mut().insert(BY, address.to_string().parse().unwrap());
+            // An error says that the test is over.
+            let _ = gate.clone().wait_for(|is_open| *is_open).await;
             if response.status() == HANG { std::future::pending().await } else { response }
         });
         tokio::spawn(axum::serve(listener, app).into_future());

@@ -15,7 +15,7 @@ use memchr::memmem;
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
-use crate::Config;
+use crate::{Config, silence};
 
 /// Every mistake in a configuration, each with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,6 +248,8 @@ pub struct ProviderConfig {
     pub timeouts: Timeouts,
     /// Its breaker.
     pub breaker: Config,
+    /// When it is given up though nothing has failed; `None`: never.
+    pub silence: Option<silence::Config>,
 }
 
 impl GatewayConfig {
@@ -319,6 +321,19 @@ impl fmt::Display for GatewayConfig {
             writeln!(f, "  timeouts   {}", limits.join(", "))?;
             let (failures, open_for) = (breaker.failure_threshold(), time(breaker.open_for()));
             writeln!(f, "  breaker    opens after {failures} failures in a row, for {open_for}")?;
+            match provider.silence {
+                None => writeln!(f, "  silence    is not looked at")?,
+                Some(silence) => {
+                    let ceiling =
+                        silence.ceiling().map_or(String::new(), |limit| format!(", or after {}", time(limit)));
+                    writeln!(
+                        f,
+                        "  silence    opens at phi {}, not before {}{ceiling}",
+                        silence.phi(),
+                        time(silence.floor())
+                    )?;
+                }
+            }
         }
         writeln!(f)?;
         for (model, providers) in self.candidates() {

@@ -10,7 +10,7 @@ use toml::de::DeTable;
 
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::{Connections, GatewayConfig, ProviderConfig, ServerConfig, Strategy, Timeouts};
-use crate::{Config, ConfigBuilder};
+use crate::{Config, ConfigBuilder, ConfigError, silence};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -33,6 +33,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     let (connections_at, connections) = root.table("connections");
     let (timeouts_at, timeouts) = root.table("timeouts");
     let (breaker_at, breaker) = root.table("breaker");
+    let (silence_at, silence) = root.table("silence");
     let providers = root.tables("providers");
     if providers.is_empty() {
         root.warn("providers", "are missing: every request will be answered 404");
@@ -45,6 +46,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     read_connections(section, &mut defaults.connections);
     read_timeouts(Section::new("timeouts.".into(), timeouts_at, timeouts, &mut report), &mut defaults.timeouts);
     read_breaker(Section::new("breaker.".into(), breaker_at, breaker, &mut report), &mut defaults.breaker);
+    read_silence(Section::new("silence.".into(), silence_at, silence, &mut report), &mut defaults.silence);
     let mut names = HashSet::new();
     let mut config = GatewayConfig { server, strategy, providers: Vec::new(), warnings: Vec::new() };
     let mut places = Vec::new();
@@ -72,13 +74,22 @@ struct Defaults {
     connections: Connections,
     timeouts: Timeouts,
     breaker: ConfigBuilder,
+    silence: Silence,
+}
+
+/// Its settings are kept where it is switched off: a provider may switch it on.
+#[derive(Clone, Copy)]
+struct Silence {
+    enabled: bool,
+    config: silence::ConfigBuilder,
 }
 
 impl Default for Defaults {
     /// A client should not wait as long as a library's caller may, nor should the gateway hold any number of them.
     fn default() -> Self {
         let breaker = Config::builder().wait_limit(Duration::from_secs(10)).max_waiters(1000);
-        Self { connections: Connections::default(), timeouts: Timeouts::default(), breaker }
+        let silence = Silence { enabled: true, config: silence::Config::builder() };
+        Self { connections: Connections::default(), timeouts: Timeouts::default(), breaker, silence }
     }
 }
 
@@ -153,11 +164,42 @@ fn read_breaker(mut section: Section<'_, '_>, builder: &mut ConfigBuilder) {
     section.finish();
 }
 
-/// The breaker knows its own ranges.
-fn check(section: &mut Section<'_, '_>, builder: &mut ConfigBuilder, set: impl FnOnce(ConfigBuilder) -> ConfigBuilder) {
+fn read_silence(mut section: Section<'_, '_>, silence: &mut Silence) {
+    section.flag("enabled", &mut silence.enabled);
+    let builder = &mut silence.config;
+    if let Some(phi) = section.any_number("phi") {
+        check(&mut section, builder, |builder| builder.phi(phi));
+    }
+    if let Some(floor) = section.any_duration("floor") {
+        check(&mut section, builder, |builder| builder.floor(floor));
+    }
+    if let Some(ceiling) = section.any_duration("ceiling") {
+        check(&mut section, builder, |builder| builder.ceiling(ceiling));
+    }
+    section.finish();
+}
+
+/// What knows its own ranges.
+trait Checked: Clone {
+    fn check(&self) -> Result<(), ConfigError>;
+}
+
+impl Checked for ConfigBuilder {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.clone().build().map(drop)
+    }
+}
+
+impl Checked for silence::ConfigBuilder {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.build().map(drop)
+    }
+}
+
+fn check<B: Checked>(section: &mut Section<'_, '_>, builder: &mut B, set: impl FnOnce(B) -> B) {
     let new = set(builder.clone());
-    match new.clone().build() {
-        Ok(_) => *builder = new,
+    match new.check() {
+        Ok(()) => *builder = new,
         Err(error) => section.mistake(error.field(), error.value(), error.expected()),
     }
 }
@@ -204,6 +246,7 @@ fn read_provider<'i>(
     let (connections_at, connections_table) = section.table("connections");
     let (timeouts_at, timeouts_table) = section.table("timeouts");
     let (breaker_at, breaker_table) = section.table("breaker");
+    let (silence_at, silence_table) = section.table("silence");
     section.finish();
 
     let mut connections = defaults.connections.clone();
@@ -214,6 +257,9 @@ fn read_provider<'i>(
     let mut breaker = defaults.breaker.clone();
     read_breaker(Section::new(format!("{path}breaker."), breaker_at, breaker_table, report), &mut breaker);
     let breaker = breaker.probe_lease(lease(&timeouts)).build().expect("each setting was checked");
+    let mut silence = defaults.silence;
+    read_silence(Section::new(format!("{path}silence."), silence_at, silence_table, report), &mut silence);
+    let silence = silence.enabled.then(|| silence.config.build().expect("each setting was checked"));
     Some(ProviderConfig {
         name: name?.value,
         url: url?,
@@ -225,6 +271,7 @@ fn read_provider<'i>(
         connections,
         timeouts,
         breaker,
+        silence,
     })
 }
 

@@ -306,6 +306,11 @@ impl<'r, 'i> Section<'r, 'i> {
         self.number(field, "a whole number", |text| text.parse().ok())
     }
 
+    /// As above.
+    pub(super) fn any_number(&mut self, field: &'static str) -> Option<f32> {
+        self.number(field, "a number", |text| text.parse().ok())
+    }
+
     pub(super) fn rate(&mut self, field: &'static str) -> Option<f64> {
         let parse = |text: &str| text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate >= 0.0);
         self.number(field, "a price, 0 or more", parse)

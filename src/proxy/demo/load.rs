@@ -24,10 +24,13 @@ use super::{MODEL, OPEN_FOR, Stage};
 use crate::CircuitState;
 use crate::proxy::attempt::Provider;
 use crate::proxy::classify::Outcome;
+use crate::proxy::silence::Awaited;
 
 const HEALTHY: Duration = Duration::from_secs(1);
 /// No request takes longer unless it is lost.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Until the gateway knows how long answers take.
+const WARM_UP: Duration = Duration::from_secs(60);
 
 type Http = Client<HttpConnector, Full<Bytes>>;
 
@@ -52,6 +55,7 @@ const MAX_SAMPLES: usize = 1_000_000;
 /// How one request went.
 #[derive(Clone)]
 pub(super) struct Sample {
+    started: Instant,
     pub(super) latency: Duration,
     pub(super) error: Option<String>,
     is_cut: bool,
@@ -68,6 +72,14 @@ impl Load {
 
     pub(super) fn in_flight(&self) -> i64 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Whether the gateway knows how long this provider's answers take.
+    fn is_known(&self, provider: &Provider) -> bool {
+        let known = provider.silence.as_ref().map(|detectors| detectors.snapshots()).unwrap_or_default();
+        let is_known = |wanted| known.iter().any(|(_, awaited, silence)| *awaited == wanted && silence.learnt);
+        (self.stream_share >= 1.0 || is_known(Awaited::Answer))
+            && (self.stream_share <= 0.0 || is_known(Awaited::Stream))
     }
 
     /// The samples from the `from`-th on.
@@ -140,7 +152,7 @@ async fn ask(http: &Http, gateway: SocketAddr, is_stream: bool) -> Sample {
         }
     });
     let error = answered.await.map_or_else(|_| Some(format!("no answer within {PATIENCE:?}")), Result::err);
-    Sample { latency: start.elapsed(), is_cut: error.as_deref() == Some(CUT), error }
+    Sample { started: start, latency: start.elapsed(), is_cut: error.as_deref() == Some(CUT), error }
 }
 
 const CUT: &str = "a stream that ended with an error event";
@@ -172,8 +184,37 @@ pub(super) struct Summary {
     time_to_close_ms: Option<f64>,
     p50_ms: f64,
     p99_ms: f64,
+    /// Of the requests that came before the outage.
+    healthy: Latencies,
+    /// Of those that came during it.
+    outage: Latencies,
     #[serde(skip)]
     errors: BTreeMap<String, usize>,
+}
+
+/// Of requests without an error.
+#[expect(clippy::struct_field_names, reason = "JSON has no other place for a unit")]
+#[derive(Debug, Serialize)]
+struct Latencies {
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+}
+
+impl Latencies {
+    fn of<'a>(samples: impl Iterator<Item = &'a Sample>) -> Self {
+        let mut sorted: Vec<_> = samples.filter(|sample| sample.error.is_none()).map(|sample| sample.latency).collect();
+        sorted.sort_unstable();
+        let [p50_ms, p99_ms, max_ms] = [50, 99, 100].map(|percent| millis(percentile(&sorted, percent)));
+        Self { p50_ms, p99_ms, max_ms }
+    }
+}
+
+impl fmt::Display for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50_ms, p99_ms, max_ms } = self;
+        write!(f, "p50 {p50_ms} ms, p99 {p99_ms} ms, max {max_ms} ms")
+    }
 }
 
 /// When the first provider's circuit first opened, and how many requests it was serving; and when it last closed.
@@ -190,6 +231,10 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
     eprintln!("{rate} requests/s; {} fails with {} for {outage:?}, then heals", primary.name(), fault.as_str());
     let (end, over) = tokio::sync::oneshot::channel::<()>();
     let script = async {
+        let warm_by = Instant::now() + WARM_UP;
+        while !stage.load.is_known(&provider) && Instant::now() < warm_by {
+            sleep(Duration::from_millis(10)).await;
+        }
         sleep(HEALTHY).await;
         let (began, asked, outcomes) = (Instant::now(), provider.metrics.asked(), outcomes(&provider));
         primary.set(Some(fault)).await;
@@ -215,8 +260,7 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
     let seen = watching.end();
 
     let samples = stage.load.samples(0);
-    let mut latencies: Vec<Duration> = samples.iter().filter(|s| s.error.is_none()).map(|s| s.latency).collect();
-    latencies.sort_unstable();
+    let all = Latencies::of(samples.iter());
     let mut errors = BTreeMap::new();
     for error in samples.iter().filter_map(|sample| sample.error.clone()) {
         *errors.entry(error).or_default() += 1;
@@ -242,8 +286,10 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
         trips: provider.breaker.trip_count(),
         time_to_open_ms: seen.opened.map(|(at, _)| millis(at - began)),
         time_to_close_ms: seen.closed.filter(|at| *at >= healed).map(|at| millis(at - healed)),
-        p50_ms: millis(percentile(&latencies, 50)),
-        p99_ms: millis(percentile(&latencies, 99)),
+        p50_ms: all.p50_ms,
+        p99_ms: all.p99_ms,
+        healthy: Latencies::of(samples.iter().filter(|sample| sample.started < began)),
+        outage: Latencies::of(samples.iter().filter(|sample| (began..healed).contains(&sample.started))),
         errors,
     }
 }
@@ -317,6 +363,7 @@ impl fmt::Display for Summary {
         writeln!(f, "trips, probes         {}, {}", self.trips, self.probes)?;
         writeln!(f, "outage to open        {}", time(self.time_to_open_ms))?;
         writeln!(f, "heal to close         {}", time(self.time_to_close_ms))?;
-        writeln!(f, "latency p50, p99      {} ms, {} ms", self.p50_ms, self.p99_ms)
+        writeln!(f, "latency before        {}", self.healthy)?;
+        writeln!(f, "latency during        {}", self.outage)
     }
 }

@@ -26,7 +26,7 @@ use super::config::GatewayConfig;
 use super::server::run_server;
 use super::state::AppState;
 
-pub use self::provider::Fault;
+pub use self::provider::{Fault, Latency};
 
 const MODEL: &str = "demo";
 const OPEN_FOR: Duration = Duration::from_secs(2);
@@ -43,6 +43,9 @@ pub struct Options {
     /// How the first provider fails during the outage.
     #[arg(long, value_enum, default_value_t = Fault::Http500, requires = "outage")]
     pub fault: Fault,
+    /// How long the providers take for the first piece of an answer.
+    #[arg(long, value_enum, default_value_t = Latency::Short)]
+    pub latency: Latency,
     /// Print the summary as one JSON object on the last line of standard output; all else goes to standard error.
     #[arg(long, requires = "outage")]
     pub json: bool,
@@ -80,8 +83,9 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let port = options.port.unwrap_or(if options.outage.is_some() { 0 } else { 8080 });
     let gateway = bind(port).await?;
     let control = bind(if port == 0 { 0 } else { port + 1 }).await?;
-    let providers = [Simulated::start("primary").await?, Simulated::start("fallback").await?];
-    let config = GatewayConfig::from_toml(&config_text(&providers))?;
+    let providers =
+        [Simulated::start("primary", options.latency).await?, Simulated::start("fallback", options.latency).await?];
+    let config = GatewayConfig::from_toml(&config_text(&providers, options.latency))?;
     let on_screen = std::io::stdout().is_terminal() && !options.json;
     let default_rate = if options.outage.is_some() { OUTAGE_RATE } else { QUIET_RATE };
     let is_loaded = options.rate.is_some() || options.outage.is_some() || on_screen;
@@ -133,7 +137,7 @@ async fn bind(port: u16) -> Result<TcpListener, String> {
     bound.map_err(|error| format!("{address} cannot be bound: {error}; choose another with --port"))
 }
 
-fn config_text(providers: &[Arc<Simulated>; 2]) -> String {
+fn config_text(providers: &[Arc<Simulated>; 2], latency: Latency) -> String {
     let provider = |provider: &Arc<Simulated>| {
         format!(
             "[[providers]]\nname = '{}'\nurl = 'http://{}/v1'\nmodels = ['{MODEL}']\napi_key = 'simulated'\n",
@@ -142,9 +146,13 @@ fn config_text(providers: &[Arc<Simulated>; 2]) -> String {
         )
     };
     let open_for = OPEN_FOR.as_secs();
+    let (first_byte, total) = match latency {
+        Latency::Short => ("1s", "2s"),
+        Latency::Tail => ("25s", "50s"),
+    };
     let head = format!(
         "[server]\ndrain_limit = '1s'\n[breaker]\nopen_for = '{open_for}s'\n\
-         [timeouts]\nfirst_byte = '1s'\nidle = '1s'\ntotal = '2s'\n"
+         [timeouts]\nfirst_byte = '{first_byte}'\nidle = '1s'\ntotal = '{total}'\n"
     );
     head + &providers.each_ref().map(provider).concat()
 }

@@ -24,10 +24,40 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 const WORDS: [&str; 6] = ["The ", "circuit ", "is ", "closed ", "again", "."];
-const THINKING: Duration = Duration::from_millis(2);
+/// Between two pieces.
+const WRITING: Duration = Duration::from_millis(2);
 /// Between two bytes of an answer that drips.
 const DRIP: Duration = Duration::from_millis(50);
 const REBIND: Duration = Duration::from_millis(20);
+
+/// How long a simulated provider takes for the first piece of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Latency {
+    /// 20 ms, a little more or less.
+    #[value(name = "20ms")]
+    Short,
+    /// 0.6 s, with a long tail: one in a hundred takes from 1 to 20 s.
+    #[value(name = "600ms-tail")]
+    Tail,
+}
+
+impl Latency {
+    fn draw(self) -> Duration {
+        let seconds = match self {
+            Self::Short => log_normal(0.02, 0.25),
+            // Pareto, alpha 1.5.
+            Self::Tail if fastrand::f64() < 0.01 => (1.0 - fastrand::f64()).powf(-1.0 / 1.5),
+            Self::Tail => log_normal(0.6, 0.8),
+        };
+        Duration::from_secs_f64(seconds.min(20.0))
+    }
+}
+
+/// By Box and Muller.
+fn log_normal(median: f64, sigma: f64) -> f64 {
+    let normal = (-2.0 * (1.0 - fastrand::f64()).ln()).sqrt() * (std::f64::consts::TAU * fastrand::f64()).cos();
+    median * (sigma * normal).exp()
+}
 
 /// How a simulated provider fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -37,6 +67,8 @@ pub enum Fault {
     Http500,
     /// It takes requests and never answers.
     Hang,
+    /// It takes requests, and answers them all when it is healed.
+    Pause,
     /// Nobody listens on its port.
     Refuse,
     /// It answers 429.
@@ -49,7 +81,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    const COUNT: usize = 6;
+    const COUNT: usize = 7;
 
     pub(super) fn all() -> impl Iterator<Item = Self> {
         Self::value_variants().iter().copied()
@@ -59,6 +91,7 @@ impl Fault {
         match self {
             Fault::Http500 => "500",
             Fault::Hang => "hang",
+            Fault::Pause => "pause",
             Fault::Refuse => "refuse",
             Fault::Http429 => "429",
             Fault::Abort => "abort",
@@ -81,6 +114,7 @@ impl Fault {
 pub(super) struct Simulated {
     name: &'static str,
     address: SocketAddr,
+    latency: Latency,
     fault: watch::Sender<Option<Fault>>,
     /// Whether the port is listened on, which follows the fault with a delay.
     listening: watch::Sender<bool>,
@@ -89,11 +123,12 @@ pub(super) struct Simulated {
 }
 
 impl Simulated {
-    pub(super) async fn start(name: &'static str) -> io::Result<Arc<Self>> {
+    pub(super) async fn start(name: &'static str, latency: Latency) -> io::Result<Arc<Self>> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let simulated = Arc::new(Self {
             name,
             address: listener.local_addr()?,
+            latency,
             fault: watch::Sender::new(None),
             listening: watch::Sender::new(true),
             faults: Default::default(),
@@ -198,10 +233,14 @@ impl Simulated {
                 return answer;
             }
             Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Pause) => {
+                // The sender lives in `self`, so this cannot fail.
+                let _ = self.fault.subscribe().wait_for(|fault| *fault != Some(Fault::Pause)).await;
+            }
             // Whoever got in before the port was closed is served.
             None | Some(Fault::Refuse | Fault::Abort | Fault::Slow) => {}
         }
-        tokio::time::sleep(THINKING).await;
+        tokio::time::sleep(self.latency.draw()).await;
         let (kind, parts) = match path.as_str() {
             "/v1/embeddings" => ("application/json", halves(&embedding(&asked.model))),
             "/v1/audio/transcriptions" => ("application/json", halves(&json!({"text": WORDS.concat()}))),
@@ -223,7 +262,7 @@ fn status(status: StatusCode, body: &Value) -> Response<Body> {
 /// Sends the parts one after the other; with a fault, not to the end, or a byte at a time.
 fn send(kind: &'static str, mut parts: Vec<Bytes>, fault: Option<Fault>) -> Response<Body> {
     let (mut sender, body) = Channel::<Bytes, io::Error>::new(1);
-    let mut pause = THINKING;
+    let mut pause = WRITING;
     match fault {
         Some(Fault::Abort) => parts.truncate(parts.len() / 2),
         Some(Fault::Slow) => {

@@ -1,0 +1,226 @@
+//! A provider that takes requests and does not answer.
+
+use axum::http::Response;
+use fusebox::proxy::GatewayConfig;
+use http_body_util::BodyExt;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::support::{Answer, CHAT, Gateway, Provider, read, streamed};
+
+const ONE_CORE: &str = "cores = 1";
+const STREAM: &str = r#"{"model": "m", "stream": true}"#;
+
+/// A gateway that knows how long a takes to answer, and what opens and closes a.
+async fn knowing(breaker: &str, extra: &str) -> (Gateway, Provider, watch::Sender<bool>, Provider) {
+    let ((a, gate), b) = (Provider::gated().await, Provider::with_status(200).await);
+    let gateway = Gateway::start(&[&a, &b], ONE_CORE, breaker, extra).await;
+    learn(&gateway, CHAT).await;
+    (gateway, a, gate, b)
+}
+
+async fn learn(gateway: &Gateway, body: &str) {
+    for _ in 0..120 {
+        assert_eq!(gateway.post("/v1/chat/completions", body).await.status, 200);
+    }
+}
+
+/// So many requests at once.
+fn several(gateway: &Gateway, requests: usize, body: &str) -> JoinSet<Answer> {
+    let sent = (0..requests).map(|_| gateway.sending(gateway.request("/v1/chat/completions", body)));
+    sent.map(|sent| async { read(sent.await).await }).collect()
+}
+
+#[tokio::test]
+async fn requests_that_are_not_answered_are_answered_by_the_next_provider_and_it_can_be_seen_why() {
+    let (mut gateway, a, gate, b) = knowing("", "").await;
+    gate.send_replace(false);
+    for answer in several(&gateway, 5, CHAT).join_all().await {
+        assert!(answer.is_by(&b) && answer.status == 200);
+        assert_eq!((answer.header("x-fusebox-provider"), answer.header("x-fusebox-attempts")), ("b", "2"));
+    }
+    assert_eq!(a.hits(), 125);
+    assert!(gateway.ask().await.is_by(&b) && a.hits() == 125, "nobody asks it any more");
+    let (_, health) = gateway.health().await;
+    let health = &health["providers"]["a"];
+    assert_eq!((&health["state"], &health["failure_count"]), (&json!("open"), &json!(0)));
+    let reason = health["reason"].as_str().unwrap();
+    assert!(reason.starts_with("silent: m, answer: 5 unanswered for 2") && reason.contains("(phi 1"), "{reason}");
+    let metrics = gateway.metrics().await;
+    for line in [
+        "fusebox_circuit_silent{provider=\"a\"} 1",
+        "fusebox_circuit_silent{provider=\"b\"} 0",
+        "fusebox_attempts_total{provider=\"a\",outcome=\"silent\"} 5",
+        "fusebox_silence_learnt{provider=\"a\",model=\"m\",awaited=\"answer\"} 1",
+        "fusebox_silence_unanswered{provider=\"a\",model=\"m\",awaited=\"answer\"} 5",
+        "fusebox_silence_unanswered{provider=\"a\",model=\"m\",awaited=\"stream\"} 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+    let log = gateway.log(126).await;
+    let line = log.iter().find(|line| line["attempts"].as_array().unwrap().len() == 2).unwrap();
+    assert_eq!((&line["provider"], &line["blamed"]), (&json!("b"), &json!(["a"])));
+    assert_eq!([&line["attempts"][0]["outcome"], &line["attempts"][1]["outcome"]], ["silent", "ok"]);
+}
+
+#[tokio::test]
+async fn a_pause_is_over_with_the_first_answer_that_comes_after_all() {
+    let (gateway, a, gate, b) = knowing("", "").await;
+    gate.send_replace(false);
+    assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
+    assert!(gateway.breaker("a").snapshot().silent);
+    gate.send_replace(true);
+    gateway.reaches("a", "closed").await;
+    assert!(gateway.ask().await.is_by(&a));
+}
+
+#[tokio::test]
+async fn whoever_answers_first_is_heard() {
+    let ((a, a_gate), (b, b_gate)) = (Provider::gated().await, Provider::gated().await);
+    let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "").await;
+    learn(&gateway, CHAT).await;
+    a_gate.send_replace(false);
+    b_gate.send_replace(false);
+    let waiting = several(&gateway, 5, CHAT);
+    gateway.until(|_| b.hits() == 5).await;
+    a_gate.send_replace(true);
+    for answer in waiting.join_all().await {
+        assert!(answer.status == 200 && answer.is_by(&a));
+    }
+    gateway.reaches("a", "closed").await;
+    assert_eq!((gateway.state_of("b"), gateway.failures_of("b")), ("closed".to_owned(), 0));
+    let log = gateway.log(125).await;
+    let line = &log[121];
+    assert_eq!((&line["provider"], &line["blamed"]), (&json!("a"), &json!([])));
+    assert_eq!([&line["attempts"][0]["outcome"], &line["attempts"][1]["outcome"]], ["ok", "overtaken"]);
+}
+
+#[tokio::test]
+async fn without_another_candidate_requests_wait_on() {
+    let (a, gate) = Provider::gated().await;
+    let gateway = Gateway::start(&[&a], ONE_CORE, "", "").await;
+    learn(&gateway, CHAT).await;
+    gate.send_replace(false);
+    let waiting = several(&gateway, 5, CHAT);
+    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    assert_eq!(gateway.ask().await.status, 503, "for who comes now");
+    gate.send_replace(true);
+    assert!(waiting.join_all().await.iter().all(|answer| answer.status == 200));
+    gateway.reaches("a", "closed").await;
+}
+
+#[tokio::test]
+async fn a_request_of_which_no_candidate_answers_ends_with_its_timeouts() {
+    let ((a, gate), b) = (Provider::gated().await, Provider::with_status(500).await);
+    let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "timeouts.first_byte = '300ms'").await;
+    learn(&gateway, CHAT).await;
+    gate.send_replace(false);
+    for answer in several(&gateway, 5, CHAT).join_all().await {
+        assert!(answer.status == 500 || answer.status == 504, "{answer:?}");
+    }
+    assert_eq!(gateway.breaker("a").trip_count(), 1, "the timeouts of what was silent are no news");
+}
+
+#[tokio::test]
+async fn a_probe_that_is_not_answered_is_answered_by_the_next_provider() {
+    let (gateway, a, gate, b) = knowing("open_for = '1ms'", "").await;
+    gate.send_replace(false);
+    assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
+    gateway.reopens("a").await;
+    let answer = gateway.ask().await;
+    assert!(answer.is_by(&b) && answer.header("x-fusebox-attempts") == "2");
+    assert_eq!(a.hits(), 126);
+    assert!(gateway.breaker("a").snapshot().failed_probe_count == 1);
+    gate.send_replace(true);
+    gateway.reaches("a", "closed").await;
+}
+
+#[tokio::test]
+async fn where_it_is_switched_off_silence_is_for_the_timeouts() {
+    let (gateway, a, gate, b) = knowing("", "silence.enabled = false\ntimeouts.first_byte = '200ms'").await;
+    gate.send_replace(false);
+    assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
+    let snapshot = gateway.breaker("a").snapshot();
+    assert!(!snapshot.silent && snapshot.last_error.unwrap().error_type() == "first_byte_timeout");
+    assert_eq!(a.hits(), 125);
+}
+
+#[tokio::test]
+async fn what_was_learnt_outlives_a_reload_and_settings_are_replaced_by_it() {
+    let ((a, gate), b) = (Provider::gated().await, Provider::with_status(200).await);
+    let config = |extra: &str| {
+        let provider = |name: &str, provider: &Provider| {
+            format!("[[providers]]\nname = '{name}'\nurl = 'http://{}/v1'\nmodels = ['m']\n{extra}\n", provider.address)
+        };
+        let text = format!("[server]\n{ONE_CORE}\n{}{}", provider("a", &a), provider("b", &b));
+        GatewayConfig::from_toml(&text).unwrap()
+    };
+    let gateway = Gateway::from_config(&config("silence.phi = 100")).await;
+    learn(&gateway, CHAT).await;
+    gate.send_replace(false);
+    let waiting = several(&gateway, 5, CHAT);
+    gateway.until(|_| a.hits() == 125).await;
+    gateway.state.reload(&config("silence.phi = 5")).unwrap();
+    assert!(waiting.join_all().await.iter().all(|answer| answer.is_by(&b)));
+}
+
+#[tokio::test]
+async fn what_only_keeps_a_stream_alive_is_no_answer() {
+    let (mut senders, mut responses) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        let (sender, response) = streamed();
+        senders.push(sender);
+        responses.push(response);
+    }
+    let quick = || {
+        let head = Response::builder().header("content-type", "text/event-stream");
+        head.body("data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\ndata: [DONE]\n\n".into()).unwrap()
+    };
+    let script = crate::support::one_by_one((0..120).map(|_| quick()).chain(responses).collect());
+    let (a, b) = (Provider::start(script).await, Provider::start(move |_| quick()).await);
+    let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "").await;
+    learn(&gateway, STREAM).await;
+    let waiting = several(&gateway, 5, STREAM);
+    for sender in &mut senders {
+        sender
+            .send_data(": wait\n\ndata: {\"choices\":[{\"delta\":{\"role\":\"assistant\"}}]}\n\n".into())
+            .await
+            .unwrap();
+    }
+    assert!(waiting.join_all().await.iter().all(|answer| answer.is_by(&b)));
+    assert!(gateway.breaker("a").snapshot().silent);
+
+    // One of them begins after all: that is an answer.
+    for sender in &mut senders {
+        let _ = sender.send_data("data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n".into()).await;
+    }
+    gateway.reaches("a", "closed").await;
+}
+
+#[tokio::test]
+async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece_closes_it() {
+    let (mut senders, responses): (Vec<_>, Vec<_>) = (0..4).map(|_| streamed()).unzip();
+    let a = Provider::start(crate::support::one_by_one(responses)).await;
+    let gateway = Gateway::start(&[&a], ONE_CORE, "", "").await;
+    let mut streams = Vec::new();
+    for sender in &mut senders {
+        streams.push(gateway.begin_with(sender, "data: 1\n\n").await.into_body());
+    }
+    for _ in 0..40 {
+        for (sender, stream) in senders.iter_mut().zip(&mut streams) {
+            stream.frame().await.unwrap().unwrap();
+            sender.send_data("data: 1\n\n".into()).await.unwrap();
+        }
+    }
+    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    for sender in &mut senders {
+        sender.send_data(": keep-alive\n\n".into()).await.unwrap();
+    }
+    assert!(gateway.breaker("a").snapshot().silent);
+    for mut sender in senders {
+        sender.send_data("data: 2\n\n".into()).await.unwrap();
+    }
+    gateway.reaches("a", "closed").await;
+    drop(streams);
+}
