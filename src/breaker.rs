@@ -281,6 +281,11 @@ impl CircuitBreaker {
         self.decoded().state
     }
 
+    /// Whether the circuit is open because calls go unanswered, and not because they fail: see [`silence`](crate::silence).
+    pub fn is_silent(&self) -> bool {
+        self.decoded().silent
+    }
+
     /// Failures in a row. While the circuit is open or half-open: those that opened it.
     pub fn failure_count(&self) -> u32 {
         self.decoded().failure_count
@@ -583,7 +588,7 @@ pub struct BreakerSnapshot {
     pub name: Arc<str>,
     /// See [`CircuitBreaker::state`].
     pub state: CircuitState,
-    /// While open: whether it is so because calls went unanswered ([`silence`](crate::silence)), instead of failing.
+    /// See [`CircuitBreaker::is_silent`].
     pub silent: bool,
     /// See [`CircuitBreaker::failure_count`].
     pub failure_count: u32,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::http::{Response, request};
 use bytes::Bytes;
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::answer;
@@ -21,6 +22,7 @@ use super::silence::Awaited;
 use super::state::Live;
 use super::upload::{Progress, Rest, Upload};
 use super::upstream::RequestBody;
+use crate::silence::TICK;
 use crate::{CircuitBreaker, Permit, Rejection, RejectionReason};
 
 /// A request that can be sent.
@@ -166,8 +168,9 @@ impl<'a> Failover<'a> {
     }
 
     /// The next candidate where that is not clear at once: one has to be waited for, or there are some that fell silent and may
-    /// answer meanwhile; if there is no other, they are waited for.
+    /// answer meanwhile; if there is no other, they are waited for. So are those that are silent to other requests.
     async fn next(&mut self) -> Step {
+        let give_up = Instant::now() + self.patience();
         loop {
             let next = {
                 let next = pin!(next_admitted(self.live, &mut self.untried));
@@ -175,7 +178,13 @@ impl<'a> Failover<'a> {
             };
             let (late, first, is_needed) = match next {
                 Ok(Some((index, permit))) => return Step::Ask(index, permit),
-                Ok(None) if self.silent.is_empty() => return Step::GiveUp,
+                Ok(None) if self.silent.is_empty() => {
+                    if Instant::now() >= give_up || !self.is_somebody_silent() {
+                        return Step::GiveUp;
+                    }
+                    sleep(TICK).await;
+                    continue;
+                }
                 Ok(None) => {
                     let Err((late, first)) = unless_answered(&mut self.silent, pin!(pending::<Infallible>())).await;
                     (late, first, true)
@@ -186,6 +195,18 @@ impl<'a> Failover<'a> {
                 return Step::Pass(answer);
             }
         }
+    }
+
+    /// Silence is a suspicion, and mostly over before long: where there is nobody else, it is no reason to turn a request away.
+    fn is_somebody_silent(&self) -> bool {
+        self.untried.iter().any(|candidate| self.live.providers[candidate.index].breaker.is_silent())
+    }
+
+    /// How long that is waited for: as long as for a probe.
+    fn patience(&self) -> Duration {
+        let limits =
+            self.untried.iter().map(|candidate| self.live.providers[candidate.index].config.breaker.wait_limit());
+        limits.max().unwrap_or_default()
     }
 
     /// Waits for an answer of the newest attempt, or of one that fell silent before. `None` if the next candidate is to be

@@ -99,15 +99,30 @@ async fn whoever_answers_first_is_heard() {
 #[tokio::test]
 async fn without_another_candidate_requests_wait_on() {
     let (a, gate) = Provider::gated().await;
-    let gateway = Gateway::start(&[&a], ONE_CORE, "", "").await;
+    let mut gateway = Gateway::start(&[&a], ONE_CORE, "", "").await;
     learn(&gateway, CHAT).await;
     gate.send_replace(false);
     let waiting = several(&gateway, 5, CHAT);
     gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
-    assert_eq!(gateway.ask().await.status, 503, "for who comes now");
+    let late = several(&gateway, 1, CHAT);
+    while !gateway.metrics().await.contains("fusebox_requests_in_flight 6") {}
     gate.send_replace(true);
+    assert_eq!(late.join_all().await[0].status, 200, "one that comes now waits, too");
     assert!(waiting.join_all().await.iter().all(|answer| answer.status == 200));
     gateway.reaches("a", "closed").await;
+}
+
+#[tokio::test]
+async fn a_silence_that_lasts_is_waited_for_as_long_as_a_probe() {
+    let (a, gate) = Provider::gated().await;
+    let gateway = Gateway::start(&[&a], ONE_CORE, "wait_limit = '100ms'", "").await;
+    learn(&gateway, CHAT).await;
+    gate.send_replace(false);
+    let waiting = several(&gateway, 5, CHAT);
+    gateway.until(|gateway| gateway.breaker("a").is_silent()).await;
+    let answer = gateway.ask().await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, "30"));
+    drop(waiting);
 }
 
 #[tokio::test]

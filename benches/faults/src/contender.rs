@@ -1,0 +1,175 @@
+//! Who stands in front of the two providers.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::provider::Latency;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Who {
+    Nginx,
+    Haproxy,
+    Fusebox,
+}
+
+impl Who {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Nginx => "nginx",
+            Self::Haproxy => "HAProxy",
+            Self::Fusebox => "**fusebox**",
+        }
+    }
+
+    /// What has to be installed.
+    fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Nginx => Some("nginx"),
+            Self::Haproxy => Some("haproxy"),
+            Self::Fusebox => None,
+        }
+    }
+
+    /// Or can be had from Debian.
+    pub(crate) fn is_there(self) -> bool {
+        let Some(program) = self.program() else { return true };
+        let get = format!("command -v {program} >/dev/null || apt-get install -qq -y {program} >/dev/null 2>&1");
+        let is_there = Command::new("sh").args(["-c", &get]).status().is_ok_and(|status| status.success());
+        if !is_there {
+            println!("SKIPPED: there is no {program} here");
+        }
+        is_there
+    }
+}
+
+/// A process and those it started. It ends when this is dropped.
+pub(crate) struct Running {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // nginx's master ends its workers; HAProxy has none with -db.
+        let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
+        let _ = self.child.wait();
+    }
+}
+
+/// In front of a provider that fails, and of one that takes over.
+pub(crate) fn start(who: Who, folder: &Path, fusebox: &Path, latency: Latency, primary: u16, fallback: u16) -> Running {
+    let port = free_port();
+    let timeout = match latency {
+        Latency::Short => 2,
+        Latency::Tail => 25,
+    };
+    let configuration = |name: &str, text: String| -> PathBuf {
+        let path = folder.join(format!("{port}-{name}"));
+        fs::write(&path, text).expect("a temporary folder takes a file");
+        path
+    };
+    let mut command;
+    match who {
+        Who::Nginx => {
+            command = Command::new("nginx");
+            let text = nginx(folder, port, timeout, primary, fallback);
+            command.arg("-c").arg(configuration("nginx.conf", text));
+        }
+        Who::Haproxy => {
+            command = Command::new("haproxy");
+            command.arg("-db").arg("-f").arg(configuration("haproxy.cfg", haproxy(port, timeout, primary, fallback)));
+        }
+        Who::Fusebox => {
+            command = Command::new(fusebox);
+            let text = toml(port, timeout, primary, fallback);
+            command.args(["serve", "--config"]).arg(configuration("fusebox.toml", text));
+        }
+    }
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a contender");
+    let running = Running { child, port };
+    let start = Instant::now();
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(10), "{} does not listen", who.name());
+        pause(Duration::from_millis(20));
+    }
+    running
+}
+
+/// Three failures, 5 s.
+fn nginx(folder: &Path, port: u16, timeout: u32, primary: u16, fallback: u16) -> String {
+    let folder = folder.display();
+    format!(
+        "worker_processes 1; daemon off; pid {folder}/{port}.pid; error_log {folder}/{port}.log;
+events {{ worker_connections 16384; }}
+http {{
+  access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
+  upstream up {{
+    server 127.0.0.1:{primary} max_fails=3 fail_timeout=5s; server 127.0.0.1:{fallback} backup; keepalive 256;
+  }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    location / {{
+      proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection ''; proxy_buffering off;
+      proxy_connect_timeout 1s; proxy_read_timeout {timeout}s;
+      proxy_next_upstream error timeout http_500 http_429 non_idempotent;
+    }}
+  }}
+}}
+"
+    )
+}
+
+/// The same; a check every 5 s brings the server back.
+fn haproxy(port: u16, timeout: u32, primary: u16, fallback: u16) -> String {
+    format!(
+        "global
+  maxconn 8192
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 60s
+  timeout server {timeout}s
+  http-reuse always
+  option http-buffer-request
+  option redispatch 1
+  retries 3
+  retry-on conn-failure empty-response response-timeout 500 429
+frontend f
+  bind 127.0.0.1:{port} backlog 4096
+  default_backend b
+backend b
+  option httpchk GET /check
+  server a 127.0.0.1:{primary} check inter 5s rise 1 observe layer7 error-limit 3 on-error mark-down
+  server b 127.0.0.1:{fallback} backup
+"
+    )
+}
+
+fn toml(port: u16, timeout: u32, primary: u16, fallback: u16) -> String {
+    let mut text = format!(
+        "[server]\nlisten = '127.0.0.1:{port}'\naccess_log = false\n[breaker]\nopen_for = '5s'\n\
+         [timeouts]\nconnect = '1s'\nfirst_byte = '{timeout}s'\nidle = '{timeout}s'\n"
+    );
+    for (name, port) in [("a", primary), ("b", fallback)] {
+        writeln!(text, "[[providers]]\nname = '{name}'\nurl = 'http://127.0.0.1:{port}/v1'\nmodels = ['m']")
+            .expect("a string");
+    }
+    text
+}
+
+/// Of those that are not given to connections by themselves.
+fn free_port() -> u16 {
+    (0..1000)
+        .map(|_| fastrand::u16(10_000..32_768))
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("a free port")
+}
+
+#[expect(clippy::disallowed_methods, reason = "a program that starts others")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}

@@ -1,0 +1,158 @@
+//! What clients notice while a provider fails and another one is there, and what the failing one gets to bear: the gateway
+//! beside nginx and `HAProxy`, each with two providers of its own, all at the same time.
+
+mod contender;
+mod load;
+mod provider;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use contender::{Who, start};
+use load::{Sample, send};
+use provider::{Fault, Latency, Provider};
+
+#[derive(Parser)]
+#[command(about)]
+struct Options {
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [
+        Fault::Http500, Fault::Hang, Fault::Pause, Fault::Refuse, Fault::Http429, Fault::Cut, Fault::Drip, Fault::Stall,
+    ])]
+    faults: Vec<Fault>,
+    /// Requests per second.
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000])]
+    rates: Vec<u32>,
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Latency::Short, Latency::Tail])]
+    latencies: Vec<Latency>,
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Who::Nginx, Who::Haproxy, Who::Fusebox])]
+    who: Vec<Who>,
+}
+
+fn main() {
+    let options = Options::parse();
+    let folder = std::env::temp_dir().join(format!("fault-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let fusebox = build();
+    let who: Vec<Who> = options.who.iter().copied().filter(|who| who.is_there()).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    for &latency in &options.latencies {
+        for &rate in &options.rates {
+            head(latency, rate);
+            for &fault in &options.faults {
+                let runs = who
+                    .iter()
+                    .map(|who| runtime.spawn(run(*who, folder.clone(), fusebox.clone(), latency, rate, fault)));
+                for (who, run) in who.iter().zip(runs.collect::<Vec<_>>()) {
+                    let seen = runtime.block_on(run).expect("a run");
+                    println!("| {} | {} | {seen} |", fault.name(), who.name());
+                }
+            }
+        }
+    }
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+fn build() -> PathBuf {
+    let status = Command::new("cargo")
+        .args(["build", "-q", "--release", "-p", "fusebox", "--features", "proxy", "--bin", "fusebox"])
+        .status();
+    assert!(status.expect("cargo runs").success(), "the gateway does not build");
+    std::env::current_exe().expect("this program").with_file_name("fusebox")
+}
+
+fn head(latency: Latency, rate: u32) {
+    let latency = match latency {
+        Latency::Short => "20 ms",
+        Latency::Tail => "0.6 s with a long tail",
+    };
+    println!("\n### {rate} requests/s, answers take {latency}\n");
+    println!(
+        "| fault | | client errors | requests sent into it | p50 ms | p99 ms | healthy p99 ms | open after | closed after | largest burst |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+}
+
+async fn run(who: Who, folder: PathBuf, fusebox: PathBuf, latency: Latency, rate: u32, fault: Fault) -> String {
+    let primary = Provider::start(latency).await.expect("a provider");
+    let fallback = Provider::start(latency).await.expect("a provider");
+    let ports = (primary.port(), fallback.port());
+    let start = move |folder: &Path, fusebox: &Path| start(who, folder, fusebox, latency, ports.0, ports.1);
+    let proxy = tokio::task::spawn_blocking(move || start(&folder, &fusebox)).await.expect("a contender");
+    let (over, is_over) = watch::channel(false);
+    let sending = tokio::spawn(send(proxy.port, rate, fault.is_of_streams(), is_over));
+
+    let (extra, outage) = match latency {
+        Latency::Short => (Duration::from_secs(3), Duration::from_secs(10)),
+        Latency::Tail => (Duration::from_secs(8), Duration::from_secs(15)),
+    };
+    let outage = if fault == Fault::Pause { Duration::from_secs(1) } else { outage };
+    // As long as it takes to know how long answers take.
+    sleep(extra + Duration::from_secs(130) / rate).await;
+    let began = Instant::now();
+    primary.set(Some(fault)).await;
+    sleep(outage).await;
+    primary.set(None).await;
+    let healed = Instant::now();
+    sleep(Duration::from_secs(8) + extra / 2).await;
+    over.send_replace(true);
+    let samples = sending.await.expect("no request panics");
+    drop(proxy);
+    describe(&samples, &primary, rate, began, healed)
+}
+
+fn describe(samples: &[Sample], primary: &Arc<Provider>, rate: u32, began: Instant, healed: Instant) -> String {
+    let errors = samples.iter().filter(|sample| !sample.is_good).count();
+    let times = |from: Option<Instant>, to: Instant| {
+        let is_then = |sample: &&Sample| from.is_none_or(|from| sample.started >= from) && sample.started < to;
+        let mut times: Vec<_> = samples.iter().filter(is_then).map(|sample| sample.took).collect();
+        times.sort_unstable();
+        times
+    };
+    let (healthy, outage) = (times(None, began), times(Some(began), healed));
+    let asked = primary.asked();
+    let during: Vec<_> = asked.iter().copied().filter(|at| (began..healed).contains(at)).collect();
+    let after: Vec<_> = asked.iter().copied().filter(|at| *at >= healed).collect();
+    // As long as nobody but a probe comes.
+    let silence = Duration::from_millis(300).max(Duration::from_secs(10) / rate);
+    let opened = if during.is_empty() {
+        Some(Duration::ZERO)
+    } else {
+        let gap = during.windows(2).find(|pair| pair[1] - pair[0] > silence).map(|pair| pair[0]);
+        let last = during[during.len() - 1];
+        gap.or((healed - last > silence).then_some(last)).map(|at| at - began)
+    };
+    let closed =
+        after.windows(3).find(|three| three[2] - three[0] < Duration::from_secs(6) / rate).map(|at| at[0] - healed);
+    let burst = (0..after.len())
+        .map(|first| after[first..].iter().take_while(|at| **at - after[first] < Duration::from_millis(100)).count())
+        .max();
+    format!(
+        "{errors} | {} | {} | {} | {} | {} | {} | {}",
+        during.len(),
+        millis(percentile(&outage, 50)),
+        millis(percentile(&outage, 99)),
+        millis(percentile(&healthy, 99)),
+        seconds(opened),
+        seconds(closed),
+        burst.unwrap_or_default(),
+    )
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted.get(index).copied().unwrap_or_default()
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.0}", time.as_secs_f64() * 1e3)
+}
+
+fn seconds(time: Option<Duration>) -> String {
+    time.map_or("never".to_owned(), |time| format!("{:.2} s", time.as_secs_f64()))
+}
