@@ -77,6 +77,13 @@ enum Blocked {
     },
 }
 
+impl Blocked {
+    fn by_open(word: Snapshot, open_left: u32) -> Self {
+        let reason = if word.silent { RejectionReason::Silent } else { RejectionReason::Open };
+        Self::Refused(Rejection::new(reason, open_left))
+    }
+}
+
 impl CircuitBreaker {
     /// A closed breaker. `name` is what logs and errors call the upstream.
     #[expect(clippy::needless_pass_by_value, reason = "what is kept of it is no affair of its callers")]
@@ -138,6 +145,32 @@ impl CircuitBreaker {
     #[inline]
     pub fn acquire(&self) -> impl Future<Output = Result<Permit<&Self>, Rejection>> + Send {
         Acquire::new(self)
+    }
+
+    /// As [`acquire`](Self::acquire), and waits while the circuit is silent, too, for an answer that ends the
+    /// [`silence`](crate::silence) or for the open time to pass: for a call that has nobody else to ask, since silence is a
+    /// suspicion, and mostly over before long. The limits are those of a wait for a probe.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_through_silence(&self) -> Result<Permit<&Self>, Rejection> {
+        match self.try_acquire() {
+            Err(rejection)
+                if matches!(rejection.reason(), RejectionReason::Silent | RejectionReason::ProbeInFlight) =>
+            {
+                self.wait_through_silence(rejection).await.map(|word| Permit::new(self, word))
+            }
+            answer => answer,
+        }
     }
 
     /// As [`acquire`](Self::acquire), for a permit that outlives the borrow. It costs a reference count.
@@ -281,11 +314,6 @@ impl CircuitBreaker {
         self.decoded().state
     }
 
-    /// Whether the circuit is open because calls go unanswered, and not because they fail: see [`silence`](crate::silence).
-    pub fn is_silent(&self) -> bool {
-        self.decoded().silent
-    }
-
     /// Failures in a row. While the circuit is open or half-open: those that opened it.
     pub fn failure_count(&self) -> u32 {
         self.decoded().failure_count
@@ -383,8 +411,9 @@ impl CircuitBreaker {
 
     /// [`admit`](Self::admit), for a call that has not waited and finds `word` not closed.
     fn admit_at_once(&self, word: u64) -> Result<u64, Blocked> {
-        match Snapshot::unpack(word).open_left_for_sure(self.clock.about_now(), self.settings.open_ticks()) {
-            Some(open_left) => Err(Blocked::Refused(Rejection::new(RejectionReason::Open, open_left))),
+        let before = Snapshot::unpack(word);
+        match before.open_left_for_sure(self.clock.about_now(), self.settings.open_ticks()) {
+            Some(open_left) => Err(Blocked::by_open(before, open_left)),
             None => self.admit(word, self.clock.now(), None),
         }
     }
@@ -406,9 +435,7 @@ impl CircuitBreaker {
                 Admit::Wait { lease_left } => {
                     return Err(Blocked::ByProbe { generation: before.generation, lease_left });
                 }
-                Admit::Refuse { open_left } => {
-                    return Err(Blocked::Refused(Rejection::new(RejectionReason::Open, open_left)));
-                }
+                Admit::Refuse { open_left } => return Err(Blocked::by_open(before, open_left)),
             };
             let claimed = claim.pack();
             if self.swap(word, claimed) {
@@ -563,6 +590,7 @@ impl CircuitBreaker {
         let Some(closed) = before.silence_ended() else { return false };
         let done = self.swap(silent, closed.pack());
         if done {
+            self.waiting.notify();
             event::closed(self, before);
         }
         done
@@ -588,7 +616,7 @@ pub struct BreakerSnapshot {
     pub name: Arc<str>,
     /// See [`CircuitBreaker::state`].
     pub state: CircuitState,
-    /// See [`CircuitBreaker::is_silent`].
+    /// While open: whether it is so because calls went unanswered ([`silence`](crate::silence)), instead of failing.
     pub silent: bool,
     /// See [`CircuitBreaker::failure_count`].
     pub failure_count: u32,

@@ -14,6 +14,8 @@ use crate::clock::duration;
 pub enum RejectionReason {
     /// The circuit is open, and its open time has not passed.
     Open,
+    /// The same, and it is open because calls go unanswered: see [`silence`](crate::silence).
+    Silent,
     /// A probe is in flight, and the call did not ask to wait for it.
     ProbeInFlight,
     /// The call waited for a probe, and the circuit is open again.
@@ -28,6 +30,7 @@ impl fmt::Display for RejectionReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Open => "the circuit is open",
+            Self::Silent => "the circuit is open, calls go unanswered",
             Self::ProbeInFlight => "a probe is in flight",
             Self::Reopened => "the circuit has opened again",
             Self::WaitLimit => "the probe took longer than the wait limit",
@@ -47,6 +50,11 @@ pub struct Rejection {
 impl Rejection {
     pub(crate) fn new(reason: RejectionReason, ticks_left: u32) -> Self {
         Self { reason, retry_after_ms: ticks_left }
+    }
+
+    /// The same for another reason.
+    pub(crate) fn because(self, reason: RejectionReason) -> Self {
+        Self { reason, ..self }
     }
 
     /// Why.

@@ -98,28 +98,48 @@ impl<'a> Future for Acquire<'a> {
 }
 
 impl CircuitBreaker {
-    async fn wait_for_probe(&self, mut generation: u32, lease_left: u32) -> Result<u64, Rejection> {
-        let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else {
-            return Err(Rejection::new(RejectionReason::TooManyWaiters, lease_left));
-        };
+    async fn wait_for_probe(&self, generation: u32, lease_left: u32) -> Result<u64, Rejection> {
+        let full = Rejection::new(RejectionReason::TooManyWaiters, lease_left);
+        self.wait(Some(generation), full, false).await
+    }
+
+    pub(super) async fn wait_through_silence(&self, rejection: Rejection) -> Result<u64, Rejection> {
+        self.wait(None, rejection.because(RejectionReason::TooManyWaiters), true).await
+    }
+
+    /// `waited_for`: the generation of the probe that is waited for. `full`: the answer if there is no room.
+    async fn wait(
+        &self,
+        mut waited_for: Option<u32>,
+        full: Rejection,
+        through_silence: bool,
+    ) -> Result<u64, Rejection> {
+        let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else { return Err(full) };
         let give_up = Instant::now() + self.settings.wait_limit();
         loop {
             // Before the word is read, so that a result in between is not missed.
             let notified = self.waiting.notify.notified();
-            // Once: with a second reading the wait could start later than `lease_left` counts from, and end too late.
+            // Once: with a second reading the wait could start later than what is left counts from, and end too late.
             let now = Instant::now();
-            match self.admit(self.load(), self.clock.tick_at(now), Some(generation)) {
+            let (left, late) = match self.admit(self.load(), self.clock.tick_at(now), waited_for) {
                 Ok(word) => return Ok(word),
+                Err(Blocked::ByProbe { generation, lease_left }) => {
+                    waited_for = Some(generation);
+                    let left = duration(lease_left);
+                    (left, Rejection::new(RejectionReason::WaitLimit, lease_left))
+                }
+                Err(Blocked::Refused(rejection))
+                    if through_silence && rejection.reason() == RejectionReason::Silent =>
+                {
+                    (rejection.retry_after(), rejection)
+                }
                 Err(Blocked::Refused(rejection)) => return Err(rejection),
-                Err(Blocked::ByProbe { lease_left, .. }) if now >= give_up => {
-                    return Err(Rejection::new(RejectionReason::WaitLimit, lease_left));
-                }
-                Err(Blocked::ByProbe { generation: current, lease_left }) => {
-                    generation = current;
-                    // Which of the two ends the wait does not matter: the word decides.
-                    let _ = timeout_at(give_up.min(now + duration(lease_left)), notified).await;
-                }
+            };
+            if now >= give_up {
+                return Err(late);
             }
+            // Which of the two ends the wait does not matter: the word decides.
+            let _ = timeout_at(give_up.min(now + left), notified).await;
         }
     }
 }

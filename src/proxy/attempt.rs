@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::header::{self, HeaderMap};
-use axum::http::{HeaderValue, Response, StatusCode, Version, response};
+use axum::http::{HeaderValue, Response, StatusCode, Version, request, response};
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use tokio::time::Instant;
@@ -16,9 +16,9 @@ use tracing::warn;
 
 use super::classify::Outcome;
 use super::config::{ProviderConfig, ServerConfig, Timeouts};
-use super::failover::Prepared;
 use super::hold::{Held, begin, hold, late, within};
 use super::metrics::ProviderMetrics;
+use super::model::{Format, Named};
 use super::record::{Payload, Record};
 use super::silence::Detectors;
 use super::stream::JudgedStream;
@@ -76,6 +76,15 @@ impl Declined {
             _ => 0,
         }
     }
+}
+
+/// A request that can be sent.
+pub(crate) struct Prepared {
+    pub(crate) head: request::Parts,
+    /// All of it, or as much as there was to be read.
+    pub(crate) body: Bytes,
+    pub(crate) format: Format,
+    pub(crate) named: Option<Named>,
 }
 
 /// A request to a provider, with all that it takes to wait for its answer, whatever becomes of the client.

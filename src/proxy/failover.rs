@@ -7,32 +7,21 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::http::{Response, request};
+use axum::http::Response;
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::answer;
-use super::attempt::{Asked, Asking, Declined, First, Question, Refusal, Running};
+use super::attempt::{Asked, Asking, Declined, First, Prepared, Question, Refusal, Running};
 use super::classify::Outcome;
 use super::cores::{Local, ProviderPermit};
-use super::model::{self, Format, Named};
+use super::model::{self, Named};
 use super::record::{Payload, Record};
 use super::silence::Awaited;
 use super::state::Live;
 use super::upload::{Progress, Rest, Upload};
 use super::upstream::RequestBody;
-use crate::silence::TICK;
 use crate::{CircuitBreaker, Permit, Rejection, RejectionReason};
-
-/// A request that can be sent.
-pub(crate) struct Prepared {
-    pub(crate) head: request::Parts,
-    /// All of it, or as much as there was to be read.
-    pub(crate) body: Bytes,
-    pub(crate) format: Format,
-    pub(crate) named: Option<Named>,
-}
 
 /// An answer, and whose it is; without a provider it is the gateway's own.
 pub(crate) type Answer = (Response<Payload>, Option<usize>);
@@ -121,7 +110,7 @@ impl<'a> Failover<'a> {
     /// The answer, if it has to be the best of what was no answer.
     pub(crate) fn finish(self, found: Option<Answer>) -> Answer {
         for running in self.silent {
-            self.record.listen(running);
+            self.record.listen(running.asking.attempt, running.call);
         }
         let model = self.request.named.as_ref().map(|named| named.model.as_str());
         let answer = found.unwrap_or_else(|| match self.best {
@@ -168,9 +157,8 @@ impl<'a> Failover<'a> {
     }
 
     /// The next candidate where that is not clear at once: one has to be waited for, or there are some that fell silent and may
-    /// answer meanwhile; if there is no other, they are waited for. So are those that are silent to other requests.
+    /// answer meanwhile; if there is no other, they are waited for.
     async fn next(&mut self) -> Step {
-        let give_up = Instant::now() + self.patience();
         loop {
             let next = {
                 let next = pin!(next_admitted(self.live, &mut self.untried));
@@ -178,13 +166,7 @@ impl<'a> Failover<'a> {
             };
             let (late, first, is_needed) = match next {
                 Ok(Some((index, permit))) => return Step::Ask(index, permit),
-                Ok(None) if self.silent.is_empty() => {
-                    if Instant::now() >= give_up || !self.is_somebody_silent() {
-                        return Step::GiveUp;
-                    }
-                    sleep(TICK).await;
-                    continue;
-                }
+                Ok(None) if self.silent.is_empty() => return Step::GiveUp,
                 Ok(None) => {
                     let Err((late, first)) = unless_answered(&mut self.silent, pin!(pending::<Infallible>())).await;
                     (late, first, true)
@@ -195,18 +177,6 @@ impl<'a> Failover<'a> {
                 return Step::Pass(answer);
             }
         }
-    }
-
-    /// Silence is a suspicion, and mostly over before long: where there is nobody else, it is no reason to turn a request away.
-    fn is_somebody_silent(&self) -> bool {
-        self.untried.iter().any(|candidate| self.live.providers[candidate.index].breaker.is_silent())
-    }
-
-    /// How long that is waited for: as long as for a probe.
-    fn patience(&self) -> Duration {
-        let limits =
-            self.untried.iter().map(|candidate| self.live.providers[candidate.index].config.breaker.wait_limit());
-        limits.max().unwrap_or_default()
     }
 
     /// Waits for an answer of the newest attempt, or of one that fell silent before. `None` if the next candidate is to be
@@ -220,11 +190,13 @@ impl<'a> Failover<'a> {
                 Poll::Pending if record.is_silent(attempt) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
-            let refusal = match unless_answered(&mut self.silent, pin!(until_silent)).await {
-                Ok(Some(first)) => match newest.asking.judge(first, self.record) {
-                    Ok(asked) => return self.keep(&newest.asking, asked),
-                    Err(refusal) => Box::pin(self.refuse(&newest.asking, refusal, true)),
-                },
+            match unless_answered(&mut self.silent, pin!(until_silent)).await {
+                Ok(Some(first)) => {
+                    return match newest.asking.judge(first, self.record) {
+                        Ok(asked) => self.keep(&newest.asking, asked),
+                        Err(refusal) => Box::pin(self.refuse(&newest.asking, refusal, true)).await,
+                    };
+                }
                 Ok(None) => {
                     self.silent.push(newest);
                     return None;
@@ -234,10 +206,8 @@ impl<'a> Failover<'a> {
                         self.record.settle(attempt, Outcome::Overtaken, &"");
                         return Some(answer);
                     }
-                    continue;
                 }
-            };
-            return refusal.await;
+            }
         }
     }
 
@@ -285,11 +255,12 @@ async fn unless_answered<T>(
     .await
 }
 
-/// Takes the first provider out of `untried` that lets the request pass now. `probed`: those that have a probe in flight.
+/// Takes the first provider out of `untried` that lets the request pass now. `worth_a_wait`: those that have
+/// a probe in flight, or are only silent.
 fn next_at_once(
     live: &Arc<Local>,
     untried: &mut Vec<Candidate>,
-    probed: &mut Vec<usize>,
+    worth_a_wait: &mut Vec<usize>,
 ) -> Option<(usize, ProviderPermit)> {
     for at in 0..untried.len() {
         let Candidate { index, is_rejected } = untried[at];
@@ -303,8 +274,8 @@ fn next_at_once(
                     live.providers[index].metrics.reject();
                     untried[at].is_rejected = true;
                 }
-                if rejection.reason() == RejectionReason::ProbeInFlight {
-                    probed.push(index);
+                if matches!(rejection.reason(), RejectionReason::ProbeInFlight | RejectionReason::Silent) {
+                    worth_a_wait.push(index);
                 }
             }
         }
@@ -312,32 +283,32 @@ fn next_at_once(
     None
 }
 
-/// The same, and waits if need be. A probe is claimed only by the request that is sent with it, and one in flight is waited for
-/// only if nobody else can answer.
+/// The same, and waits if need be. A probe is claimed only by the request that is sent with it, and nobody is waited for while
+/// somebody else can answer.
 async fn next_admitted(live: &Arc<Local>, untried: &mut Vec<Candidate>) -> Option<(usize, ProviderPermit)> {
     loop {
-        let mut probed = Vec::new();
-        let next = next_at_once(live, untried, &mut probed);
-        if next.is_some() || probed.is_empty() {
+        let mut awaited = Vec::new();
+        let next = next_at_once(live, untried, &mut awaited);
+        if next.is_some() || awaited.is_empty() {
             return next;
         }
-        let granted = first_granted(live, &probed).await;
+        let granted = first_granted(live, &awaited).await;
         if let Some((index, permit)) = granted {
             untried.retain(|other| other.index != index);
             return Some((index, permit));
         }
         // Each is waited for once. Then whoever is left is looked at again: their open time may have passed.
-        untried.retain(|candidate| !probed.contains(&candidate.index));
+        untried.retain(|candidate| !awaited.contains(&candidate.index));
     }
 }
 
-/// Waits for the probes of all these providers at once, until one lets the request pass.
-async fn first_granted(live: &Arc<Local>, probed: &[usize]) -> Option<(usize, ProviderPermit)> {
+/// Waits for all these providers at once, until one lets the request pass.
+async fn first_granted(live: &Arc<Local>, awaited: &[usize]) -> Option<(usize, ProviderPermit)> {
     type Wait<'a> = Pin<Box<dyn Future<Output = Result<Permit<&'a CircuitBreaker>, Rejection>> + Send + 'a>>;
-    let wait = |index: &usize| Some(Box::pin(live.providers[*index].breaker.acquire()) as Wait<'_>);
-    let mut waits: Vec<Option<Wait<'_>>> = probed.iter().map(wait).collect();
+    let wait = |index: &usize| Some(Box::pin(live.providers[*index].breaker.acquire_through_silence()) as Wait<'_>);
+    let mut waits: Vec<Option<Wait<'_>>> = awaited.iter().map(wait).collect();
     poll_fn(|cx| {
-        for (slot, index) in waits.iter_mut().zip(probed) {
+        for (slot, index) in waits.iter_mut().zip(awaited) {
             let Some(wait) = slot else { continue };
             match wait.as_mut().poll(cx) {
                 Poll::Ready(Ok(permit)) => return Poll::Ready(Some((*index, live.hold(*index, permit)))),

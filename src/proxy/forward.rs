@@ -8,10 +8,10 @@ use http_body::Body;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use super::attempt::Provider;
+use super::attempt::{Prepared, Provider};
 use super::config::Secret;
 use super::cores::Core;
-use super::failover::{Failover, Prepared};
+use super::failover::Failover;
 use super::model::{self, Format};
 use super::path::leaves_its_base;
 use super::record::{ClientBody, Payload, Record};

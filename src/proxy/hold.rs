@@ -96,9 +96,8 @@ pub(crate) async fn begin(
             }
             Some(Ok(Some(piece))) => {
                 beginning.extend_from_slice(&piece);
-                let has_content = has_content(&beginning) || beginning.len() > MAX_BEGINNING;
-                if has_content || body.is_end_stream() {
-                    return Ok(Some((Some(beginning.freeze()), has_content)));
+                if has_content(&beginning) || beginning.len() > MAX_BEGINNING || body.is_end_stream() {
+                    return Ok(Some((Some(beginning.freeze()), true)));
                 }
             }
             Some(Ok(None)) => return Ok(Some(((!beginning.is_empty()).then(|| beginning.freeze()), true))),

@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::attempt::{Asking, Running};
+use super::attempt::Call;
 use super::classify::Outcome;
 use super::cores::{Core, Local, ProviderPermit};
 use super::silence::{Awaited, Chunks, Watch, Watchers};
@@ -170,7 +170,7 @@ impl Record {
     }
 
     /// Another provider has answered before this silent one.
-    pub(crate) fn listen(&mut self, Running { call, asking: Asking { attempt, .. } }: Running) {
+    pub(crate) fn listen(&mut self, attempt: usize, call: Call) {
         let watch = self.attempts[attempt].watch.take();
         self.settle(attempt, Outcome::Silent, &"");
         if let Some(watch) = watch

@@ -7,7 +7,7 @@ use fusebox::silence::{Alarm, Config, ConfigBuilder, Detector, TICK, Ticket, Wat
 use fusebox::{CircuitBreaker, CircuitState, OwnedPermit, PermitType, RejectionReason};
 use tokio::time::advance;
 
-use crate::support::{fail, trip, waiter};
+use crate::support::{at_once, fail, trip, until, waiter};
 
 const MS: Duration = Duration::from_millis(1);
 const LATENCY: Duration = Duration::from_millis(20);
@@ -143,7 +143,7 @@ async fn requests_that_are_not_answered_open_the_circuit_within_about_one_latenc
     assert_eq!((error.error_type(), error.message()), ("silent", &*alarm.to_string()));
     assert!(error.message().starts_with("5 unanswered for 25 ms (phi 1"), "{}", error.message());
     let rejection = watched.breaker.try_acquire().unwrap_err();
-    assert_eq!((rejection.reason(), rejection.retry_after()), (RejectionReason::Open, Duration::from_secs(30)));
+    assert_eq!((rejection.reason(), rejection.retry_after()), (RejectionReason::Silent, Duration::from_secs(30)));
     drop(calls);
 }
 
@@ -365,6 +365,46 @@ async fn a_count_of_failures_does_not_keep_silence_from_opening_the_circuit() {
     let calls = watched.fall_silent();
     assert_eq!(watched.breaker.failure_count(), 1);
     drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_through_silence_passes_at_once_when_it_ends_and_is_the_probe_when_the_open_time_passes() {
+    let mut watched = Watched::warm();
+    let mut calls = watched.fall_silent();
+    let waiting = |breaker: &Arc<CircuitBreaker>| {
+        let breaker = Arc::clone(breaker);
+        tokio::spawn(async move { breaker.acquire_through_silence().await.map(|permit| permit.kind()) })
+    };
+    let first = waiting(&watched.breaker);
+    until(|| watched.breaker.snapshot().waiters == 1).await;
+    watched.answer(calls.pop().unwrap());
+    assert_eq!(at_once(first).await.unwrap(), Ok(PermitType::Normal));
+
+    let mut watched = Watched::warm();
+    let _calls = watched.fall_silent();
+    let start = tokio::time::Instant::now();
+    assert_eq!(waiting(&watched.breaker).await.unwrap(), Ok(PermitType::Probe));
+    assert_eq!(start.elapsed(), Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_through_silence_has_the_limits_of_a_wait_for_a_probe() {
+    let builder = CircuitBreaker::builder("openai").wait_limit(Duration::from_secs(10)).max_waiters(1);
+    let mut watched = Watched::of(Arc::new(builder.build().unwrap()), 1, Config::builder());
+    watched.learn(150);
+    let _calls = watched.fall_silent();
+    let (first, second) =
+        tokio::join!(watched.breaker.acquire_through_silence(), watched.breaker.acquire_through_silence());
+    let first = first.unwrap_err();
+    assert_eq!((first.reason(), first.retry_after()), (RejectionReason::Silent, Duration::from_secs(20)));
+    assert_eq!(second.unwrap_err().reason(), RejectionReason::TooManyWaiters);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_through_what_failures_opened() {
+    let breaker = crate::support::breaker();
+    trip(&breaker);
+    assert_eq!(at_once(breaker.acquire_through_silence()).await.unwrap_err().reason(), RejectionReason::Open);
 }
 
 #[tokio::test(start_paused = true)]

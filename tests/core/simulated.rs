@@ -13,20 +13,11 @@ const SECOND: Duration = Duration::from_secs(1);
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-const SETTINGS: Settings = Settings {
-    latency: Latency::Heavy,
-    rate: 500.0,
-    cores: 1,
-    floor: Duration::ZERO,
-    open_for: Duration::from_secs(5),
-    seed: 1,
-};
-
 /// How long it takes to notice a hang, in the median and at the worst.
 async fn notice(latency: Latency, rate: f64, cores: usize, fault: Fault) -> (Duration, Duration) {
     let mut noticed = Vec::new();
     for seed in 0..9 {
-        let mut world = World::new(Settings { latency, rate, cores, seed, ..SETTINGS });
+        let mut world = World::new(Settings { latency, rate, cores, seed, ..Settings::USUAL });
         world.send(1500 + seed * 37).await;
         assert!(world.is_closed(), "a false alarm");
         let at = world.now();
@@ -62,7 +53,7 @@ async fn healthy_traffic_raises_no_alarm() {
         (Latency::Reasoning, 200.0, 2),
         (Latency::Fast, 2000.0, 1),
     ] {
-        let mut world = World::new(Settings { latency, rate, cores, ..SETTINGS });
+        let mut world = World::new(Settings { latency, rate, cores, ..Settings::USUAL });
         world.send(20_000).await;
         assert_eq!(world.breaker.trip_count(), 0, "{latency:?} at {rate}/s on {cores}");
     }
@@ -71,7 +62,7 @@ async fn healthy_traffic_raises_no_alarm() {
 #[tokio::test(start_paused = true)]
 async fn a_cold_start_raises_no_alarm() {
     for seed in 0..10 {
-        let mut world = World::new(Settings { rate: 5000.0, seed, ..SETTINGS });
+        let mut world = World::new(Settings { rate: 5000.0, seed, ..Settings::USUAL });
         world.run_for(2 * SECOND).await;
         assert_eq!(world.breaker.trip_count(), 0, "the {seed}th");
     }
@@ -80,7 +71,7 @@ async fn a_cold_start_raises_no_alarm() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_of_ones_own_raises_no_alarm() {
     for latency in [Latency::Fast, Latency::Heavy] {
-        let mut world = World::new(Settings { latency, ..SETTINGS });
+        let mut world = World::new(Settings { latency, ..Settings::USUAL });
         world.send(2000).await;
         for pause in [40, 100, 250, 1000] {
             world.hold_up(pause * MS);
@@ -92,7 +83,7 @@ async fn a_pause_of_ones_own_raises_no_alarm() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slowdown_that_stays_is_learnt() {
-    let mut world = World::new(Settings { latency: Latency::Fast, rate: 100.0, ..SETTINGS });
+    let mut world = World::new(Settings { latency: Latency::Fast, rate: 100.0, ..Settings::USUAL });
     world.send(2000).await;
     world.slowness = 20.0;
     world.run_for(5 * MINUTE).await;
@@ -105,7 +96,7 @@ async fn a_slowdown_that_stays_is_learnt() {
 #[tokio::test(start_paused = true)]
 async fn a_hang_that_ends_is_noticed_by_the_next_probe_or_at_once_by_a_late_answer() {
     for (late, limit) in [(false, 12 * SECOND), (true, 60 * MS)] {
-        let mut world = World::new(Settings { rate: 50.0, ..SETTINGS });
+        let mut world = World::new(Settings { rate: 50.0, ..Settings::USUAL });
         world.send(2000).await;
         world.begin(Fault::Frozen);
         world.run_for(20 * SECOND).await;

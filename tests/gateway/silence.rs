@@ -119,7 +119,7 @@ async fn a_silence_that_lasts_is_waited_for_as_long_as_a_probe() {
     learn(&gateway, CHAT).await;
     gate.send_replace(false);
     let waiting = several(&gateway, 5, CHAT);
-    gateway.until(|gateway| gateway.breaker("a").is_silent()).await;
+    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
     let answer = gateway.ask().await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, "30"));
     drop(waiting);

@@ -2,11 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
+use crate::process::{free_port, is_there, wait_for};
 use crate::provider::Latency;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -34,15 +33,8 @@ impl Who {
         }
     }
 
-    /// Or can be had from Debian.
     pub(crate) fn is_there(self) -> bool {
-        let Some(program) = self.program() else { return true };
-        let get = format!("command -v {program} >/dev/null || apt-get install -qq -y {program} >/dev/null 2>&1");
-        let is_there = Command::new("sh").args(["-c", &get]).status().is_ok_and(|status| status.success());
-        if !is_there {
-            println!("SKIPPED: there is no {program} here");
-        }
-        is_there
+        self.program().is_none_or(is_there)
     }
 }
 
@@ -91,11 +83,7 @@ pub(crate) fn start(who: Who, folder: &Path, fusebox: &Path, latency: Latency, p
     }
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a contender");
     let running = Running { child, port };
-    let start = Instant::now();
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        assert!(start.elapsed() < Duration::from_secs(10), "{} does not listen", who.name());
-        pause(Duration::from_millis(20));
-    }
+    wait_for(port).unwrap_or_else(|error| panic!("{}: {error}", who.name()));
     running
 }
 
@@ -142,7 +130,6 @@ frontend f
   bind 127.0.0.1:{port} backlog 4096
   default_backend b
 backend b
-  option httpchk GET /check
   server a 127.0.0.1:{primary} check inter 5s rise 1 observe layer7 error-limit 3 on-error mark-down
   server b 127.0.0.1:{fallback} backup
 "
@@ -159,17 +146,4 @@ fn toml(port: u16, timeout: u32, primary: u16, fallback: u16) -> String {
             .expect("a string");
     }
     text
-}
-
-/// Of those that are not given to connections by themselves.
-fn free_port() -> u16 {
-    (0..1000)
-        .map(|_| fastrand::u16(10_000..32_768))
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .expect("a free port")
-}
-
-#[expect(clippy::disallowed_methods, reason = "a program that starts others")]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }

@@ -3,11 +3,14 @@
 
 mod contender;
 mod load;
+#[path = "../../gateway/src/process.rs"]
+mod process;
+#[expect(dead_code, unreachable_pub, reason = "what only the demo shows")]
+#[path = "../../../src/proxy/demo/provider.rs"]
 mod provider;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -16,13 +19,14 @@ use tokio::time::sleep;
 
 use contender::{Who, start};
 use load::{Sample, send};
-use provider::{Fault, Latency, Provider};
+use process::build;
+use provider::{Fault, Latency, Simulated};
 
 #[derive(Parser)]
 #[command(about)]
 struct Options {
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [
-        Fault::Http500, Fault::Hang, Fault::Pause, Fault::Refuse, Fault::Http429, Fault::Cut, Fault::Drip, Fault::Stall,
+        Fault::Http500, Fault::Hang, Fault::Pause, Fault::Refuse, Fault::Http429, Fault::Abort, Fault::Slow, Fault::Stall,
     ])]
     faults: Vec<Fault>,
     /// Requests per second.
@@ -50,7 +54,7 @@ fn main() {
                     .map(|who| runtime.spawn(run(*who, folder.clone(), fusebox.clone(), latency, rate, fault)));
                 for (who, run) in who.iter().zip(runs.collect::<Vec<_>>()) {
                     let seen = runtime.block_on(run).expect("a run");
-                    println!("| {} | {} | {seen} |", fault.name(), who.name());
+                    println!("| {} | {} | {seen} |", name(fault), who.name());
                 }
             }
         }
@@ -58,12 +62,13 @@ fn main() {
     let _ = std::fs::remove_dir_all(folder);
 }
 
-fn build() -> PathBuf {
-    let status = Command::new("cargo")
-        .args(["build", "-q", "--release", "-p", "fusebox", "--features", "proxy", "--bin", "fusebox"])
-        .status();
-    assert!(status.expect("cargo runs").success(), "the gateway does not build");
-    std::env::current_exe().expect("this program").with_file_name("fusebox")
+fn name(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Abort => "cut answers",
+        Fault::Slow => "slow drip",
+        Fault::Stall => "stalled streams",
+        _ => fault.as_str(),
+    }
 }
 
 fn head(latency: Latency, rate: u32) {
@@ -79,13 +84,16 @@ fn head(latency: Latency, rate: u32) {
 }
 
 async fn run(who: Who, folder: PathBuf, fusebox: PathBuf, latency: Latency, rate: u32, fault: Fault) -> String {
-    let primary = Provider::start(latency).await.expect("a provider");
-    let fallback = Provider::start(latency).await.expect("a provider");
-    let ports = (primary.port(), fallback.port());
+    let asked = Arc::<Mutex<Vec<Instant>>>::default();
+    let note = Arc::clone(&asked);
+    let note = move || note.lock().expect("nobody panics").push(Instant::now());
+    let primary = Simulated::start("primary", latency, note).await.expect("a provider");
+    let fallback = Simulated::start("fallback", latency, || {}).await.expect("a provider");
+    let ports = (primary.address().port(), fallback.address().port());
     let start = move |folder: &Path, fusebox: &Path| start(who, folder, fusebox, latency, ports.0, ports.1);
     let proxy = tokio::task::spawn_blocking(move || start(&folder, &fusebox)).await.expect("a contender");
     let (over, is_over) = watch::channel(false);
-    let sending = tokio::spawn(send(proxy.port, rate, fault.is_of_streams(), is_over));
+    let sending = tokio::spawn(send(proxy.port, rate, fault == Fault::Stall, is_over));
 
     let (extra, outage) = match latency {
         Latency::Short => (Duration::from_secs(3), Duration::from_secs(10)),
@@ -103,10 +111,11 @@ async fn run(who: Who, folder: PathBuf, fusebox: PathBuf, latency: Latency, rate
     over.send_replace(true);
     let samples = sending.await.expect("no request panics");
     drop(proxy);
-    describe(&samples, &primary, rate, began, healed)
+    let asked = asked.lock().expect("nobody panics").clone();
+    describe(&samples, &asked, rate, began, healed)
 }
 
-fn describe(samples: &[Sample], primary: &Arc<Provider>, rate: u32, began: Instant, healed: Instant) -> String {
+fn describe(samples: &[Sample], asked: &[Instant], rate: u32, began: Instant, healed: Instant) -> String {
     let errors = samples.iter().filter(|sample| !sample.is_good).count();
     let times = |from: Option<Instant>, to: Instant| {
         let is_then = |sample: &&Sample| from.is_none_or(|from| sample.started >= from) && sample.started < to;
@@ -115,7 +124,6 @@ fn describe(samples: &[Sample], primary: &Arc<Provider>, rate: u32, began: Insta
         times
     };
     let (healthy, outage) = (times(None, began), times(Some(began), healed));
-    let asked = primary.asked();
     let during: Vec<_> = asked.iter().copied().filter(|at| (began..healed).contains(at)).collect();
     let after: Vec<_> = asked.iter().copied().filter(|at| *at >= healed).collect();
     // As long as nobody but a probe comes.

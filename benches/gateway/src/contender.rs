@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::process::wait_for;
 
 /// In the order in which they take their turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -85,7 +86,7 @@ pub(crate) fn start(who: Who, setup: &Setup<'_>, port: u16) -> Result<Running, S
     let child =
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|error| format!("{who:?}: {error}"))?;
     let running = Running { child, port };
-    running.wait()?;
+    wait_for(port)?;
     Ok(running)
 }
 
@@ -94,7 +95,7 @@ pub(crate) fn start_upstream(port: u16, cores: usize) -> Result<Running, String>
     let mut command = beside(std::env::current_exe().expect("this program"), cores);
     let child = command.args(["upstream", &port.to_string()]).spawn().map_err(|error| error.to_string())?;
     let running = Running { child, port };
-    running.wait()?;
+    wait_for(port)?;
     Ok(running)
 }
 
@@ -171,17 +172,6 @@ fn fusebox(upstream: u16, cores: usize, port: u16) -> String {
 }
 
 impl Running {
-    fn wait(&self) -> Result<(), String> {
-        let start = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
-            if start.elapsed() > Duration::from_secs(10) {
-                return Err(format!("nobody listens on {} after ten seconds", self.port));
-            }
-            pause(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
     /// Its own and its children's.
     pub(crate) fn pids(&self) -> Vec<u32> {
         let mut pids = vec![self.child.id()];
@@ -238,9 +228,4 @@ pub(crate) struct Used {
     pub(crate) cpu: Duration,
     /// Ready to run, but not running.
     pub(crate) waited: Duration,
-}
-
-#[expect(clippy::disallowed_methods, reason = "a program that starts others and watches them")]
-pub(crate) fn pause(time: Duration) {
-    std::thread::sleep(time);
 }

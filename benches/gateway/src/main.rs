@@ -4,18 +4,20 @@
 mod contender;
 mod load;
 mod plain;
+mod process;
 mod report;
 mod upstream;
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
 
-use contender::{Running, Setup, Who, pause, start, start_upstream};
+use contender::{Running, Setup, Who, start, start_upstream};
 use load::{Kind, Saturated, at_rate, saturate};
+use process::{build, free_port, is_there, pause};
 use report::{Spread, head, row};
 
 #[derive(Parser)]
@@ -90,30 +92,6 @@ fn run(options: &Options) {
     }
     at_rest(&folder, &fusebox);
     let _ = std::fs::remove_dir_all(folder);
-}
-
-/// Of those that are not given to connections by themselves.
-fn free_port() -> u16 {
-    let start = 10_000 + u16::try_from(std::process::id() % 20_000).expect("small");
-    (start..32_768).find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
-}
-
-fn build() -> PathBuf {
-    let status = Command::new("cargo")
-        .args(["build", "-q", "--release", "-p", "fusebox", "--features", "proxy", "--bin", "fusebox"])
-        .status();
-    assert!(status.expect("cargo runs").success(), "the gateway does not build");
-    std::env::current_exe().expect("this program").with_file_name("fusebox")
-}
-
-/// Or can be had from Debian.
-fn is_there(program: &str) -> bool {
-    let get = format!("command -v {program} >/dev/null || apt-get install -qq -y {program} >/dev/null 2>&1");
-    let is_there = Command::new("sh").args(["-c", &get]).status().is_ok_and(|status| status.success());
-    if !is_there {
-        println!("SKIPPED: there is no {program} here");
-    }
-    is_there
 }
 
 /// One contender's turn.

@@ -19,15 +19,6 @@ struct Arguments {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-const SETTINGS: Settings = Settings {
-    latency: Latency::Fast,
-    rate: 500.0,
-    cores: 1,
-    floor: Duration::ZERO,
-    open_for: Duration::from_secs(5),
-    seed: 0,
-};
-
 fn main() {
     let arguments = Arguments::parse();
     let runtime =
@@ -57,7 +48,7 @@ async fn hangs(hangs: u64) {
             let mut noticed = Vec::new();
             let mut sent = Vec::new();
             for seed in 0..hangs {
-                let mut world = World::new(Settings { latency, rate, seed, ..SETTINGS });
+                let mut world = World::new(Settings { latency, rate, seed, ..Settings::USUAL });
                 world.send(3000 + seed * 37).await;
                 assert!(world.is_closed(), "a false alarm");
                 let (at, before) = (world.now(), world.sent);
@@ -76,7 +67,7 @@ async fn hangs(hangs: u64) {
 async fn healthy(requests: u64) {
     println!("\n| healthy, heavy-tailed | requests/s | cores | requests | alarms |\n|---|---|---|---|---|");
     for (rate, cores) in [(10.0, 1), (100.0, 1), (1000.0, 1), (5000.0, 1), (1000.0, 16), (5000.0, 16)] {
-        let mut world = World::new(Settings { latency: Latency::Heavy, rate, cores, ..SETTINGS });
+        let mut world = World::new(Settings { latency: Latency::Heavy, rate, cores, ..Settings::USUAL });
         world.send(requests).await;
         println!("| | {rate} | {cores} | {requests} | {} |", world.breaker.trip_count());
     }
@@ -93,7 +84,7 @@ async fn cold_starts() {
     ] {
         let mut alarms = 0;
         for seed in 0..200 {
-            let mut world = World::new(Settings { latency, rate, cores, seed, ..SETTINGS });
+            let mut world = World::new(Settings { latency, rate, cores, seed, ..Settings::USUAL });
             world.run_for(Duration::from_secs(10)).await;
             alarms += world.breaker.trip_count();
         }
@@ -105,7 +96,7 @@ async fn own_pauses() {
     println!("\n| own pauses | latency | pauses | alarms |\n|---|---|---|---|");
     for latency in [Latency::Fast, Latency::Heavy] {
         for pause in [40, 100, 250, 1000] {
-            let mut world = World::new(Settings { latency, ..SETTINGS });
+            let mut world = World::new(Settings { latency, ..Settings::USUAL });
             world.send(3000).await;
             for _ in 0..20 {
                 world.hold_up(Duration::from_millis(pause));
@@ -121,7 +112,7 @@ async fn changes() {
     for (latency, rate) in
         [(Latency::Fast, 500.0), (Latency::Fast, 50.0), (Latency::Heavy, 500.0), (Latency::Heavy, 50.0)]
     {
-        let settings = Settings { latency, rate, ..SETTINGS };
+        let settings = Settings { latency, rate, ..Settings::USUAL };
         let mut drift = World::new(settings);
         drift.send(3000).await;
         for step in 0..600 {
@@ -149,7 +140,7 @@ async fn recoveries() {
     for late in [false, true] {
         let mut closed = Vec::new();
         for seed in 0..60 {
-            let mut world = World::new(Settings { latency: Latency::Heavy, rate: 50.0, seed, ..SETTINGS });
+            let mut world = World::new(Settings { latency: Latency::Heavy, rate: 50.0, seed, ..Settings::USUAL });
             world.send(3000).await;
             world.begin(Fault::Frozen);
             world.run_for(Duration::from_secs(20)).await;

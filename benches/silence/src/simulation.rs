@@ -75,6 +75,17 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
 }
 
+impl Settings {
+    pub(crate) const USUAL: Self = Self {
+        latency: Latency::Heavy,
+        rate: 500.0,
+        cores: 1,
+        floor: Duration::ZERO,
+        open_for: Duration::from_secs(5),
+        seed: 1,
+    };
+}
+
 pub(crate) struct World {
     pub(crate) settings: Settings,
     /// Answers take so many times as long as they used to.

@@ -2,9 +2,12 @@
 //!
 //! All alarms here are by the ceiling: nothing has to be learnt for them.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use loom::future::block_on;
 use loom::thread;
 use loom_tests::silence::{Config, Detector, Ticket, Watcher};
 use loom_tests::sync::time::advance;
@@ -209,7 +212,7 @@ fn a_second_answer_does_not_close_what_failures_opened_since() {
         });
         // As if by the first one.
         while let Err(rejection) = breaker.try_acquire() {
-            assert_eq!(rejection.reason(), RejectionReason::Open);
+            assert_eq!(rejection.reason(), RejectionReason::Silent);
             thread::yield_now();
         }
         fail(&breaker, "failure");
@@ -239,7 +242,7 @@ fn a_probe_that_has_been_taken_over_does_not_fall_silent_in_its_successors_place
             assert_eq!((snapshot.state, snapshot.failed_probe_count), (CircuitState::HalfOpen, 0));
             return "it was taken over";
         }
-        assert_eq!(reason(&next), Some(RejectionReason::Open));
+        assert_eq!(reason(&next), Some(RejectionReason::Silent));
         assert!(snapshot.silent && snapshot.failed_probe_count == 1);
         "it fell silent first"
     });
@@ -281,6 +284,26 @@ fn who_waits_for_a_probe_is_refused_when_it_falls_silent() {
         assert!(told(&breaker).contains("unanswered"), "{}", told(&breaker));
         drop((probe, ticket));
         if woken { "woken" } else { "found" }
+    });
+}
+
+#[test]
+fn who_waits_through_silence_passes_when_an_answer_ends_it() {
+    explore(&["at once", "after a wait"], || {
+        let (breaker, mut watcher, (late, ticket), now) = silent();
+        let caller = beside(&breaker, |breaker| {
+            let mut polls = 0;
+            let mut call = pin!(breaker.acquire_through_silence());
+            let permit = block_on(poll_fn(|cx| {
+                polls += 1;
+                call.as_mut().poll(cx)
+            }));
+            assert_eq!(permit.expect("an answer came").kind(), PermitType::Normal);
+            polls
+        });
+        watcher.answered(ticket, now);
+        late.success();
+        if caller.join().unwrap() == 1 { "at once" } else { "after a wait" }
     });
 }
 

@@ -83,8 +83,8 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let port = options.port.unwrap_or(if options.outage.is_some() { 0 } else { 8080 });
     let gateway = bind(port).await?;
     let control = bind(if port == 0 { 0 } else { port + 1 }).await?;
-    let providers =
-        [Simulated::start("primary", options.latency).await?, Simulated::start("fallback", options.latency).await?];
+    let start = |name| Simulated::start(name, options.latency, || {});
+    let providers = [start("primary").await?, start("fallback").await?];
     let config = GatewayConfig::from_toml(&config_text(&providers, options.latency))?;
     let on_screen = std::io::stdout().is_terminal() && !options.json;
     let default_rate = if options.outage.is_some() { OUTAGE_RATE } else { QUIET_RATE };

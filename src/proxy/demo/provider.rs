@@ -1,4 +1,5 @@
-//! A provider that answers like `OpenAI`'s API and can be told to fail.
+//! A provider that answers like `OpenAI`'s API and can be told to fail. `benches/faults` has it too, and so it knows nothing of
+//! the gateway.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -78,10 +79,12 @@ pub enum Fault {
     Abort,
     /// Its answers drip, a byte at a time.
     Slow,
+    /// It stops in the middle of its answers.
+    Stall,
 }
 
 impl Fault {
-    const COUNT: usize = 7;
+    const COUNT: usize = 8;
 
     pub(super) fn all() -> impl Iterator<Item = Self> {
         Self::value_variants().iter().copied()
@@ -96,6 +99,7 @@ impl Fault {
             Fault::Http429 => "429",
             Fault::Abort => "abort",
             Fault::Slow => "slow",
+            Fault::Stall => "stall",
         }
     }
 
@@ -118,12 +122,18 @@ pub(super) struct Simulated {
     fault: watch::Sender<Option<Fault>>,
     /// Whether the port is listened on, which follows the fault with a delay.
     listening: watch::Sender<bool>,
+    /// Told of each request.
+    on_request: Box<dyn Fn() + Send + Sync>,
     /// Requests that met each fault. Who is refused cannot be counted here.
     faults: [AtomicU64; Fault::COUNT],
 }
 
 impl Simulated {
-    pub(super) async fn start(name: &'static str, latency: Latency) -> io::Result<Arc<Self>> {
+    pub(super) async fn start(
+        name: &'static str,
+        latency: Latency,
+        on_request: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Arc<Self>> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let simulated = Arc::new(Self {
             name,
@@ -131,6 +141,7 @@ impl Simulated {
             latency,
             fault: watch::Sender::new(None),
             listening: watch::Sender::new(true),
+            on_request: Box::new(on_request),
             faults: Default::default(),
         });
         tokio::spawn(Arc::clone(&simulated).serve(listener));
@@ -208,6 +219,7 @@ impl Simulated {
             stream: bool,
             model: String,
         }
+        (self.on_request)();
         let path = request.uri().path().to_owned();
         let is_form =
             request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/"));
@@ -238,7 +250,7 @@ impl Simulated {
                 let _ = self.fault.subscribe().wait_for(|fault| *fault != Some(Fault::Pause)).await;
             }
             // Whoever got in before the port was closed is served.
-            None | Some(Fault::Refuse | Fault::Abort | Fault::Slow) => {}
+            None | Some(Fault::Refuse | Fault::Abort | Fault::Slow | Fault::Stall) => {}
         }
         tokio::time::sleep(self.latency.draw()).await;
         let (kind, parts) = match path.as_str() {
@@ -264,7 +276,7 @@ fn send(kind: &'static str, mut parts: Vec<Bytes>, fault: Option<Fault>) -> Resp
     let (mut sender, body) = Channel::<Bytes, io::Error>::new(1);
     let mut pause = WRITING;
     match fault {
-        Some(Fault::Abort) => parts.truncate(parts.len() / 2),
+        Some(Fault::Abort | Fault::Stall) => parts.truncate(parts.len() / 2),
         Some(Fault::Slow) => {
             let whole = Bytes::from(parts.concat());
             parts = (0..whole.len()).map(|at| whole.slice(at..=at)).collect();
@@ -279,8 +291,15 @@ fn send(kind: &'static str, mut parts: Vec<Bytes>, fault: Option<Fault>) -> Resp
             }
             tokio::time::sleep(pause).await;
         }
-        if fault == Some(Fault::Abort) {
-            sender.abort(io::Error::other("simulated fault"));
+        match fault {
+            Some(Fault::Abort) => sender.abort(io::Error::other("simulated fault")),
+            // Until nobody waits any more.
+            Some(Fault::Stall) => {
+                while sender.send_data(Bytes::new()).await.is_ok() {
+                    tokio::time::sleep(DRIP).await;
+                }
+            }
+            _ => {}
         }
     });
     let mut response = Response::new(Body::new(body));
