@@ -1,11 +1,14 @@
 //! A provider that takes requests and does not answer.
 
+use std::time::Duration;
+
 use axum::http::Response;
 use fusebox::proxy::GatewayConfig;
 use http_body_util::BodyExt;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::support::{Answer, CHAT, Gateway, Provider, read, streamed};
 
@@ -238,4 +241,37 @@ async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece
     }
     gateway.reaches("a", "closed").await;
     drop(streams);
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_are_not_the_providers_silence() {
+    let (mut senders, responses): (Vec<_>, Vec<_>) = (0..4).map(|_| streamed()).unzip();
+    let a = Provider::start(crate::support::one_by_one(responses)).await;
+    let mut gateway = Gateway::start(&[&a], ONE_CORE, "", "").await;
+    let mut streams = Vec::new();
+    for sender in &mut senders {
+        streams.push(gateway.begin_with(sender, "data: 1\n\n").await.into_body());
+    }
+    for _ in 0..40 {
+        for (sender, stream) in senders.iter_mut().zip(&mut streams) {
+            stream.frame().await.unwrap().unwrap();
+            sender.send_data("data: 1\n\n".into()).await.unwrap();
+        }
+    }
+    let piece = format!("data: {}\n\n", "x".repeat(1 << 20));
+    let sending = senders.into_iter().map(|mut sender| {
+        let piece = bytes::Bytes::from(piece.clone());
+        async move {
+            // For longer than a silence lasts until it is noticed.
+            while timeout(Duration::from_secs(2), sender.send_data(piece.clone())).await.is_ok() {}
+            sender
+        }
+    });
+    let _senders = sending.collect::<JoinSet<_>>().join_all().await;
+    assert_eq!(gateway.breaker("a").trip_count(), 0);
+    let metrics = gateway.metrics().await;
+    for (name, value) in [("learnt", 1), ("unanswered", 0)] {
+        let line = format!("fusebox_silence_{name}{{provider=\"a\",model=\"m\",awaited=\"chunk\"}} {value}\n");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
 }
