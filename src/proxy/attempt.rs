@@ -108,7 +108,7 @@ pub(crate) enum First {
     Failed(Outcome, String),
     Unwanted(Refusal),
     Whole(response::Parts, Bytes),
-    Stream(Begun),
+    Stream(Box<Begun>),
 }
 
 /// An answer in another class than 2xx or 3xx.
@@ -196,68 +196,92 @@ impl Provider {
         Running { call: Box::pin(Arc::clone(self).first(question)), asking }
     }
 
-    async fn first(self: Arc<Self>, question: Question) -> First {
-        let timeouts = &self.config.timeouts;
-        let Question { upstream, request, body, progress, max_held, started, mut timer } = question;
-        // While the client's body is still coming, it is not the provider who is late.
-        let since = || since(started, progress.as_deref());
-        let until = || since() + timeouts.first_byte.min(timeouts.total);
-
-        let sent = within(&mut timer, until, pin!(upstream.send(&request.head, body))).await;
-        if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
-            return First::Fault(fault.answer());
+    #[expect(clippy::manual_async_fn, reason = "it would keep its arguments twice")]
+    fn first(self: Arc<Self>, mut question: Question) -> impl Future<Output = First> {
+        async move {
+            let response = match self.head(&mut question).await {
+                Ok(response) => response,
+                Err(first) => return first,
+            };
+            self.read(&mut question, response).await
         }
-        let response = match sent {
-            Some(Ok(response)) => response,
+    }
+
+    /// Sends a request, and waits for the head of its answer.
+    async fn head(&self, question: &mut Question) -> Result<Response<UpstreamBody>, First> {
+        let timeouts = &self.config.timeouts;
+        let Question { upstream, request, body, progress, started, timer, .. } = question;
+        let body = std::mem::replace(body, RequestBody::Whole(Bytes::new()));
+        // While the client's body is still coming, it is not the provider who is late.
+        let since = || since(*started, progress.as_deref());
+        let until = || since() + timeouts.first_byte.min(timeouts.total);
+        let sent = within(timer, until, pin!(upstream.send(&request.head, body))).await;
+        if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
+            return Err(First::Fault(fault.answer()));
+        }
+        match sent {
+            Some(Ok(response)) => Ok(response),
             Some(Err(error)) => {
                 let outcome = match error {
                     SendError::Connect(_) => Outcome::Connect,
                     SendError::ConnectTimeout(_) => Outcome::ConnectTimeout,
                     SendError::Connection(_) => Outcome::Connection,
                 };
-                return First::Failed(outcome, error.to_string());
+                Err(First::Failed(outcome, error.to_string()))
             }
-            None => return first_late(since(), timeouts),
-        };
-        let (mut head, mut body) = response.into_parts();
-        // Otherwise its end is the connection's, and looks the same whether it was meant or not.
-        let has_an_end = head.version == Version::HTTP_2
-            || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
-        headers::to_client(&mut head.headers);
-        let outcome = Outcome::of(head.status);
-        if outcome != Outcome::Ok {
-            return First::Unwanted(Box::new((outcome, head, body)));
+            None => Err(first_late(since(), timeouts)),
         }
+    }
 
-        let is_event_stream = has_type(&head.headers, &["text/event-stream"]);
-        // A compressed one, which was not asked for, can only be passed on as it is.
-        let is_events = is_event_stream && !head.headers.contains_key(header::CONTENT_ENCODING);
-        let is_stream = is_event_stream || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
-        if !is_stream && max_held > 0 {
-            return match hold(&mut timer, &mut body, max_held, since(), timeouts).await {
-                Ok(Held::Whole(whole)) => {
-                    if !has_an_end && has_type(&head.headers, &["application/json"]) && !is_json(&whole) {
-                        let message = "the connection was closed within a JSON document";
-                        return First::Failed(Outcome::Cut, message.to_owned());
-                    }
-                    First::Whole(head, whole)
-                }
-                Ok(Held::TooLong(begun)) => {
-                    First::Stream(Begun { head, first: Some(begun), body, is_events, has_content: true })
-                }
-                Err((outcome, message)) => First::Failed(outcome, message),
-            };
-        }
-        match begin(&mut timer, &mut body, until, is_events).await {
-            Ok(Some((first, has_content))) => {
-                if is_events {
-                    // Its length changes if it ends with an error.
-                    head.headers.remove(header::CONTENT_LENGTH);
-                }
-                First::Stream(Begun { head, first, body, is_events, has_content })
+    /// Reads an answer as far as nothing of it goes to the client yet.
+    fn read(&self, question: &mut Question, response: Response<UpstreamBody>) -> impl Future<Output = First> {
+        let (mut head, mut body) = response.into_parts();
+        async move {
+            let timeouts = &self.config.timeouts;
+            let Question { progress, max_held, started, timer, .. } = question;
+            let since = || since(*started, progress.as_deref());
+            let until = || since() + timeouts.first_byte.min(timeouts.total);
+            // Otherwise its end is the connection's, and looks the same whether it was meant or not.
+            let has_an_end = head.version == Version::HTTP_2
+                || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
+                    .iter()
+                    .any(|name| head.headers.contains_key(name));
+            headers::to_client(&mut head.headers);
+            let outcome = Outcome::of(head.status);
+            if outcome != Outcome::Ok {
+                return First::Unwanted(Box::new((outcome, head, body)));
             }
-            Ok(None) => first_late(since(), timeouts),
-            Err(error) => First::Failed(Outcome::Cut, Chain(&error).to_string()),
+
+            let is_event_stream = has_type(&head.headers, &["text/event-stream"]);
+            // A compressed one, which was not asked for, can only be passed on as it is.
+            let is_events = is_event_stream && !head.headers.contains_key(header::CONTENT_ENCODING);
+            let is_stream = is_event_stream || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
+            if !is_stream && *max_held > 0 {
+                return match hold(timer, &mut body, *max_held, since(), timeouts).await {
+                    Ok(Held::Whole(whole)) => {
+                        if !has_an_end && has_type(&head.headers, &["application/json"]) && !is_json(&whole) {
+                            let message = "the connection was closed within a JSON document";
+                            return First::Failed(Outcome::Cut, message.to_owned());
+                        }
+                        First::Whole(head, whole)
+                    }
+                    Ok(Held::TooLong(begun)) => {
+                        First::Stream(Box::new(Begun { head, first: Some(begun), body, is_events, has_content: true }))
+                    }
+                    Err((outcome, message)) => First::Failed(outcome, message),
+                };
+            }
+            match begin(timer, &mut body, until, is_events).await {
+                Ok(Some((first, has_content))) => {
+                    if is_events {
+                        // Its length changes if it ends with an error.
+                        head.headers.remove(header::CONTENT_LENGTH);
+                    }
+                    First::Stream(Box::new(Begun { head, first, body, is_events, has_content }))
+                }
+                Ok(None) => first_late(since(), timeouts),
+                Err(error) => First::Failed(Outcome::Cut, Chain(&error).to_string()),
+            }
         }
     }
 
@@ -311,7 +335,8 @@ impl Asking {
                 record.settle(attempt, Outcome::Ok, &"");
                 Asked::Answered(Response::from_parts(head, Payload::Whole(whole)))
             }
-            First::Stream(Begun { head, first, body, is_events, has_content }) => {
+            First::Stream(begun) => {
+                let Begun { head, first, body, is_events, has_content } = *begun;
                 if has_content {
                     record.first_byte(attempt);
                 }

@@ -8,14 +8,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::http::Response;
-use bytes::Bytes;
 use tracing::warn;
 
 use super::answer;
 use super::attempt::{Asked, Asking, Declined, First, Prepared, Question, Refusal, Running};
 use super::classify::Outcome;
 use super::cores::{Local, ProviderPermit};
-use super::model::{self, Named};
+use super::model;
 use super::record::{Payload, Record};
 use super::silence::Awaited;
 use super::state::Live;
@@ -35,7 +34,7 @@ pub(crate) struct Failover<'a> {
     record: &'a mut Record,
     request: Arc<Prepared>,
     /// Of a body of which a part is still with the client: it can be sent only once.
-    rest: Option<Rest>,
+    rest: Option<Box<Rest>>,
     is_once: bool,
     /// In the order in which they are asked.
     candidates: &'a [usize],
@@ -43,7 +42,7 @@ pub(crate) struct Failover<'a> {
     /// Those that fell silent: each may still be the first to answer.
     silent: Vec<Running>,
     /// What is no answer, but better than nothing.
-    best: Option<(Declined, usize)>,
+    best: Option<Box<(Declined, usize)>>,
 }
 
 struct Candidate {
@@ -60,28 +59,19 @@ enum Step {
 }
 
 impl<'a> Failover<'a> {
-    /// # Errors
-    ///
-    /// The answer, if nobody serves the model.
     pub(crate) fn new(
         live: &'a Arc<Local>,
+        candidates: &'a [usize],
         record: &'a mut Record,
         request: Arc<Prepared>,
-        rest: Option<Rest>,
-    ) -> Result<Self, Box<Response<Bytes>>> {
-        let candidates = match &request.named {
-            None => live.all(),
-            Some(Named { model, .. }) => live.candidates(model).ok_or_else(|| {
-                let known = live.models();
-                Box::new(answer::unknown_model(model, known.iter().map(|(model, _)| *model)))
-            })?,
-        };
+        rest: Option<Box<Rest>>,
+    ) -> Self {
         let untried = candidates.iter().map(|index| Candidate { index: *index, is_rejected: false }).collect();
         let is_once = rest.is_some();
         if is_once {
             record.set_not_replayable();
         }
-        Ok(Self { live, record, request, rest, is_once, candidates, untried, silent: Vec::new(), best: None })
+        Self { live, record, request, rest, is_once, candidates, untried, silent: Vec::new(), best: None }
     }
 
     /// Asks the candidates in their order until one has answered. `None` if none has.
@@ -114,7 +104,10 @@ impl<'a> Failover<'a> {
         }
         let model = self.request.named.as_ref().map(|named| named.model.as_str());
         let answer = found.unwrap_or_else(|| match self.best {
-            Some((declined, index)) => (declined.answer, declined.is_its_own.then_some(index)),
+            Some(best) => {
+                let (declined, index) = *best;
+                (declined.answer, declined.is_its_own.then_some(index))
+            }
             None => (answer::unavailable(model, soonest(self.live, self.candidates)).map(Payload::Whole), None),
         });
         if answer.0.status().is_server_error() {
@@ -230,8 +223,8 @@ impl<'a> Failover<'a> {
             Asked::Answered(response) => Some((response, Some(provider))),
             Asked::Refused(response) => Some((response, None)),
             Asked::Declined(declined) => {
-                if self.best.as_ref().is_none_or(|(best, _)| declined.usefulness() >= best.usefulness()) {
-                    self.best = Some((declined, provider));
+                if self.best.as_ref().is_none_or(|best| declined.usefulness() >= best.0.usefulness()) {
+                    self.best = Some(Box::new((declined, provider)));
                 }
                 None
             }

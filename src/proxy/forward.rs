@@ -1,5 +1,6 @@
 //! What a request asks for: it is read as far as its routing needs, and then `failover` has it answered.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, header, request};
@@ -22,25 +23,41 @@ use super::{answer, headers};
 /// Longer ones, query included, are refused: with the provider's base a URI must stay below 64 KiB.
 const MAX_PATH: usize = 8 * 1024;
 
-/// Everything below `/v1/`.
-pub(crate) async fn v1<B>(core: Arc<Core>, request: Request<B>) -> Response<ClientBody>
+/// Everything below `/v1/`. No `async fn`, and no future around it: each would keep the request once more.
+pub(crate) fn v1<B, R>(
+    core: Arc<Core>,
+    request: Request<B>,
+    into: impl FnOnce(Response<ClientBody>) -> R,
+) -> impl Future<Output = R>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     let (mut head, body) = request.into_parts();
     let mut record = Record::start(core, &mut head);
-    let live = Arc::clone(record.local());
-    let (answer, provider) = match prepare(&live, &mut record, head, body).await {
-        Ok((request, rest)) => match Failover::new(&live, &mut record, request, rest) {
-            Ok(mut failover) => {
-                let found = failover.run().await;
-                failover.finish(found)
-            }
-            Err(answer) => ((*answer).map(Payload::Whole), None),
-        },
-        Err(answer) => (answer.map(Payload::Whole), None),
-    };
-    record.answer(answer, provider)
+    async move {
+        let live = Arc::clone(record.local());
+        let (answer, provider) = match prepare(&live, &mut record, head, body).await {
+            Err(answer) => (answer.map(Payload::Whole), None),
+            Ok((request, rest)) => match candidates(&live, &request) {
+                Err(answer) => ((*answer).map(Payload::Whole), None),
+                Ok(candidates) => {
+                    let mut failover = Failover::new(&live, candidates, &mut record, request, rest);
+                    let found = failover.run().await;
+                    failover.finish(found)
+                }
+            },
+        };
+        into(record.answer(answer, provider))
+    }
+}
+
+/// Who may answer a request, in the order in which they are asked. An error is the answer, if nobody serves its model.
+fn candidates<'a>(live: &'a Live, request: &Prepared) -> Result<&'a [usize], Box<Response<Bytes>>> {
+    let Some(named) = &request.named else { return Ok(live.all()) };
+    live.candidates(&named.model).ok_or_else(|| {
+        let known = live.models();
+        Box::new(answer::unknown_model(&named.model, known.iter().map(|(model, _)| *model)))
+    })
 }
 
 /// Reads a request as far as it must be known for its routing. An error is the answer to it, which may be a good one.
@@ -49,7 +66,7 @@ async fn prepare<B>(
     record: &mut Record,
     mut head: request::Parts,
     body: B,
-) -> Result<(Arc<Prepared>, Option<Rest>), Response<Bytes>>
+) -> Result<(Arc<Prepared>, Option<Box<Rest>>), Response<Bytes>>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {

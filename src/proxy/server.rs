@@ -44,7 +44,7 @@ pub fn create_router(state: Arc<AppState>) -> Router {
 fn create_router_of(core: &Arc<Core>) -> Router {
     let state = Arc::clone(&core.app);
     let core = Arc::clone(core);
-    let v1 = async move |request: Request| forward::v1(core.clone(), request).await.map(Body::new);
+    let v1 = async move |request: Request| forward::v1(core.clone(), request, |answer| answer.map(Body::new)).await;
     let mut router = Router::new().route("/v1/{*path}", any(v1));
     if state.live().server.admin_listen.is_none() {
         router = router.route("/metrics", get(metrics_for_clients));
@@ -246,8 +246,7 @@ fn service(
     service_fn(move |request: hyper::Request<Incoming>| -> Answering {
         let is_v1 = request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());
         if is_v1 {
-            let core = Arc::clone(&core);
-            Box::pin(async move { Ok(forward::v1(core, request).await.map(Either::Left)) })
+            Box::pin(forward::v1(Arc::clone(&core), request, |answer| Ok(answer.map(Either::Left))))
         } else {
             let router = router.clone();
             Box::pin(async move { Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)) })

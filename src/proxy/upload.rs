@@ -59,7 +59,7 @@ impl Fault {
 pub(crate) enum Read {
     Whole(Bytes),
     /// More than `replay_body_bytes`.
-    Begun(Bytes, Rest),
+    Begun(Bytes, Box<Rest>),
 }
 
 /// What has not been read yet.
@@ -130,7 +130,10 @@ where
         }
         if length > limits.replay_body_bytes {
             let body = body.map_err(|_| Fault::Broken).boxed_unsync();
-            return Ok(Read::Begun(pieces.into_bytes(), Rest { body, left: max - length, max, timer, patience }));
+            return Ok(Read::Begun(
+                pieces.into_bytes(),
+                Box::new(Rest { body, left: max - length, max, timer, patience }),
+            ));
         }
     }
     Ok(Read::Whole(pieces.into_bytes()))
@@ -174,12 +177,12 @@ impl Progress {
 /// A body that is passed on as it comes.
 pub(crate) struct Upload {
     begun: Option<Bytes>,
-    rest: Rest,
+    rest: Box<Rest>,
     progress: Arc<Progress>,
 }
 
 impl Upload {
-    pub(crate) fn new(begun: Bytes, rest: Rest) -> (Self, Arc<Progress>) {
+    pub(crate) fn new(begun: Bytes, rest: Box<Rest>) -> (Self, Arc<Progress>) {
         let progress = Arc::new(Progress(Mutex::new(State {
             moved: Instant::now(),
             waits_for_client: false,

@@ -38,10 +38,14 @@ impl Http1 {
         Ok(Self(Box::new(Inner { sender, driver, relay: Relay::new(), since: Instant::now() })))
     }
 
-    pub(super) async fn send(&mut self, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
+    /// `request` makes the request: as an argument of its own it would be kept twice.
+    pub(super) async fn send(
+        &mut self,
+        request: impl FnOnce() -> Request<RequestBody>,
+    ) -> hyper::Result<Response<Incoming>> {
         // Nobody is to be woken by that: the connection is polled at once.
         self.0.relay.expect_wake();
-        let mut response = pin!(self.0.sender.send_request(request));
+        let mut response = pin!(self.0.sender.send_request(request()));
         poll_fn(|cx| {
             self.0.poll(cx, |cx| match response.as_mut().poll(cx) {
                 Poll::Ready(response) => ControlFlow::Break(response),

@@ -122,8 +122,11 @@ impl Connection {
 }
 
 impl Http2 {
-    pub(super) async fn send(&mut self, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
-        self.0.sender.send_request(request).await
+    pub(super) async fn send(
+        &mut self,
+        request: impl FnOnce() -> Request<RequestBody>,
+    ) -> hyper::Result<Response<Incoming>> {
+        self.0.sender.send_request(request()).await
     }
 
     /// As of HTTP/1.

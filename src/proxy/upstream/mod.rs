@@ -174,11 +174,11 @@ impl Upstream {
     ) -> hyper::Result<Response<UpstreamBody>> {
         let (response, loan) = match connection {
             Connection::Http1(mut connection) => {
-                let response = connection.send(self.request(head, body, Version::HTTP_11)).await?;
+                let response = connection.send(|| self.request(head, body, Version::HTTP_11)).await?;
                 (response, Loan::Http1(connection, Arc::clone(&self.idle)))
             }
             Connection::Http2(mut connection) => {
-                let response = connection.send(self.request(head, body, Version::HTTP_2)).await;
+                let response = connection.send(|| self.request(head, body, Version::HTTP_2)).await;
                 if response.as_ref().is_err_and(|error| !is_an_answer(error)) {
                     self.http2.forget(&connection);
                 }
