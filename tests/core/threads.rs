@@ -5,7 +5,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fusebox::{CircuitBreaker, CircuitBreakerRegistry, PermitType};
+use fusebox::silence::{Config, Detector, TICK};
+use fusebox::{CircuitBreaker, CircuitBreakerRegistry, CircuitState, PermitType};
 
 const THREADS: usize = 4;
 const ROUNDS: usize = if cfg!(miri) { 80 } else { 20_000 };
@@ -119,6 +120,67 @@ fn there_is_never_more_than_one_probe_and_every_opening_has_its_error() {
     let snapshot = breaker.snapshot();
     assert!(snapshot.trip_count > 0 && rejected.into_inner() > 0 && probes.into_inner() > 0, "{snapshot:?}");
     assert!(snapshot.failure_count <= 2 && !snapshot.probe_in_flight, "{snapshot:?}");
+}
+
+#[test]
+fn a_silence_that_all_cores_look_at_ends_with_its_newest_answer() {
+    // What is enough to learn from, of all of them.
+    const LEARNT: usize = 100 / THREADS;
+    let breaker = CircuitBreaker::builder("a").open_for(Duration::from_secs(3600)).build().unwrap();
+    let breaker = Arc::new(breaker);
+    let detector = Arc::new(Detector::new(Arc::clone(&breaker), &Config::builder().build().unwrap(), THREADS));
+    let barrier = Barrier::new(THREADS);
+    let together = |act: &mut dyn FnMut()| {
+        barrier.wait();
+        act();
+        barrier.wait();
+    };
+    let base = Instant::now();
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (breaker, detector, together) = (&breaker, &detector, &together);
+            scope.spawn(move || {
+                let mut watcher = detector.watcher().unwrap();
+                let mut now = base;
+                for round in 0..if cfg!(miri) { 1 } else { 400 } {
+                    together(&mut || {
+                        for _ in 0..LEARNT {
+                            let permit = breaker.try_acquire().unwrap();
+                            let ticket = watcher.start(&permit, now);
+                            now += TICK;
+                            assert!(watcher.look(now).is_none());
+                            watcher.answered(ticket, now);
+                            permit.success();
+                        }
+                    });
+                    let mut calls = Vec::new();
+                    together(&mut || {
+                        for _ in 0..3 {
+                            now += Duration::from_micros(1 + u64::from(thread == 0));
+                            let permit = breaker.try_acquire().unwrap();
+                            calls.push((watcher.start(&permit, now), permit));
+                        }
+                    });
+                    together(&mut || {
+                        for tick in 0..12 {
+                            now += TICK;
+                            watcher.look(now);
+                            // The newest of all.
+                            if thread == 0 && tick == 4 + round % 8 {
+                                let (ticket, permit) = calls.pop().unwrap();
+                                watcher.answered(ticket, now);
+                                permit.success();
+                            }
+                        }
+                    });
+                    together(&mut || assert!(watcher.look(now).is_none()));
+                    assert_eq!(breaker.snapshot().state, CircuitState::Closed, "of round {round}");
+                    together(&mut || calls.drain(..).for_each(|(ticket, _)| watcher.withdrawn(ticket, now)));
+                }
+            });
+        }
+    });
+    assert!(breaker.trip_count() > 0 || cfg!(miri));
 }
 
 #[test]
