@@ -1,10 +1,15 @@
-//! `cargo run --release -p silence-bench` prints how soon a hang is noticed, and what healthy traffic does to the detector.
+//! `cargo run --release -p silence-bench` prints how soon a hang is noticed, what healthy traffic does to the detector, and
+//! what the detector costs.
 
 mod simulation;
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use fusebox::CircuitBreaker;
+use fusebox::silence::{self, Detector, TICK, Watcher};
 use simulation::{Fault, Latency, Settings, World};
 
 #[derive(Parser)]
@@ -30,6 +35,7 @@ fn main() {
         own_pauses().await;
         changes().await;
         recoveries().await;
+        cost();
     });
 }
 
@@ -151,6 +157,49 @@ async fn recoveries() {
             closed.push(world.now().duration_since(at));
         }
         println!("| {} | {} |", if late { "it answers all" } else { "nothing comes of it" }, median_and_worst(closed));
+    }
+}
+
+/// At 50,000 requests a second.
+fn cost() {
+    const REQUESTS: u32 = 100_000;
+    const BETWEEN_TWO: Duration = Duration::from_micros(20);
+    println!("\n| one core, in flight | a request: start and answered | the looks' share of it |\n|---|---|---|");
+    for in_flight in [1, 64, 1024] {
+        let breaker = Arc::new(CircuitBreaker::builder("openai").build().expect("the defaults"));
+        let config = silence::Config::builder().build().expect("the defaults");
+        let detector = Arc::new(Detector::new(Arc::clone(&breaker), &config, 1));
+        let mut watcher = detector.watcher().expect("of one core");
+        let mut now = Instant::now();
+        let mut looked_at = now;
+        let mut calls = VecDeque::new();
+        // How long it looked.
+        let mut request = |in_flight: usize| {
+            now += BETWEEN_TWO;
+            calls.push_back(watcher.start(&breaker.try_acquire().expect("closed"), now));
+            if calls.len() > in_flight {
+                watcher.answered(calls.pop_front().expect("some"), now);
+            }
+            if now.duration_since(looked_at) < TICK {
+                return Duration::ZERO;
+            }
+            looked_at = now;
+            let begun = Instant::now();
+            assert!(watcher.look(now).is_none());
+            begun.elapsed()
+        };
+        let mut round = || {
+            let begun = Instant::now();
+            let looks = (0..REQUESTS).map(|_| request(in_flight)).sum();
+            [begun.elapsed().saturating_sub(looks), looks].map(|time| time.as_secs_f64() * 1e9 / f64::from(REQUESTS))
+        };
+        round();
+        let mut times: Vec<[f64; 2]> = (0..11).map(|_| round()).collect();
+        let median = |times: &mut [[f64; 2]], of: usize| {
+            times.sort_by(|a, b| a[of].total_cmp(&b[of]));
+            times[times.len() / 2][of]
+        };
+        println!("| {in_flight} | {:.0} ns | {:.0} ns |", median(&mut times, 0), median(&mut times, 1));
     }
 }
 
