@@ -15,6 +15,8 @@ pub(crate) enum Who {
     Haproxy,
     Plain,
     Fusebox,
+    /// fusebox that does not look whether a provider is silent.
+    Without,
     /// The binary that `--other` names.
     Other,
 }
@@ -26,6 +28,7 @@ impl Who {
             Self::Haproxy => "HAProxy",
             Self::Plain => "hyper + hyper-util",
             Self::Fusebox => "**fusebox**",
+            Self::Without => "fusebox without silence",
             Self::Other => "other",
         }
     }
@@ -76,11 +79,14 @@ pub(crate) fn start(who: Who, setup: &Setup<'_>, port: u16) -> Result<Running, S
             command = pinned(std::env::current_exe().expect("this program"), cores);
             command.args(["plain", &port.to_string(), &upstream.to_string(), &cores.to_string()]);
         }
-        Who::Fusebox | Who::Other => {
+        Who::Fusebox | Who::Without | Who::Other => {
             let binary = if who == Who::Other { setup.other.ok_or("--other is missing")? } else { setup.fusebox };
             command = pinned(binary, cores);
-            let name = if who == Who::Fusebox { "fusebox.toml" } else { "other.toml" };
-            command.args(["serve", "--config"]).arg(configuration(name, fusebox(upstream, cores, port)));
+            let mut text = fusebox(upstream, cores, port);
+            if who == Who::Without {
+                text += "[silence]\nenabled = false\n";
+            }
+            command.args(["serve", "--config"]).arg(configuration(&format!("{who:?}.toml"), text));
         }
     }
     let child =

@@ -84,6 +84,9 @@ fn run(options: &Options) {
                 latency(options, kind, &upstream, cores, &contenders);
             }
         }
+        for (who, running) in &contenders {
+            alarms(*who, running.port);
+        }
         if cores == 1 {
             syscalls(options, &contenders, &folder);
             drop(contenders);
@@ -178,6 +181,17 @@ fn latency(options: &Options, kind: Kind, upstream: &Running, cores: usize, cont
         let added = samples[index].iter().zip(&samples[0]).map(|(own, direct)| own[1] - direct[1]);
         row(name, &[of(0), of(1), of(2), format!("{:.2}", Spread::of(added))]);
     }
+}
+
+/// Nothing was wrong: each opening of a circuit was a false alarm.
+fn alarms(who: Who, port: u16) {
+    let Some(metrics) = load::metrics(port) else { return };
+    let sum = |name: &str| -> f64 {
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    let (requests, trips) = (sum("fusebox_requests_total"), sum("fusebox_circuit_trips_total"));
+    println!("\n{}: {requests} requests, the circuits opened {trips} times", who.name());
 }
 
 /// By the kernel's own count.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use fusebox::CircuitBreaker;
-use fusebox::silence::{self, Detector, TICK, Watcher};
+use fusebox::silence::{self, Detector, TICK};
 use simulation::{Fault, Latency, Settings, World};
 
 #[derive(Parser)]
