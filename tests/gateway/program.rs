@@ -217,6 +217,45 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_lose_no_breaker_stat
     assert!(gateway.process.wait().unwrap().success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_was_held_up_itself_blames_nobody() {
+    let (a, b) = (Provider::with_status(200).await, Provider::with_status(200).await);
+    // This program, which is the providers, may be held up for a while, too.
+    let config = format!("[silence]\nfloor = '90ms'\n{}{}", provider("a", &a), provider("b", &b));
+    let gateway = Serving::start("held-up", &config).await;
+    let address = gateway.address;
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        clients.spawn(async move {
+            let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+            loop {
+                let request = hyper::Request::post(format!("http://{address}/v1/chat/completions"));
+                let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+                client.request(request).await.unwrap().into_body().collect().await.unwrap();
+            }
+        });
+    }
+    let start = Instant::now();
+    for pause in [40, 100, 250, 1000, 500, 250, 250, 120, 120, 120] {
+        let seen = a.hits();
+        while a.hits() < seen + 500 {
+            assert!(start.elapsed() < DEADLINE);
+            tokio::task::yield_now().await;
+        }
+        gateway.signal("-STOP");
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        gateway.signal("-CONT");
+    }
+    let metrics = gateway.get("/metrics").await;
+    for line in [
+        "fusebox_circuit_trips_total{provider=\"a\"} 0",
+        "fusebox_silence_learnt{provider=\"a\",model=\"m\",awaited=\"answer\"} 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+    assert_eq!(b.hits(), 0);
+}
+
 #[tokio::test]
 async fn the_access_log_is_on_standard_output_and_whole_when_the_program_ends() {
     let a = Provider::with_status(200).await;
