@@ -70,7 +70,8 @@
 //! - If a look comes late, its caller was held up, and everything seems silent. What it is late by, beyond two ticks, is taken
 //!   off every age.
 //! - A probe that waits for longer than 99% of answers do (and 50 ms) is silent, too: one request alone never reaches phi 9.
-//! - If an answer to a silent request shows that the upstream is not silent but slow, how long answers take is learnt again.
+//! - If an answer to a silent request shows that the upstream is not silent but slow, how long answers take is learnt again: from
+//!   requests that are sent then, and not from those that waited.
 //!
 //! # Its limits
 //!
@@ -79,6 +80,8 @@
 //!   a timeout notices as soon.
 //! - Requests have to wait for longer than it takes to notice: a timeout that is shorter withdraws them.
 //! - Requests that take much longer than those that were learnt, several of them at once, look like silence until one is answered.
+//! - Each answer, and each piece of a stream, clears those that were started before: streams that begin well and then all stop are
+//!   not silent as long as new ones begin. That is for an idle timeout to notice.
 //! - A request that is sent to somebody else as well is, if the first one answers after all, answered and billed twice.
 //!
 //! # Choosing phi
@@ -551,7 +554,10 @@ impl Watcher {
         let Ticket { number, request } = ticket;
         let now = self.detector.micros(now);
         let own = self.own();
-        own.latencies.add(self.age(request, now));
+        // How long an outage lasted is not how long an answer takes.
+        if number >= self.told {
+            own.latencies.add(self.age(request, now));
+        }
         if request.started > own.answered() {
             own.set_answered(request.started);
         }

@@ -251,6 +251,19 @@ async fn an_answer_that_comes_after_all_closes_the_circuit_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn how_long_a_hang_lasted_is_not_how_long_an_answer_takes() {
+    let mut watched = Watched::warm();
+    let calls = watched.fall_silent();
+    watched.look_for(Duration::from_secs(14));
+    for call in calls {
+        watched.answer(call);
+    }
+    watched.learn(20);
+    let p99 = watched.detector.snapshot(watched.now).p99;
+    assert!(p99 < 30 * MS, "{p99:?}: the next probe that hangs would be waited for as long");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_answer_of_a_straggler_does_not_close_the_circuit_while_the_rest_is_silent() {
     let mut watched = Watched::warm();
     let straggler = watched.call();

@@ -81,9 +81,12 @@ pub(crate) fn start(who: Who, folder: &Path, fusebox: &Path, latency: Latency, p
             command.args(["serve", "--config"]).arg(configuration("fusebox.toml", text));
         }
     }
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a contender");
+    let said = folder.join(format!("{port}.err"));
+    let stderr = fs::File::create(&said).expect("a temporary folder takes a file");
+    let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("a contender");
     let running = Running { child, port };
-    wait_for(port).unwrap_or_else(|error| panic!("{}: {error}", who.name()));
+    wait_for(port)
+        .unwrap_or_else(|error| panic!("{}: {error}: {}", who.name(), fs::read_to_string(said).unwrap_or_default()));
     running
 }
 
@@ -125,7 +128,7 @@ defaults
   option http-buffer-request
   option redispatch 1
   retries 3
-  retry-on conn-failure empty-response response-timeout 500 429
+  retry-on conn-failure empty-response response-timeout 500
 frontend f
   bind 127.0.0.1:{port} backlog 4096
   default_backend b

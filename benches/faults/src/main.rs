@@ -1,5 +1,6 @@
 //! What clients notice while a provider fails and another one is there, and what the failing one gets to bear: the gateway
-//! beside nginx and `HAProxy`, each with two providers of its own, all at the same time.
+//! beside nginx and `HAProxy`, each with two providers of its own, at the same time if the
+//! machine has open files enough for that.
 
 mod contender;
 mod load;
@@ -49,12 +50,14 @@ fn main() {
         for &rate in &options.rates {
             head(latency, rate);
             for &fault in &options.faults {
-                let runs = who
-                    .iter()
-                    .map(|who| runtime.spawn(run(*who, folder.clone(), fusebox.clone(), latency, rate, fault)));
-                for (who, run) in who.iter().zip(runs.collect::<Vec<_>>()) {
-                    let seen = runtime.block_on(run).expect("a run");
-                    println!("| {} | {} | {seen} |", name(fault), who.name());
+                let (outage, at_once) = fitting(fault, latency, rate, who.len());
+                for who in who.chunks(at_once) {
+                    let run = |who| run(who, folder.clone(), fusebox.clone(), latency, rate, fault, outage);
+                    let runs: Vec<_> = who.iter().map(|who| runtime.spawn(run(*who))).collect();
+                    for (who, run) in who.iter().zip(runs) {
+                        let seen = runtime.block_on(run).expect("a run");
+                        println!("| {} | {} | {seen} |", name(fault), who.name());
+                    }
                 }
             }
         }
@@ -83,7 +86,34 @@ fn head(latency: Latency, rate: u32) {
     println!("|---|---|---|---|---|---|---|---|---|---|");
 }
 
-async fn run(who: Who, folder: PathBuf, fusebox: PathBuf, latency: Latency, rate: u32, fault: Fault) -> String {
+/// How long a fault lasts, and how many contenders meet it at once: a request that is under way takes two open files here, one at
+/// either end.
+fn fitting(fault: Fault, latency: Latency, rate: u32, contenders: usize) -> (Duration, usize) {
+    let outage = match (fault, latency) {
+        (Fault::Pause, _) => 1,
+        (_, Latency::Short) => 10,
+        (_, Latency::Tail) => 15,
+    };
+    if !matches!(fault, Fault::Hang | Fault::Slow | Fault::Stall) {
+        return (Duration::from_secs(outage), contenders);
+    }
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+    let files: u64 = files.and_then(|files| files.parse().ok()).unwrap_or(1024);
+    let fits = (files * 3 / 4 / 2 / u64::from(rate)).max(1);
+    let at_once = if outage * contenders as u64 <= fits { contenders } else { 1 };
+    (Duration::from_secs(outage.min(fits)), at_once)
+}
+
+async fn run(
+    who: Who,
+    folder: PathBuf,
+    fusebox: PathBuf,
+    latency: Latency,
+    rate: u32,
+    fault: Fault,
+    outage: Duration,
+) -> String {
     let asked = Arc::<Mutex<Vec<Instant>>>::default();
     let note = Arc::clone(&asked);
     let note = move || note.lock().expect("nobody panics").push(Instant::now());
@@ -95,11 +125,10 @@ async fn run(who: Who, folder: PathBuf, fusebox: PathBuf, latency: Latency, rate
     let (over, is_over) = watch::channel(false);
     let sending = tokio::spawn(send(proxy.port, rate, fault == Fault::Stall, is_over));
 
-    let (extra, outage) = match latency {
-        Latency::Short => (Duration::from_secs(3), Duration::from_secs(10)),
-        Latency::Tail => (Duration::from_secs(8), Duration::from_secs(15)),
+    let extra = match latency {
+        Latency::Short => Duration::from_secs(3),
+        Latency::Tail => Duration::from_secs(8),
     };
-    let outage = if fault == Fault::Pause { Duration::from_secs(1) } else { outage };
     // As long as it takes to know how long answers take.
     sleep(extra + Duration::from_secs(130) / rate).await;
     let began = Instant::now();
