@@ -9,7 +9,7 @@ use axum::http::HeaderValue;
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// How a body is written.
@@ -119,63 +119,11 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
                     return Err(A::Error::duplicate_field("model"));
                 }
                 Key::Model => {}
-                Key::Stream => self.0.is_stream = map.next_value::<IsTrue>()?.0,
+                // Whatever else stands there is for the provider to refuse.
+                Key::Stream => self.0.is_stream = map.next_value::<&RawValue>()?.get() == "true",
             }
         }
         Ok(())
-    }
-}
-
-/// Whatever else stands there is for the provider to refuse.
-struct IsTrue(bool);
-
-impl<'de> Deserialize<'de> for IsTrue {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Truth).map(Self)
-    }
-}
-
-struct Truth;
-
-impl<'de> Visitor<'de> for Truth {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<bool, E> {
-        Ok(value)
-    }
-
-    fn visit_unit<E>(self) -> Result<bool, E> {
-        Ok(false)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
-        Ok(false)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
-        Ok(false)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
-        Ok(false)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<bool, E> {
-        Ok(false)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(false)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(false)
     }
 }
 

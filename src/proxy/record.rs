@@ -141,8 +141,8 @@ impl Record {
         self.closes = closes;
     }
 
-    /// A client that leaves says nothing about a provider: what is not settled counts for nothing. `watched`: what is awaited,
-    /// if a silent provider is to be noticed. Returns the attempt's number.
+    /// A client that leaves says nothing about a provider: what is not settled counts for nothing. `awaited`: what is, if
+    /// a silent provider is to be noticed. Returns the attempt's number.
     pub(crate) fn begin_attempt(&mut self, provider: usize, permit: ProviderPermit, awaited: Option<Awaited>) -> usize {
         self.local.providers[provider].metrics.begin(permit.kind() == PermitType::Probe);
         let started = Instant::now();
@@ -204,13 +204,15 @@ impl Record {
             return;
         }
         let provider = &self.local.providers[attempt.provider];
-        if outcome.is_failure() && outcome != Outcome::Silent {
+        // The silence of several is the breaker's affair.
+        let is_failure = outcome.is_failure() && outcome != Outcome::Silent;
+        if is_failure {
             let error_type = outcome.as_str();
             warn!(provider = provider.name(), error_type, error = %message, "a provider failed");
         }
         attempt.watch = None;
         if let Some(permit) = attempt.permit.take() {
-            if outcome.is_failure() && outcome != Outcome::Silent {
+            if is_failure {
                 provider.note_failure(attempt.started);
                 permit.failure(outcome.as_str(), message);
             } else if outcome == Outcome::Ok

@@ -16,7 +16,7 @@ use super::hold::late;
 use super::pieces::size_with;
 use super::record::{End, Record};
 use super::silence::Chunks;
-use super::sse::Events;
+use super::sse::{Events, has_content};
 use super::timers::Pause;
 use super::upstream::{Chain, UpstreamBody};
 use crate::CircuitBreaker;
@@ -109,7 +109,9 @@ impl JudgedStream {
                         return self.break_off(record, Outcome::Cut, &Chain(&error).to_string());
                     }
                     Poll::Ready(None) => {
-                        self.chunk_has_come();
+                        if let Some(chunks) = &mut self.chunks {
+                            chunks.come();
+                        }
                         succeed(record, attempt);
                         self.is_over = true;
                         let rest = self.events.as_mut().map(Events::rest).unwrap_or_default();
@@ -124,9 +126,11 @@ impl JudgedStream {
                 },
             };
             self.pause.end();
-            // A comment only keeps the stream alive.
-            if chunk.first() != Some(&b':') {
-                self.chunk_has_come();
+            // Comments and pings only keep the stream alive.
+            if let Some(chunks) = &mut self.chunks
+                && (chunk.starts_with(b"data:") || has_content(&chunk))
+            {
+                chunks.come();
             }
             if self.body.is_end_stream() {
                 succeed(record, attempt);
@@ -148,12 +152,6 @@ impl JudgedStream {
             }
         }
         Poll::Ready(None)
-    }
-
-    fn chunk_has_come(&mut self) {
-        if let Some(chunks) = &mut self.chunks {
-            chunks.come();
-        }
     }
 
     fn break_off_late(&mut self, record: &mut Record) -> Passed {

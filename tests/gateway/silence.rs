@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use axum::http::Response;
+use bytes::Bytes;
 use fusebox::proxy::GatewayConfig;
 use http_body_util::BodyExt;
+use http_body_util::channel::Sender;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -216,8 +218,8 @@ async fn what_only_keeps_a_stream_alive_is_no_answer() {
     gateway.reaches("a", "closed").await;
 }
 
-#[tokio::test]
-async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece_closes_it() {
+/// Four streams, of which the gateway knows how long their pieces take.
+async fn flowing() -> (Gateway, Vec<Sender<Bytes, std::io::Error>>, Vec<hyper::body::Incoming>) {
     let (mut senders, responses): (Vec<_>, Vec<_>) = (0..4).map(|_| streamed()).unzip();
     let a = Provider::start(crate::support::one_by_one(responses)).await;
     let gateway = Gateway::start(&[&a], ONE_CORE, "", "").await;
@@ -231,11 +233,20 @@ async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece
             sender.send_data("data: 1\n\n".into()).await.unwrap();
         }
     }
+    (gateway, senders, streams)
+}
+
+#[tokio::test]
+async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece_closes_it() {
+    let (gateway, mut senders, mut streams) = flowing().await;
     gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
-    for sender in &mut senders {
-        sender.send_data(": keep-alive\n\n".into()).await.unwrap();
+    for kept_alive in [": keep-alive\n\n", "event: ping\ndata: {\"type\": \"ping\"}\n\n"] {
+        for (sender, stream) in senders.iter_mut().zip(&mut streams) {
+            sender.send_data(kept_alive.into()).await.unwrap();
+            while stream.frame().await.unwrap().unwrap().into_data().unwrap() != kept_alive {}
+        }
+        assert!(gateway.breaker("a").snapshot().silent, "{kept_alive}");
     }
-    assert!(gateway.breaker("a").snapshot().silent);
     for mut sender in senders {
         sender.send_data("data: 2\n\n".into()).await.unwrap();
     }
@@ -245,22 +256,10 @@ async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece
 
 #[tokio::test]
 async fn clients_that_do_not_read_are_not_the_providers_silence() {
-    let (mut senders, responses): (Vec<_>, Vec<_>) = (0..4).map(|_| streamed()).unzip();
-    let a = Provider::start(crate::support::one_by_one(responses)).await;
-    let mut gateway = Gateway::start(&[&a], ONE_CORE, "", "").await;
-    let mut streams = Vec::new();
-    for sender in &mut senders {
-        streams.push(gateway.begin_with(sender, "data: 1\n\n").await.into_body());
-    }
-    for _ in 0..40 {
-        for (sender, stream) in senders.iter_mut().zip(&mut streams) {
-            stream.frame().await.unwrap().unwrap();
-            sender.send_data("data: 1\n\n".into()).await.unwrap();
-        }
-    }
-    let piece = format!("data: {}\n\n", "x".repeat(1 << 20));
+    let (mut gateway, senders, _streams) = flowing().await;
+    let piece = Bytes::from(format!("data: {}\n\n", "x".repeat(1 << 20)));
     let sending = senders.into_iter().map(|mut sender| {
-        let piece = bytes::Bytes::from(piece.clone());
+        let piece = piece.clone();
         async move {
             // For longer than a silence lasts until it is noticed.
             while timeout(Duration::from_secs(2), sender.send_data(piece.clone())).await.is_ok() {}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use fusebox::CircuitBreaker;
 use fusebox::silence::{self, Detector, TICK};
-use simulation::{Fault, Latency, Settings, World};
+use simulation::{Fault, Latency, Settings, World, notice};
 
 #[derive(Parser)]
 struct Arguments {
@@ -51,17 +51,12 @@ async fn hangs(hangs: u64) {
     ] {
         print!("| {latency:?} | {rate} |");
         for fault in [Fault::Frozen, Fault::Running] {
-            let mut noticed = Vec::new();
-            let mut sent = Vec::new();
+            let (mut noticed, mut sent) = (Vec::new(), Vec::new());
             for seed in 0..hangs {
-                let mut world = World::new(Settings { latency, rate, seed, ..Settings::USUAL });
-                world.send(3000 + seed * 37).await;
-                assert!(world.is_closed(), "a false alarm");
-                let (at, before) = (world.now(), world.sent);
-                world.begin(fault);
-                world.run_while(World::is_closed).await;
-                noticed.push(world.now().duration_since(at));
-                sent.push(world.sent - before);
+                let settings = Settings { latency, rate, seed, ..Settings::USUAL };
+                let (after, sent_into_it) = notice(settings, 3000 + seed * 37, fault).await;
+                noticed.push(after);
+                sent.push(sent_into_it);
             }
             sent.sort_unstable();
             print!(" {}, {} |", median_and_worst(noticed), sent[sent.len() / 2]);

@@ -257,6 +257,17 @@ impl World {
     }
 }
 
+/// How long it takes to notice a fault that begins after so many requests, and how many are sent into it.
+pub(crate) async fn notice(settings: Settings, healthy: u64, fault: Fault) -> (Duration, u64) {
+    let mut world = World::new(settings);
+    world.send(healthy).await;
+    assert!(world.is_closed(), "a false alarm");
+    let (at, before) = (world.now(), world.sent);
+    world.begin(fault);
+    world.run_while(World::is_closed).await;
+    (world.now().duration_since(at), world.sent - before)
+}
+
 fn tick() -> u64 {
     u64::try_from(TICK.as_micros()).expect("5 ms")
 }
