@@ -19,6 +19,7 @@ use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tower::ServiceExt;
@@ -93,13 +94,14 @@ async fn metrics_for_clients(state: State<Arc<AppState>>, headers: HeaderMap) ->
 ///
 /// # Errors
 ///
-/// If the threads cannot be started; then nobody was served.
+/// If the listener cannot be set up or the threads not be started; then nobody was served.
 pub async fn run_server(
     state: Arc<AppState>,
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    widen_queue(&listener)?;
     let cores = Cores::start(&state)?;
     let (drained, stop_admin) = oneshot::channel::<()>();
     let admin = admin.map(|admin| tokio::spawn(serve_operators(Arc::clone(&state), admin, stop_admin)));
@@ -126,6 +128,12 @@ pub async fn run_server(
         let _ = admin.await;
     }
     Ok(())
+}
+
+/// Lets as many connections wait to be accepted as the system allows, and not the 128 that a listener of std or tokio has: one
+/// that finds no room is tried again by its client's kernel a second later.
+fn widen_queue(listener: &TcpListener) -> io::Result<()> {
+    SockRef::from(listener).listen(i32::from(u16::MAX))
 }
 
 /// Operators need few connections, and clients must not take them away.

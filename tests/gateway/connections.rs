@@ -192,3 +192,17 @@ async fn a_connection_is_not_used_for_ever() {
         assert!(start.elapsed() < DEADLINE);
     }
 }
+
+#[tokio::test]
+async fn a_burst_of_clients_waits_to_be_accepted_and_none_is_dropped() {
+    let (address, _) = closing(usize::MAX).await;
+    let gateway = Gateway::over(&[address], "max_connections = 1", "", "").await;
+    // One that is dropped is tried again by the kernel, which would not help it: only one is ever accepted.
+    let burst = async {
+        let mut connected = Vec::new();
+        for _ in 0..300 {
+            connected.push(TcpStream::connect(gateway.address).await.unwrap());
+        }
+    };
+    tokio::time::timeout(DEADLINE, burst).await.expect("all are in the queue");
+}

@@ -117,8 +117,8 @@ async fn run(
     let asked = Arc::<Mutex<Vec<Instant>>>::default();
     let note = Arc::clone(&asked);
     let note = move || note.lock().expect("nobody panics").push(Instant::now());
-    let primary = Simulated::start("primary", latency, note).await.expect("a provider");
-    let fallback = Simulated::start("fallback", latency, || {}).await.expect("a provider");
+    let primary = Simulated::start("primary", latency, note).expect("a provider");
+    let fallback = Simulated::start("fallback", latency, || {}).expect("a provider");
     let ports = (primary.address().port(), fallback.address().port());
     let start = move |folder: &Path, fusebox: &Path| start(who, folder, fusebox, latency, ports.0, ports.1);
     let proxy = tokio::task::spawn_blocking(move || start(&folder, &fusebox)).await.expect("a contender");
@@ -136,7 +136,7 @@ async fn run(
     sleep(outage).await;
     primary.set(None).await;
     let healed = Instant::now();
-    sleep(Duration::from_secs(8) + extra / 2).await;
+    sleep(Duration::from_secs(8) + extra).await;
     over.send_replace(true);
     let samples = sending.await.expect("no request panics");
     drop(proxy);

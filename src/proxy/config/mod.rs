@@ -179,7 +179,8 @@ impl Default for ServerConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// For a new connection, TLS included.
+    /// For a new connection, TLS included. More than a second is wise: a SYN that is lost, as when the provider's queue of
+    /// connections is full for a moment, is sent again after one (RFC 6298 section 2.1).
     pub connect: Duration,
     /// From the request to the first piece of the answer's body, connecting included.
     pub first_byte: Duration,

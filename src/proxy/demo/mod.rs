@@ -84,7 +84,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let gateway = bind(port).await?;
     let control = bind(if port == 0 { 0 } else { port + 1 }).await?;
     let start = |name| Simulated::start(name, options.latency, || {});
-    let providers = [start("primary").await?, start("fallback").await?];
+    let providers = [start("primary")?, start("fallback")?];
     let config = GatewayConfig::from_toml(&config_text(&providers, options.latency))?;
     let on_screen = std::io::stdout().is_terminal() && !options.json;
     let default_rate = if options.outage.is_some() { OUTAGE_RATE } else { QUIET_RATE };

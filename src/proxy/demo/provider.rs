@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
 const WORDS: [&str; 6] = ["The ", "circuit ", "is ", "closed ", "again", "."];
@@ -129,12 +129,12 @@ pub(super) struct Simulated {
 }
 
 impl Simulated {
-    pub(super) async fn start(
+    pub(super) fn start(
         name: &'static str,
         latency: Latency,
         on_request: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Arc<Self>> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = bind((Ipv4Addr::LOCALHOST, 0).into())?;
         let simulated = Arc::new(Self {
             name,
             address: listener.local_addr()?,
@@ -185,7 +185,7 @@ impl Simulated {
                 // Requests in flight are finished, idle connections closed.
                 tokio::spawn(std::mem::take(&mut connections).shutdown());
             } else if listener.is_none() {
-                listener = TcpListener::bind(self.address).await.ok();
+                listener = bind(self.address).ok();
             }
             self.listening.send_replace(listener.is_some());
             let Some(open) = &listener else {
@@ -262,6 +262,14 @@ impl Simulated {
         };
         send(kind, parts, fault)
     }
+}
+
+/// With room for as many connections at once as servers have that are meant for it.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)
 }
 
 fn status(status: StatusCode, body: &Value) -> Response<Body> {
