@@ -126,9 +126,9 @@ impl JudgedStream {
                 },
             };
             self.pause.end();
-            // Comments and pings only keep the stream alive.
+            // Comments, pings and empty deltas only keep the stream alive.
             if let Some(chunks) = &mut self.chunks
-                && (chunk.starts_with(b"data:") || has_content(&chunk))
+                && has_content(&chunk)
             {
                 chunks.come();
             }

@@ -240,7 +240,11 @@ async fn flowing() -> (Gateway, Vec<Sender<Bytes, std::io::Error>>, Vec<hyper::b
 async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece_closes_it() {
     let (gateway, mut senders, mut streams) = flowing().await;
     gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
-    for kept_alive in [": keep-alive\n\n", "event: ping\ndata: {\"type\": \"ping\"}\n\n"] {
+    for kept_alive in [
+        ": keep-alive\n\n",
+        "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+        "data: {\"choices\": [{\"delta\": {}}]}\n\n",
+    ] {
         for (sender, stream) in senders.iter_mut().zip(&mut streams) {
             sender.send_data(kept_alive.into()).await.unwrap();
             while stream.frame().await.unwrap().unwrap().into_data().unwrap() != kept_alive {}

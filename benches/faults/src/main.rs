@@ -1,6 +1,6 @@
 //! What clients notice while a provider fails and another one is there, and what the failing one gets to bear: the gateway
-//! beside nginx and `HAProxy`, each with two providers of its own, at the same time if the
-//! machine has open files enough for that.
+//! beside nginx and `HAProxy`, each with two providers of its own, at the same time if the machine has open files enough for
+//! that.
 
 mod contender;
 mod load;
