@@ -228,9 +228,9 @@ impl Chunks {
         }
     }
 
-    /// It is there.
-    pub(crate) fn come(&mut self) {
-        if let Some(mut watch) = self.awaited.take() {
+    /// Something has come, which may be the next piece. Nobody looks at it unless that was waited for.
+    pub(crate) fn come(&mut self, is_a_piece: impl FnOnce() -> bool) {
+        if let Some(mut watch) = self.awaited.take_if(|_| is_a_piece()) {
             watch.answered(Instant::now());
         }
     }

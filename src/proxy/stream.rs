@@ -110,7 +110,7 @@ impl JudgedStream {
                     }
                     Poll::Ready(None) => {
                         if let Some(chunks) = &mut self.chunks {
-                            chunks.come();
+                            chunks.come(|| true);
                         }
                         succeed(record, attempt);
                         self.is_over = true;
@@ -126,11 +126,9 @@ impl JudgedStream {
                 },
             };
             self.pause.end();
-            // Comments, pings and empty deltas only keep the stream alive.
-            if let Some(chunks) = &mut self.chunks
-                && has_content(&chunk)
-            {
-                chunks.come();
+            if let Some(chunks) = &mut self.chunks {
+                // Comments, pings and empty deltas only keep the stream alive.
+                chunks.come(|| has_content(&chunk));
             }
             if self.body.is_end_stream() {
                 succeed(record, attempt);
