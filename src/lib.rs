@@ -1,3 +1,4 @@
+//! [guide]: crate::guide
 #![doc = include_str!("../README.md")]
 
 mod breaker;
@@ -5,6 +6,8 @@ mod clock;
 mod config;
 mod error;
 mod event;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod permit;
 #[cfg(feature = "proxy")]
 pub mod proxy;

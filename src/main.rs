@@ -1,13 +1,13 @@
-//! `fusebox`, the LLM gateway: arguments, configuration, run.
+//! `fusebox`, the LLM gateway: arguments, configuration, run. What it then does is in the library.
 
 use std::future::Future;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use fusebox::proxy::{AppState, GatewayConfig, demo, run_server};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 /// An LLM gateway that fails over without losing a request.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -30,23 +30,77 @@ enum LogFormat {
     Json,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  fusebox demo      watch it at work, without a provider or a key
+  fusebox init      write fusebox.toml, to be edited
+  fusebox check     say what is wrong or odd in it, and what would be done
+  fusebox serve     run it
+
+Exit codes: 0 it was told to end, and did; 1 it could not start or go on; 2 the command line is wrong; 64 the configuration is.";
+
 #[derive(Subcommand)]
 enum Command {
     /// Run the gateway.
+    #[command(after_help = "\
+Examples:
+  fusebox serve
+  fusebox serve --config /etc/fusebox/fusebox.toml --log json 2> fusebox.log > access.log
+  RUST_LOG=fusebox=debug fusebox serve
+
+SIGHUP reads the configuration again, SIGTERM and Ctrl-C let requests in flight finish.")]
     Serve {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
     /// Check a configuration and print what would be done.
+    #[command(after_help = "\
+Examples:
+  fusebox check
+  fusebox check --config /etc/fusebox/fusebox.toml && systemctl reload fusebox
+
+Mistakes and warnings go to standard error, a line each; with mistakes the exit code is 64.")]
     Check {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
+    /// Write a commented configuration that has every setting.
+    #[command(after_help = "\
+Examples:
+  fusebox init                  writes fusebox.toml, unless it is there
+  fusebox init - | less         shows it")]
+    Init {
+        /// The file to write, which must not exist; `-` for standard output.
+        #[arg(default_value = DEFAULT_FILE)]
+        file: PathBuf,
+    },
     /// Watch a gateway lose a provider, with two simulated ones in this process.
+    #[command(after_help = "\
+Examples:
+  fusebox demo                                       keys break a provider, and heal it
+  fusebox demo --outage 10s                          it does so by itself, and says what clients noticed
+  fusebox demo --outage 5s --fault hang --json       the same for a script")]
     Demo(demo::Options),
+    /// Print completions for a shell.
+    #[command(after_help = "\
+Examples:
+  fusebox completions bash > /etc/bash_completion.d/fusebox
+  fusebox completions zsh > ~/.zfunc/_fusebox
+  fusebox completions fish > ~/.config/fish/completions/fusebox.fish")]
+    Completions { shell: clap_complete::Shell },
+    /// Write the man pages, one for each subcommand.
+    #[command(after_help = "\
+Examples:
+  fusebox man /usr/local/share/man/man1 && man fusebox-serve")]
+    Man {
+        /// The folder to write them to, which has to be there.
+        folder: PathBuf,
+    },
 }
+
+const DEFAULT_FILE: &str = "fusebox.toml";
 
 /// `EX_USAGE` of sysexits.h: the configuration is wrong.
 const EXIT_CONFIG: u8 = 64;
@@ -56,11 +110,10 @@ fn main() -> ExitCode {
     match command {
         Command::Check { config } => match GatewayConfig::from_file(&config) {
             Ok(plan) => {
-                print!("{plan}");
                 for warning in plan.warnings() {
                     eprintln!("fusebox: warning: {warning}");
                 }
-                ExitCode::SUCCESS
+                exit(print(plan.to_string().as_bytes()))
             }
             Err(errors) => reject(&config, &errors),
         },
@@ -80,14 +133,47 @@ fn main() -> ExitCode {
             start_log(log, "error");
             run(Builder::new_multi_thread(), demo::run(options, shutdown()))
         }
+        Command::Init { file } => exit(init(&file)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), env!("CARGO_PKG_NAME"), &mut script);
+            exit(print(&script))
+        }
+        Command::Man { folder } => {
+            let written = clap_mangen::generate_to(Arguments::command(), &folder);
+            exit(
+                written.map_err(|error| format!("man pages cannot be written to {}: {error}", folder.display()).into()),
+            )
+        }
     }
+}
+
+fn init(file: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let text = include_bytes!("../fusebox.example.toml");
+    if file == Path::new("-") {
+        return print(text);
+    }
+    let new = std::fs::File::create_new(file).and_then(|mut new| new.write_all(text));
+    new.map_err(|error| format!("{} cannot be written: {error}", file.display()))?;
+    println!("{} is written: edit it, then run `fusebox check --config {0}`", file.display());
+    Ok(())
+}
+
+/// Unlike `print!` it does not panic where nobody reads it any more.
+fn print(text: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    let mut output = std::io::stdout().lock();
+    output.write_all(text).and_then(|()| output.flush()).map_err(|error| format!("standard output: {error}").into())
 }
 
 fn reject(path: &Path, errors: &fusebox::proxy::ConfigErrors) -> ExitCode {
     for mistake in errors.mistakes() {
         eprintln!("{mistake}");
     }
-    eprintln!("fusebox: {} cannot be used, {} to be corrected", path.display(), errors.mistakes().len());
+    if path.exists() {
+        eprintln!("fusebox: {} cannot be used, {} to be corrected", path.display(), errors.mistakes().len());
+    } else {
+        eprintln!("fusebox: `fusebox init {}` writes one", path.display());
+    }
     ExitCode::from(EXIT_CONFIG)
 }
 
@@ -103,7 +189,11 @@ fn start_log(format: LogFormat, default: &str) {
 
 fn run(mut runtime: Builder, work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> ExitCode {
     let runtime = runtime.enable_all().build();
-    match runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(work)) {
+    exit(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(work)))
+}
+
+fn exit(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("fusebox: {error}");

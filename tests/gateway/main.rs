@@ -2,6 +2,7 @@
 #![cfg(feature = "proxy")]
 
 mod clients;
+mod command_line;
 mod config;
 mod connections;
 mod failover;

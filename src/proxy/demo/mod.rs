@@ -187,7 +187,7 @@ stream    curl -N http://{gateway}/v1/chat/completions -H 'content-type: applica
                -d '{{\"model\": \"{MODEL}\", \"stream\": true, \"messages\": []}}'
 health    curl http://{gateway}/health
 metrics   curl http://{gateway}/metrics
-break     curl -X POST http://{control}/primary/500      (any of {faults})
+break     curl -X POST http://{control}/primary/500  (any of {faults})
 heal      curl -X POST http://{control}/primary/heal
 
 "

@@ -1,0 +1,31 @@
+//! [`choosing`]: self::choosing
+//! [`dropping`]: self::dropping
+//! [`waiting`]: self::waiting
+//! [`outcomes`]: self::outcomes
+//! [`testing`]: self::testing
+//! [`integrating`]: self::integrating
+//! [`observing`]: self::observing
+//! [`the_word`]: self::the_word
+//! [`migrating`]: self::migrating
+#![doc = include_str!("../docs/guide/README.md")]
+// For rustdoc alone; its text is in `docs/guide`, and its code is run as doctests. The links above come before those of the
+// file, which are for whoever reads it there.
+
+#[doc = include_str!("../docs/guide/choosing.md")]
+pub mod choosing {}
+#[doc = include_str!("../docs/guide/dropping.md")]
+pub mod dropping {}
+#[doc = include_str!("../docs/guide/integrating.md")]
+pub mod integrating {}
+#[doc = include_str!("../docs/guide/migrating.md")]
+pub mod migrating {}
+#[doc = include_str!("../docs/guide/observing.md")]
+pub mod observing {}
+#[doc = include_str!("../docs/guide/outcomes.md")]
+pub mod outcomes {}
+#[doc = include_str!("../docs/guide/testing.md")]
+pub mod testing {}
+#[doc = include_str!("../docs/guide/the_word.md")]
+pub mod the_word {}
+#[doc = include_str!("../docs/guide/waiting.md")]
+pub mod waiting {}

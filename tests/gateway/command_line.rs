@@ -1,0 +1,109 @@
+//! The binary's command line: what it tells, what it writes, and how it ends.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::support::TempFile;
+
+const COMMANDS: [&str; 6] = ["serve", "check", "init", "demo", "completions", "man"];
+
+/// A folder that is gone with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("fusebox-test-{}-{name}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn fusebox(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fusebox"))
+        .args(arguments)
+        .current_dir(folder)
+        .env("FUSEBOX_TOKEN", "token")
+        .env("OPENAI_API_KEY", "key")
+        .env("AZURE_API_KEY", "key")
+        .output()
+        .unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn told(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn init_writes_a_configuration_that_check_accepts_and_overwrites_none() {
+    let folder = Folder::new("init");
+    let (code, _, error) = told(fusebox(&folder.0, &["check"]));
+    assert_eq!(code, 64);
+    assert!(error.contains("fusebox.toml: cannot be read") && error.contains("`fusebox init fusebox.toml`"), "{error}");
+
+    assert_eq!(told(fusebox(&folder.0, &["init"])).0, 0);
+    let (code, plan, error) = told(fusebox(&folder.0, &["check"]));
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(plan.contains("openai"), "{plan}");
+
+    std::fs::write(folder.0.join("fusebox.toml"), "mine").unwrap();
+    let (code, _, error) = told(fusebox(&folder.0, &["init"]));
+    assert_eq!(code, 1);
+    assert!(error.contains("fusebox.toml cannot be written"), "{error}");
+    assert_eq!(std::fs::read_to_string(folder.0.join("fusebox.toml")).unwrap(), "mine");
+
+    let (code, shown, _) = told(fusebox(&folder.0, &["init", "-"]));
+    assert_eq!((code, shown.as_str()), (0, include_str!("../../fusebox.example.toml")));
+    assert!(!folder.0.join("-").exists());
+}
+
+#[test]
+fn help_has_examples_for_every_command_and_completions_and_man_pages_know_them() {
+    let folder = Folder::new("man");
+    let (code, overview, _) = told(fusebox(&folder.0, &["--help"]));
+    assert_eq!(code, 0);
+    let (code, completions, _) = told(fusebox(&folder.0, &["completions", "bash"]));
+    assert_eq!(code, 0);
+    assert_eq!(told(fusebox(&folder.0, &["man", "."])).0, 0);
+    for command in COMMANDS {
+        assert!(overview.contains(&format!("\n  {command} ")), "{overview}");
+        assert!(completions.contains(&format!("fusebox__subcmd__{command}")), "{command}: {completions}");
+        let (code, help, _) = told(fusebox(&folder.0, &[command, "--help"]));
+        assert!(code == 0 && help.contains("\nExamples:\n  fusebox "), "{help}");
+        let page = std::fs::read_to_string(folder.0.join(format!("fusebox-{command}.1"))).unwrap();
+        assert!(page.contains("Examples:"), "{page}");
+    }
+    // Those, `help` and nothing else.
+    let listed = overview.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    assert_eq!(listed.count(), COMMANDS.len() + 1);
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2_and_a_folder_that_is_not_there_with_1() {
+    let folder = Folder::new("wrong");
+    assert_eq!(told(fusebox(&folder.0, &["serves"])).0, 2);
+    let (code, _, error) = told(fusebox(&folder.0, &["man", "nowhere"]));
+    assert_eq!(code, 1);
+    assert!(error.starts_with("fusebox: man pages cannot be written to nowhere: "), "{error}");
+}
+
+#[test]
+fn a_reader_that_has_gone_ends_the_output_and_is_no_panic() {
+    let file = TempFile::new("gone.toml", "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']");
+    let config = file.to_str().unwrap();
+    for arguments in [&["init", "-"][..], &["completions", "bash"], &["check", "--config", config]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_fusebox")).args(arguments).stdout(writer).output().unwrap();
+        let (code, _, error) = told(output);
+        assert_eq!(code, 1, "{error}");
+        assert!(error.contains("fusebox: standard output: Broken pipe"), "{error}");
+    }
+}
