@@ -1,7 +1,6 @@
 //! A framework that calls back with a name and nothing else: `cargo run --example by_name`.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use fusebox::{CircuitBreakerRegistry, CircuitState, Config, PermitType, ProbeGuard};
 
@@ -41,14 +40,14 @@ impl Callbacks {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), fusebox::ConfigError> {
     let config = Config::builder().failure_threshold(2).open_for(Duration::from_millis(100)).build()?;
-    let mut callbacks =
-        Callbacks { breakers: CircuitBreakerRegistry::with_config(["a"], config), probes: HashMap::new() };
+    let breakers = CircuitBreakerRegistry::with_config(["a"], config);
+    let mut callbacks = Callbacks { breakers, probes: HashMap::new() };
     for request in 0..6 {
-        if callbacks.before(request, "a").await {
-            callbacks.after(request, "a", if request < 2 { Err("no route") } else { Ok(()) });
-        } else {
+        if !callbacks.before(request, "a").await {
             tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
         }
+        callbacks.after(request, "a", if request < 2 { Err("no route") } else { Ok(()) });
     }
     assert_eq!(callbacks.breakers.state("a"), Some(CircuitState::Closed));
     Ok(())

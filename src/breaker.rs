@@ -1,6 +1,10 @@
 //! One circuit breaker: a word changed only by compare-and-swap, the calls that wait for its probe, and the history of why
 //! it opened.
 //!
+//! Not here: what a state may become (`word`), how one waits (`breaker::wait`), and time (`clock`).
+//!
+//! Longer than 500 lines: half of it documents methods that users call. The protocol, from "admitting" on, is to be read in one go.
+//!
 //! # Orderings
 //!
 //! `docs/PROOF.md` names the model that fails without each of them, and how to run it.
@@ -15,7 +19,7 @@
 //! - No lost wakeup: a waiter subscribes to `notify` first and reads the word second; a resolver changes the word first and
 //!   notifies second. However they interleave one sees the other, without `SeqCst` and without a flag for "somebody waits".
 
-pub(crate) mod history;
+mod history;
 mod wait;
 
 use std::fmt;
@@ -26,14 +30,14 @@ use std::time::Duration;
 use crossbeam_utils::CachePadded;
 
 use crate::clock::{Clock, duration};
-use crate::config::{Config, ConfigBuilder};
-use crate::error::{CallError, CircuitOpenError, Rejection, RejectionReason};
+use crate::config::{Config, ConfigBuilder, ConfigError};
+use crate::error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason};
 use crate::event;
 use crate::permit::{OwnedPermit, Permit};
 use crate::settings::Settings;
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{self, Admit, CircuitState, Failure, ProbeEnd, Snapshot, Success};
-use history::{History, LastError};
+use history::History;
 use wait::{Acquire, Waiting};
 
 /// A circuit breaker for one upstream.
@@ -65,6 +69,17 @@ pub struct CircuitBreaker {
     waiting: Waiting,
     history: History,
     name: Arc<str>,
+}
+
+impl ConfigBuilder<Arc<str>> {
+    /// A closed breaker with these settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for a value out of its range.
+    pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
+        self.into_parts().map(|(name, config)| CircuitBreaker::new(name, config))
+    }
 }
 
 /// A call that may not pass now.
@@ -100,7 +115,7 @@ impl CircuitBreaker {
 
     /// Starts from the default [`Config`].
     pub fn builder(name: impl Into<Arc<str>>) -> ConfigBuilder<Arc<str>> {
-        ConfigBuilder::for_breaker(name.into())
+        ConfigBuilder::for_target(name.into())
     }
 
     // ---- asking ----

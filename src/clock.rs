@@ -1,4 +1,6 @@
 //! Time as the word counts it: 1 ms ticks since a breaker was made, modulo 2^32.
+//!
+//! Not here: deadlines, and what follows from them: `word`.
 
 use std::time::Duration;
 

@@ -1,11 +1,11 @@
 //! What can be set, its defaults and its ranges.
+//!
+//! Not here: how settings are replaced while calls are under way: `settings`.
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::breaker::CircuitBreaker;
 use crate::word::{MAX_DEADLINE_TICKS, MAX_FAILURE_COUNT};
 
 pub(crate) const MIN_DURATION: Duration = Duration::from_millis(1);
@@ -51,7 +51,7 @@ impl Default for Config {
 impl Config {
     /// Starts from the defaults.
     pub fn builder() -> ConfigBuilder {
-        ConfigBuilder { target: (), config: Self::default() }
+        ConfigBuilder::for_target(())
     }
 
     /// Starts from these settings.
@@ -103,7 +103,7 @@ impl Config {
 }
 
 /// Sets what differs from the defaults. [`Config::builder`] makes one whose `build` gives a [`Config`];
-/// [`CircuitBreaker::builder`] one that gives the breaker.
+/// [`CircuitBreaker::builder`](crate::CircuitBreaker::builder) one that gives the breaker.
 ///
 /// Durations are kept in whole milliseconds, rounded up.
 #[derive(Clone, Debug)]
@@ -114,6 +114,16 @@ pub struct ConfigBuilder<Target = ()> {
 }
 
 impl<Target> ConfigBuilder<Target> {
+    pub(crate) fn for_target(target: Target) -> Self {
+        Self { target, config: Config::default() }
+    }
+
+    /// What it is for, and the settings, checked.
+    pub(crate) fn into_parts(self) -> Result<(Target, Config), ConfigError> {
+        self.config.check()?;
+        Ok((self.target, self.config))
+    }
+
     /// Failures in a row that open the circuit: 1 to 1023, default 3.
     pub fn failure_threshold(mut self, failures: u32) -> Self {
         self.config.failure_threshold = failures;
@@ -153,24 +163,7 @@ impl ConfigBuilder {
     ///
     /// [`ConfigError`] for a value out of its range.
     pub fn build(self) -> Result<Config, ConfigError> {
-        self.config.check()?;
-        Ok(self.config)
-    }
-}
-
-impl ConfigBuilder<Arc<str>> {
-    pub(crate) fn for_breaker(name: Arc<str>) -> Self {
-        Self { target: name, config: Config::default() }
-    }
-
-    /// A closed breaker with these settings.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] for a value out of its range.
-    pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
-        self.config.check()?;
-        Ok(CircuitBreaker::new(self.target, self.config))
+        self.into_parts().map(|((), config)| config)
     }
 }
 

@@ -1,12 +1,14 @@
 //! Why a call may not pass, first in two machine words and then, for whoever asks, in full.
+//!
+//! Not here: when a call is refused: `word` and `breaker`.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::breaker::history::LastError;
 use crate::clock::duration;
+use crate::sync::Instant;
 
 /// Why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +79,45 @@ impl fmt::Display for Rejection {
 }
 
 impl Error for Rejection {}
+
+/// The failure that opened a circuit.
+#[derive(Debug)]
+pub struct LastError {
+    error_type: Box<str>,
+    message: Box<str>,
+    at: Instant,
+}
+
+impl LastError {
+    pub(crate) fn new(error_type: &str, message: &dyn fmt::Display) -> Self {
+        Self { error_type: error_type.into(), message: message.to_string().into(), at: Instant::now() }
+    }
+
+    /// The kind that the caller gave, such as `timeout`. A probe that was dropped unresolved has `dropped`.
+    pub fn error_type(&self) -> &str {
+        &self.error_type
+    }
+
+    /// What the caller said about it.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// How long ago it was recorded.
+    pub fn age(&self) -> Duration {
+        Instant::now().saturating_duration_since(self.at)
+    }
+}
+
+impl fmt::Display for LastError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error_type)?;
+        if !self.message.is_empty() {
+            write!(f, ": {}", self.message)?;
+        }
+        Ok(())
+    }
+}
 
 /// A [`Rejection`] in full, as the by-name protocol and [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) give
 /// it.

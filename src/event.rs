@@ -1,4 +1,6 @@
 //! What is logged: each transition once, by the caller whose compare-and-swap made it, after it was made.
+//!
+//! Not here: events for single calls, which would cost more than the calls.
 
 use crate::breaker::CircuitBreaker;
 use crate::word::Snapshot;

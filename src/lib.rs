@@ -17,10 +17,9 @@ pub mod silence;
 mod sync;
 mod word;
 
-pub use breaker::history::LastError;
 pub use breaker::{BreakerSnapshot, CircuitBreaker};
 pub use config::{Config, ConfigBuilder, ConfigError};
-pub use error::{CallError, CircuitOpenError, Rejection, RejectionReason};
-pub use permit::{OwnedPermit, Permit, PermitType, ProbeGuard};
-pub use registry::CircuitBreakerRegistry;
+pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason};
+pub use permit::{OwnedPermit, Permit, PermitType};
+pub use registry::{CircuitBreakerRegistry, ProbeGuard};
 pub use word::CircuitState;

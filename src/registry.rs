@@ -1,4 +1,8 @@
 //! Breakers by name, and the protocol for callers that cannot carry a permit from one callback to the next.
+//!
+//! Not here: the state of a breaker: it holds them, and changes none.
+
+mod probe_guard;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,6 +17,7 @@ use crate::error::{CircuitOpenError, RejectionReason};
 use crate::permit::{Permit, PermitType};
 use crate::sync::{ArcSwap, Mutex};
 use crate::word::{self, CircuitState};
+pub use probe_guard::ProbeGuard;
 
 /// Not the default hasher, with which a lookup takes twice as long. `foldhash` is seeded at random, but who sees its results
 /// could make names collide. That needs names to be inserted: who may only choose what is looked up adds nothing, and never

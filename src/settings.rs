@@ -1,4 +1,6 @@
 //! A breaker's settings, which may be replaced while calls are under way.
+//!
+//! Not here: ranges and defaults: `config`.
 
 use std::time::Duration;
 

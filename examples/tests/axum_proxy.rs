@@ -1,3 +1,5 @@
+//! What `axum_proxy` does when its upstreams fail.
+
 use std::net::SocketAddr;
 
 use axum::body::Body;

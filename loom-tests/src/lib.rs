@@ -68,11 +68,10 @@ pub mod relay {
 
 use production::{breaker, clock, config, error, event, permit, registry, settings, word};
 
-pub use breaker::history::LastError;
 pub use breaker::{BreakerSnapshot, CircuitBreaker};
 pub use config::{Config, ConfigBuilder, ConfigError};
-pub use error::{CallError, CircuitOpenError, Rejection, RejectionReason};
-pub use permit::{OwnedPermit, Permit, PermitType, ProbeGuard};
+pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason};
+pub use permit::{OwnedPermit, Permit, PermitType};
 pub use production::silence;
-pub use registry::CircuitBreakerRegistry;
+pub use registry::{CircuitBreakerRegistry, ProbeGuard};
 pub use word::CircuitState;

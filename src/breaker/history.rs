@@ -1,50 +1,12 @@
 //! What does not fit the word: how often the circuit opened, and the error that opened it last.
+//!
+//! Not here: anything that a call is decided by: that is the word alone.
 
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::sync::{ArcSwap, AtomicU64, Instant, Ordering};
+use crate::error::LastError;
+use crate::sync::{ArcSwap, AtomicU64, Ordering};
 use crate::word::{generation_is_older, next_generation};
-
-/// The failure that opened a circuit.
-#[derive(Debug)]
-pub struct LastError {
-    error_type: Box<str>,
-    message: Box<str>,
-    at: Instant,
-}
-
-impl LastError {
-    pub(crate) fn new(error_type: &str, message: &dyn fmt::Display) -> Self {
-        Self { error_type: error_type.into(), message: message.to_string().into(), at: Instant::now() }
-    }
-
-    /// The kind that the caller gave, such as `timeout`. A probe that was dropped unresolved has `dropped`.
-    pub fn error_type(&self) -> &str {
-        &self.error_type
-    }
-
-    /// What the caller said about it.
-    pub fn message(&self) -> &str {
-        &self.message
-    }
-
-    /// How long ago it was recorded.
-    pub fn age(&self) -> Duration {
-        Instant::now().saturating_duration_since(self.at)
-    }
-}
-
-impl fmt::Display for LastError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.error_type)?;
-        if !self.message.is_empty() {
-            write!(f, ": {}", self.message)?;
-        }
-        Ok(())
-    }
-}
 
 /// Counters, each exact and at most an instant behind the word, and the last error.
 ///

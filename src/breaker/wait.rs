@@ -1,4 +1,6 @@
 //! Waiting for a probe in flight.
+//!
+//! Not here: whether a call may pass: it is looked up again after each wake.
 
 use std::future::Future;
 use std::pin::Pin;

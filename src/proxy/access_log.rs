@@ -1,4 +1,6 @@
 //! The access log: a line per request, written by a thread of its own, so that no request waits for a slow disk.
+//!
+//! Not here: what a line says: `record`.
 
 use std::fmt;
 use std::io::Write;

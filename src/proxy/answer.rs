@@ -1,4 +1,6 @@
 //! Answers that the gateway gives by itself, in the form that `OpenAI`'s SDKs understand.
+//!
+//! Not here: when one is given: `failover` and `forward`.
 
 use std::time::Duration;
 

@@ -1,10 +1,11 @@
 //! Asking one provider, and judging its answer as long as nothing of it has gone to the client: until then another provider
 //! can do better.
+//!
+//! Not here: whom to ask next: `failover`; connections: `upstream`.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::header::{self, HeaderMap};
@@ -15,36 +16,22 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::classify::Outcome;
-use super::config::{ProviderConfig, ServerConfig, Timeouts};
-use super::hold::{Held, begin, hold, late, within};
-use super::metrics::ProviderMetrics;
+use super::client_body::Payload;
+use super::config::{ServerConfig, Timeouts};
+use super::hold::{Held, begin, hold, late};
 use super::model::{Format, Named};
-use super::record::{Payload, Record};
-use super::silence::Detectors;
+use super::provider::Provider;
+use super::record::Record;
 use super::stream::JudgedStream;
-use super::timers::Timer;
+use super::timers::{Timer, within};
 use super::upload::Progress;
 use super::upstream::{Chain, RequestBody, SendError, Upstream, UpstreamBody};
 use super::{answer, headers};
-use crate::CircuitBreaker;
 
 /// An answer that is no good is held up to this size at least, since it says why.
 const MIN_HELD: u64 = 64 << 10;
 /// How long such a body may take, where another provider may do better.
 const MAX_EXCUSE: Duration = Duration::from_secs(1);
-
-/// A provider and its breaker.
-#[derive(Debug)]
-pub(crate) struct Provider {
-    pub(crate) config: ProviderConfig,
-    pub(crate) breaker: Arc<CircuitBreaker>,
-    pub(crate) metrics: Arc<ProviderMetrics>,
-    /// `None`: silence is not looked at.
-    pub(crate) silence: Option<Arc<Detectors>>,
-    since: Instant,
-    /// When the newest request was sent that failed, in microseconds after `since`.
-    newest_failure: AtomicU64,
-}
 
 /// What asking a provider led to.
 pub(crate) enum Asked {
@@ -155,35 +142,6 @@ pub(crate) struct Asking {
 }
 
 impl Provider {
-    pub(crate) fn new(
-        config: ProviderConfig,
-        breaker: Arc<CircuitBreaker>,
-        metrics: Arc<ProviderMetrics>,
-        silence: Option<Arc<Detectors>>,
-    ) -> Self {
-        Self { config, breaker, metrics, silence, since: Instant::now(), newest_failure: AtomicU64::new(0) }
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.config.name
-    }
-
-    /// A request failed that was sent then.
-    pub(crate) fn note_failure(&self, sent: Instant) {
-        self.newest_failure.fetch_max(self.micros(sent), Ordering::Relaxed);
-    }
-
-    /// Whether a request failed that was sent later. What was sent before an outage may well be answered during it; that says
-    /// nothing about now, and must not end a row of failures.
-    pub(crate) fn has_failed_since(&self, sent: Instant) -> bool {
-        self.newest_failure.load(Ordering::Relaxed) > self.micros(sent)
-    }
-
-    /// Never 0: no failure has been at 0.
-    fn micros(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX).saturating_add(1)
-    }
-
     /// Sends a request, and waits for all of its answer, or for the first content of a stream.
     pub(crate) fn ask(self: &Arc<Self>, attempt: usize, question: Question) -> Running {
         let asking = Asking {

@@ -1,4 +1,6 @@
 //! What an attempt led to, and whose fault that is. The one table of the gateway's fairness.
+//!
+//! Not here: what is done about it: `record` tells the breaker, `failover` moves on.
 
 use axum::http::StatusCode;
 

@@ -1,6 +1,9 @@
 //! A core is a thread with everything that requests need: what they write is its own, so that cores share nothing but the
 //! breakers.
+//!
+//! Not here: what is done with a connection: `server`.
 
+use std::future::Future;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -15,8 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::warn;
 
 use super::access_log::{AccessLog, Lines};
-use super::attempt::Provider;
-use super::server::serve_clients;
+use super::provider::Provider;
 use super::silence::{Looks, Watchers};
 use super::state::{AppState, Live};
 use super::timers::Timers;
@@ -130,6 +132,8 @@ pub(crate) struct Cores {
     running: Vec<Running>,
 }
 
+pub(crate) type Serve<S> = fn(Arc<Core>, mpsc::UnboundedReceiver<Connection>, oneshot::Receiver<()>) -> S;
+
 struct Running {
     connections: mpsc::UnboundedSender<Connection>,
     count: Arc<AtomicUsize>,
@@ -167,10 +171,11 @@ impl Drop for Place {
 }
 
 impl Cores {
-    /// All, or none.
-    pub(crate) fn start(app: &Arc<AppState>) -> io::Result<Self> {
+    /// All, or none. `serve`: what each does with the connections that it is handed, until they have ended or it is told to
+    /// stop.
+    pub(crate) fn start<S: Future + 'static>(app: &Arc<AppState>, serve: Serve<S>) -> io::Result<Self> {
         let cores = app.live().server.cores;
-        let running = (0..cores).map(|number| Running::start(app, number)).collect::<io::Result<_>>();
+        let running = (0..cores).map(|number| Running::start(app, number, serve)).collect::<io::Result<_>>();
         let running = running.map_err(|error| {
             let message = format!("server.cores: {cores} threads cannot be started: {error}");
             io::Error::new(error.kind(), message)
@@ -214,14 +219,14 @@ impl Cores {
 }
 
 impl Running {
-    fn start(app: &Arc<AppState>, number: u64) -> io::Result<Self> {
+    fn start<S: Future + 'static>(app: &Arc<AppState>, number: u64, serve: Serve<S>) -> io::Result<Self> {
         let (connections, handed) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
         let (has_ended, ended) = oneshot::channel();
         let app = Arc::clone(app);
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let run = move || {
-            runtime.block_on(serve_clients(Core::new(app), handed, stopped));
+            runtime.block_on(serve(Core::new(app), handed, stopped));
             // Not for a host name that is still being looked up.
             runtime.shutdown_background();
             // Nobody listens if the server was dropped.
@@ -243,7 +248,7 @@ mod tests {
     async fn connections_go_to_the_core_that_has_the_fewest_and_a_core_counts_them_while_they_last() {
         let text = "[server]\ncores = 2\n[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
         let app = AppState::new(&GatewayConfig::from_toml(text).unwrap()).unwrap();
-        let cores = Cores::start(&app).unwrap();
+        let cores = Cores::start(&app, crate::proxy::server::serve_clients).unwrap();
         let counts = || cores.running.iter().map(|core| core.count.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let places = Arc::new(tokio::sync::Semaphore::new(10));

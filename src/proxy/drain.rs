@@ -1,4 +1,6 @@
 //! Connections that are told to end with the request that they are serving, and are waited for.
+//!
+//! Not here: accepting connections: `server`.
 
 use std::convert::Infallible;
 use std::error::Error;

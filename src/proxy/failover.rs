@@ -1,4 +1,6 @@
 //! The failover path: who is asked, who is asked next, and who is heard.
+//!
+//! Not here: how one provider is asked: `attempt`.
 
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
@@ -13,9 +15,10 @@ use tracing::warn;
 use super::answer;
 use super::attempt::{Asked, Asking, Declined, First, Prepared, Question, Refusal, Running};
 use super::classify::Outcome;
+use super::client_body::Payload;
 use super::cores::{Local, ProviderPermit};
 use super::model;
-use super::record::{Payload, Record};
+use super::record::Record;
 use super::silence::Awaited;
 use super::state::Live;
 use super::upload::{Progress, Rest, Upload};
@@ -100,7 +103,7 @@ impl<'a> Failover<'a> {
     /// The answer, if it has to be the best of what was no answer.
     pub(crate) fn finish(self, found: Option<Answer>) -> Answer {
         for running in self.silent {
-            self.record.listen(running.asking.attempt, running.call);
+            self.record.listen(running.asking.attempt, async move { running.call.await.is_good() });
         }
         let model = self.request.named.as_ref().map(|named| named.model.as_str());
         let answer = found.unwrap_or_else(|| match self.best {

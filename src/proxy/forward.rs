@@ -1,4 +1,6 @@
 //! What a request asks for: it is read as far as its routing needs, and then `failover` has it answered.
+//!
+//! Not here: who answers: `failover`.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,13 +11,15 @@ use http_body::Body;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use super::attempt::{Prepared, Provider};
+use super::attempt::Prepared;
+use super::client_body::{ClientBody, Payload};
 use super::config::Secret;
 use super::cores::Core;
 use super::failover::Failover;
 use super::model::{self, Format};
 use super::path::leaves_its_base;
-use super::record::{ClientBody, Payload, Record};
+use super::provider::Provider;
+use super::record::Record;
 use super::state::Live;
 use super::upload::{self, Read, Rest};
 use super::{answer, headers};
@@ -47,7 +51,7 @@ where
                 }
             },
         };
-        into(record.answer(answer, provider))
+        into(ClientBody::answer(record, answer, provider))
     }
 }
 

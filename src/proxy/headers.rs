@@ -1,4 +1,6 @@
 //! Which headers pass, in each direction.
+//!
+//! Not here: headers that the gateway adds: `record`.
 
 use axum::http::header::{self, HeaderMap, HeaderName};
 

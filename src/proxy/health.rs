@@ -1,4 +1,6 @@
 //! `GET /health` and `GET /ready`.
+//!
+//! Not here: whether a request may pass: that is for breakers alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

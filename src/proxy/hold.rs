@@ -1,8 +1,8 @@
 //! Reading an answer within its time limits: all of it where it is no stream, or its first piece.
+//!
+//! Not here: what an answer means: `attempt` and `classify`.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::task::{Poll, ready};
+use std::pin::pin;
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
@@ -13,7 +13,7 @@ use super::classify::Outcome;
 use super::config::Timeouts;
 use super::pieces::Pieces;
 use super::sse::has_content;
-use super::timers::Timer;
+use super::timers::{Timer, within};
 use super::upstream::{Chain, UpstreamBody};
 
 /// As much of a body as was read.
@@ -116,25 +116,4 @@ pub(crate) async fn next(body: &mut UpstreamBody) -> Result<Option<Bytes>, hyper
         }
     }
     Ok(None)
-}
-
-/// Runs a future until the time that `until` tells, which may move on meanwhile. The timer is only set if the future has to
-/// wait. No `async fn`, which would keep the future twice.
-pub(crate) fn within<T>(
-    timer: &mut Timer,
-    mut until: impl FnMut() -> Instant,
-    mut future: Pin<&mut impl Future<Output = T>>,
-) -> impl Future<Output = Option<T>> {
-    poll_fn(move |cx| {
-        if let Poll::Ready(value) = future.as_mut().poll(cx) {
-            return Poll::Ready(Some(value));
-        }
-        loop {
-            let at = until();
-            ready!(timer.poll_until(at, cx));
-            if until() <= at {
-                return Poll::Ready(None);
-            }
-        }
-    })
 }

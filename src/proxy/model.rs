@@ -1,5 +1,7 @@
 //! Which model a request's body asks for, and the same body with the provider's own name for it. A body is never written
 //! anew: the name is cut out and replaced, everything else passes byte for byte.
+//!
+//! Not here: who serves a model: `state`.
 
 use std::borrow::Cow;
 use std::fmt;

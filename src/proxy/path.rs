@@ -1,4 +1,6 @@
 //! Whether a path stays below the base it is appended to.
+//!
+//! Not here: anything else about URLs.
 
 use percent_encoding::percent_decode_str;
 

@@ -1,4 +1,6 @@
 //! Bodies come in pieces: what reading them has in common in both directions.
+//!
+//! Not here: limits of time and size: those who read have them.
 
 use bytes::{Bytes, BytesMut};
 use http_body::SizeHint;

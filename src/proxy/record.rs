@@ -1,27 +1,23 @@
 //! One request from its headers to the end of its answer: what is told of it in its answer's headers, in the access log and
 //! in the metrics. It is written when it is dropped, so that a client that leaves is not forgotten.
+//!
+//! Not here: decisions, but for telling breakers what came of an attempt.
 
-use std::error::Error;
 use std::fmt;
+use std::future::Future;
 use std::io::Write as _;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::http::header::{CONNECTION, HeaderName};
-use axum::http::{HeaderValue, Method, Response, Uri, request};
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use axum::http::{HeaderValue, Method, Uri, request, response};
 use serde::Serialize;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::attempt::Call;
 use super::classify::Outcome;
 use super::cores::{Core, Local, ProviderPermit};
 use super::silence::{Awaited, Chunks, Watch, Watchers};
-use super::stream::JudgedStream;
 use super::timers::Timer;
 use crate::PermitType;
 
@@ -32,12 +28,6 @@ const REPLAY: HeaderName = HeaderName::from_static("x-fusebox-replay");
 
 /// Longer names of models are cut in the log: a client may send anything.
 const MAX_LOGGED_MODEL: usize = 200;
-
-/// The body of an answer.
-pub(crate) enum Payload {
-    Whole(Bytes),
-    Stream(Box<JudgedStream>),
-}
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -169,14 +159,14 @@ impl Record {
         self.attempts[attempt].watch.as_ref().is_some_and(Watch::is_silent)
     }
 
-    /// Another provider has answered before this silent one.
-    pub(crate) fn listen(&mut self, attempt: usize, call: Call) {
+    /// Another provider has answered before this silent one. `answer`: whether it answers after all.
+    pub(crate) fn listen(&mut self, attempt: usize, answer: impl Future<Output = bool> + Send + 'static) {
         let watch = self.attempts[attempt].watch.take();
         self.settle(attempt, Outcome::Silent, &"");
         if let Some(watch) = watch
             && let Some(watchers) = self.watchers(self.attempts[attempt].provider)
         {
-            watchers.listen(call, watch);
+            watchers.listen(answer, watch);
         }
     }
 
@@ -253,9 +243,8 @@ impl Record {
         self.end = end;
     }
 
-    /// The answer to the client. `provider`: whose it is; without one it is the gateway's own.
-    pub(crate) fn answer(mut self, answer: Response<Payload>, provider: Option<usize>) -> Response<ClientBody> {
-        let (mut head, payload) = answer.into_parts();
+    /// The head of the answer to the client. `provider`: whose it is; without one it is the gateway's own.
+    pub(crate) fn set_answer(&mut self, head: &mut response::Parts, provider: Option<usize>, is_stream: bool) {
         head.headers.insert(REQUEST_ID, self.id.clone());
         let name = provider.map_or(HeaderValue::from_static("none"), |index| self.local.upstreams[index].name.clone());
         head.headers.insert(PROVIDER, name);
@@ -271,12 +260,13 @@ impl Record {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.status = Some(head.status.as_u16());
-        self.is_stream = matches!(payload, Payload::Stream(_));
-        if matches!(&payload, Payload::Whole(bytes) if bytes.is_empty()) {
-            // It will not be asked for its body.
-            self.end = End::Complete;
-        }
-        Response::from_parts(head, ClientBody { payload, record: self })
+        self.is_stream = is_stream;
+    }
+
+    /// A piece of the answer goes to the client.
+    pub(crate) fn count_bytes_out(&mut self, bytes: usize) {
+        self.bytes_out += bytes as u64;
+        self.first_byte.get_or_insert_with(|| self.started.elapsed());
     }
 
     fn write_line(&self, text: &mut Vec<u8>, took: Duration) {
@@ -340,48 +330,4 @@ fn millis(duration: Duration) -> f64 {
 #[expect(clippy::disallowed_methods, reason = "a log is read beside other logs, which go by the wall clock")]
 fn now() -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_millis(std::time::SystemTime::now())
-}
-
-/// An answer's body on its way, with its record.
-pub(crate) struct ClientBody {
-    payload: Payload,
-    record: Record,
-}
-
-impl http_body::Body for ClientBody {
-    type Data = Bytes;
-    type Error = Box<dyn Error + Send + Sync>;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let Self { payload, record } = &mut *self;
-        let frame = match payload {
-            Payload::Whole(bytes) => {
-                record.end = End::Complete;
-                let bytes = std::mem::take(bytes);
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
-            }
-            Payload::Stream(stream) => stream.poll(record, cx),
-        };
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            record.bytes_out += data.len() as u64;
-            record.first_byte.get_or_insert_with(|| record.started.elapsed());
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.payload {
-            Payload::Whole(bytes) => bytes.is_empty(),
-            Payload::Stream(stream) => stream.is_over(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.payload {
-            Payload::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Payload::Stream(stream) => stream.size_hint(),
-        }
-    }
 }

@@ -1,4 +1,6 @@
 //! Routes and the accept loop.
+//!
+//! Not here: what becomes of a request: `forward`.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -26,11 +28,11 @@ use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::access_log::AccessLog;
+use super::client_body::ClientBody;
 use super::config::ServerConfig;
 use super::cores::{Connection, Core, Cores};
 use super::drain::Connections;
 use super::metrics::Cut;
-use super::record::ClientBody;
 use super::socket::Socket;
 use super::state::AppState;
 use super::timers::{HyperTimer, Timers};
@@ -69,7 +71,9 @@ fn finish(router: Router<Arc<AppState>>, state: Arc<AppState>) -> Router {
 
 async fn metrics(State(state): State<Arc<AppState>>) -> Response {
     let lost = state.access_log().map_or(0, AccessLog::lost);
-    let text = state.metrics.encode(&state.circuit_breakers, &state.live().providers, lost);
+    let live = state.live();
+    let detectors = live.providers.iter().filter_map(|provider| Some((provider.name(), &**provider.silence.as_ref()?)));
+    let text = state.metrics.encode(&state.circuit_breakers, detectors, lost);
     (StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -102,7 +106,7 @@ pub async fn run_server(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     widen_queue(&listener)?;
-    let cores = Cores::start(&state)?;
+    let cores = Cores::start(&state, serve_clients)?;
     let (drained, stop_admin) = oneshot::channel::<()>();
     let admin = admin.map(|admin| tokio::spawn(serve_operators(Arc::clone(&state), admin, stop_admin)));
     let shutdown = async {

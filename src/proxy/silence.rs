@@ -1,8 +1,12 @@
 //! Watching providers for silence. Each core watches what it has sent itself, by provider, by model and by what is awaited; what
 //! is learnt of one kind of answer says nothing about another one.
+//!
+//! Not here: what silence is: `fusebox::silence`; what is done about it: `failover`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::future::Future;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,11 +14,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::attempt::Call;
-use super::cores::ProviderPermit;
 use super::timers::{Timers, watch};
-use crate::CircuitBreaker;
-use crate::silence::{Config, Detector, SilenceSnapshot, TICK, Ticket, Watcher};
+use crate::silence::{Config, Detector, DetectorSnapshot, TICK, Ticket, Watcher};
+use crate::{CircuitBreaker, Permit};
 
 /// A stream that pauses cannot be moved to another provider, so there is no hurry; and streams of one provider pause together,
 /// whenever that schedules its work anew.
@@ -82,7 +84,7 @@ impl Detectors {
     }
 
     /// What is known of each kind of answer.
-    pub(crate) fn snapshots(&self) -> Vec<(Box<str>, Awaited, SilenceSnapshot)> {
+    pub(crate) fn snapshots(&self) -> Vec<(Box<str>, Awaited, DetectorSnapshot)> {
         let now = Instant::now().into_std();
         let state = self.state.lock();
         state.by_kind.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now))).collect()
@@ -122,7 +124,13 @@ impl Watchers {
     }
 
     /// Watches a request that is sent with this permit.
-    pub(crate) fn start(&self, model: &str, awaited: Awaited, permit: &ProviderPermit, now: Instant) -> Option<Watch> {
+    pub(crate) fn start<B: Deref<Target = CircuitBreaker>>(
+        &self,
+        model: &str,
+        awaited: Awaited,
+        permit: &Permit<B>,
+        now: Instant,
+    ) -> Option<Watch> {
         self.watched(model, awaited)
             .map(|watched| watched.start(&self.looks, |watcher| watcher.start(permit, now.into_std())))
     }
@@ -147,15 +155,15 @@ impl Watchers {
         found
     }
 
-    /// Goes on listening for the answer to a request that another provider has answered.
-    pub(crate) fn listen(&self, call: Call, mut watch: Watch) {
+    /// Goes on listening for the answer to a request that another provider has answered. `answer`: whether there is one.
+    pub(crate) fn listen(&self, answer: impl Future<Output = bool> + Send + 'static, mut watch: Watch) {
         let listening = Arc::clone(&self.listening);
         if listening.load(Ordering::Relaxed) >= MAX_LISTENING {
             return;
         }
         listening.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            if timeout(LISTEN_FOR, call).await.is_ok_and(|first| first.is_good()) {
+            if timeout(LISTEN_FOR, answer).await == Ok(true) {
                 watch.answered(Instant::now());
             }
             listening.fetch_sub(1, Ordering::Relaxed);

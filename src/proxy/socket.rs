@@ -1,4 +1,6 @@
 //! A client's connection: given up where the client takes nothing of its answer, and closed so that it can still read it.
+//!
+//! Not here: HTTP.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

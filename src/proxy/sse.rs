@@ -1,5 +1,7 @@
 //! Server-sent events, as far as their ends go: a client gets whole events only, so that a stream that breaks off can end
 //! with one that says so.
+//!
+//! Not here: what an event means, but for whether there is content in it.
 
 use std::collections::BTreeMap;
 

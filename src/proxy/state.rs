@@ -1,4 +1,6 @@
 //! What every request needs: providers and breakers, and how they are replaced while requests are under way.
+//!
+//! Not here: connections: each core has its own, in `cores`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,9 +14,9 @@ use parking_lot::Mutex;
 use tracing::{error, info, warn};
 
 use super::access_log::AccessLog;
-use super::attempt::Provider;
 use super::config::{GatewayConfig, ProviderConfig, ServerConfig};
 use super::metrics::Metrics;
+use super::provider::Provider;
 use super::silence::Detectors;
 use super::upstream::{SetupError, Tls};
 use crate::{CircuitBreaker, CircuitBreakerRegistry, silence};

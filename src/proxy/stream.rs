@@ -1,5 +1,7 @@
 //! A stream on its way to the client, judged while it passes: a provider that stops in the middle has failed, however well
 //! it began.
+//!
+//! Not here: a stream that has not begun: `hold`.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -9,11 +11,11 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::attempt::Provider;
 use super::classify::Outcome;
 use super::config::Timeouts;
 use super::hold::late;
 use super::pieces::size_with;
+use super::provider::Provider;
 use super::record::{End, Record};
 use super::silence::Chunks;
 use super::sse::{Events, has_content};

@@ -1,5 +1,7 @@
 //! Timeouts that cost little as long as they do not pass, which is nearly always.
 //!
+//! Not here: what a timeout means: whoever set it knows.
+//!
 //! Each of a core's timeouts has a place in a list. A task sleeps until the earliest of them and then looks through the list; it
 //! ends when nothing waits. A timeout that is set later than that one only writes to its place, where a timer of the runtime
 //! would be put in order with all others, and would interrupt a runtime that is just falling asleep.
@@ -7,7 +9,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -208,6 +210,27 @@ impl Future for Sleep {
 }
 
 impl hyper::rt::Sleep for Sleep {}
+
+/// Runs a future until the time that `until` tells, which may move on meanwhile. The timer is only set if the future has to
+/// wait. No `async fn`, which would keep the future twice.
+pub(crate) fn within<T>(
+    timer: &mut Timer,
+    mut until: impl FnMut() -> Instant,
+    mut future: Pin<&mut impl Future<Output = T>>,
+) -> impl Future<Output = Option<T>> {
+    poll_fn(move |cx| {
+        if let Poll::Ready(value) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(value));
+        }
+        loop {
+            let at = until();
+            ready!(timer.poll_until(at, cx));
+            if until() <= at {
+                return Poll::Ready(None);
+            }
+        }
+    })
+}
 
 #[cfg(test)]
 mod tests {

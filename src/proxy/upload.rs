@@ -1,5 +1,7 @@
 //! A request's body on its way from the client: kept whole where that is possible, so that it can be sent again, and passed
 //! on as it comes where it is too long for that. What is wrong with it is the client's fault, whichever provider is told so.
+//!
+//! Not here: sending it to a provider: `upstream`.
 
 use std::error::Error;
 use std::fmt;
@@ -18,9 +20,8 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::config::ServerConfig;
-use super::hold::within;
 use super::pieces::{Pieces, size_with};
-use super::timers::Timer;
+use super::timers::{Timer, within};
 
 /// Why a body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,6 @@
 //! How long answers take: a histogram per core, written by that core alone, and what follows from all of them together.
+//!
+//! Not here: which requests are silent: `watcher`.
 
 use std::time::Duration;
 

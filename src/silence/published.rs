@@ -1,5 +1,7 @@
 //! What each core tells the others: when the newest of its answered requests was started, and how surprising it is that
 //! none after that has been.
+//!
+//! Not here: what follows from it: `detector`.
 
 use std::time::Duration;
 

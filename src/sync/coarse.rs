@@ -1,5 +1,7 @@
 //! A clock for calls that are refused. Reading it costs a fifth of reading an `Instant`, and it goes in steps: on Linux of 1
 //! to 10 ms, by the kernel's timer. So it may say no, never yes: see [`open_left_for_sure`](crate::word::Snapshot::open_left_for_sure).
+//!
+//! Not here: what a call that may pass is decided by.
 
 /// Milliseconds since it was made, modulo 2^32.
 pub(crate) struct CoarseClock {

@@ -1,8 +1,7 @@
-//! What users take for granted of the public types, and what readers take for granted of the source.
+//! What users take for granted of the public types.
 
 use std::error::Error;
 use std::fmt::{Debug, Display};
-use std::path::Path;
 use std::time::Duration;
 
 use fusebox::{
@@ -99,71 +98,6 @@ async fn the_last_error_grows_old() {
     crate::support::trip(&breaker);
     tokio::time::advance(Duration::from_secs(7)).await;
     assert_eq!(breaker.snapshot().last_error.unwrap().age(), Duration::from_secs(7));
-}
-
-/// The core's source, file by file, without its comments and its own tests.
-fn core() -> Vec<(String, String)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files: Vec<_> = [src.clone(), src.join("breaker"), src.join("sync")]
-        .iter()
-        .flat_map(|folder| std::fs::read_dir(folder).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_file() && path.file_name().unwrap() != "main.rs")
-        .map(|path| {
-            let text = std::fs::read_to_string(&path).unwrap();
-            let code: Vec<_> = text.lines().take_while(|line| *line != "mod tests {").collect();
-            let code = code.into_iter().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>();
-            (path.file_name().unwrap().to_str().unwrap().to_owned(), code.join("\n"))
-        })
-        .collect();
-    files.sort();
-    assert!(files.len() > 10 && files.iter().any(|(_, code)| code.contains("pub struct CircuitBreaker")));
-    files
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "reads sources, runs nothing")]
-fn the_core_knows_nothing_of_the_gateway() {
-    for (name, code) in core() {
-        // The declaration itself.
-        let code =
-            if name == "lib.rs" { code.replace("feature = \"proxy\"", "").replace("mod proxy;", "") } else { code };
-        for crate_or_module in ["proxy", "hyper", "axum", "http"] {
-            assert!(!code.contains(crate_or_module), "{name} names {crate_or_module}");
-        }
-    }
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "reads sources, runs nothing")]
-fn the_word_is_changed_by_one_compare_and_swap_and_a_breaker_has_no_lock() {
-    for (name, code) in core() {
-        assert!(!code.contains("unsafe") && !code.contains(".lock(") || name == "registry.rs", "{name}");
-        // What the cores tell each other of silence is no part of the word, nor are settings.
-        if ["settings.rs", "silence.rs", "latencies.rs", "published.rs"].contains(&name.as_str()) {
-            assert!(!code.contains("compare_exchange"), "{name}");
-            continue;
-        }
-        for forbidden in ["SeqCst", "fetch_update"] {
-            assert!(!code.contains(forbidden), "{name} has {forbidden}");
-        }
-        // The registry's map.
-        assert!(!code.contains(".store(") || name == "registry.rs", "{name}");
-        let swaps = code.matches("compare_exchange").count();
-        assert_eq!(swaps, usize::from(name == "breaker.rs"), "{name}");
-    }
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "reads sources, runs nothing")]
-fn atomics_locks_and_time_come_through_one_door() {
-    for (name, code) in core().into_iter().filter(|(name, _)| !["sync.rs", "coarse.rs"].contains(&name.as_str())) {
-        for source in
-            ["std::sync::atomic", "arc_swap", "parking_lot", "tokio::", "std::time::Instant", "std::sync::Mutex"]
-        {
-            assert!(!code.contains(source), "{name} names {source}");
-        }
-    }
 }
 
 #[test]

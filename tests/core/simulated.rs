@@ -1,7 +1,7 @@
 //! The detector of silence in a simulated world: what a hang costs, and what healthy traffic does to it. `benches/silence` runs
 //! the same world for longer.
 
-#[path = "../../benches/silence/src/simulation.rs"]
+#[path = "simulation.rs"]
 mod simulation;
 
 use std::time::Duration;

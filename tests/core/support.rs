@@ -1,3 +1,5 @@
+//! Breakers in the states that tests begin with, and futures that are polled by hand.
+
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;

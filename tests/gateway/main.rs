@@ -9,6 +9,7 @@ mod failover;
 mod health;
 mod http2;
 mod program;
+mod raw;
 mod reload;
 mod silence;
 mod streams;

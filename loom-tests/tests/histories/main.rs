@@ -5,7 +5,7 @@
 
 #[path = "../../../src"]
 #[expect(unreachable_pub, reason = "public in their own crate")]
-#[allow(dead_code, clippy::trivially_copy_pass_by_ref, reason = "as the public interface needs it")]
+#[allow(dead_code, unused_imports, clippy::trivially_copy_pass_by_ref, reason = "as the public interface needs it")]
 mod production {
     pub(crate) mod breaker;
     pub(crate) mod clock;

@@ -1,5 +1,8 @@
 //! `fusebox.toml`, checked. `fusebox.example.toml` documents every field.
+//!
+//! Not here: how it is read: `read` and `section`; how it is applied: `state`.
 
+mod ca_file;
 mod read;
 mod section;
 
@@ -15,6 +18,7 @@ use memchr::memmem;
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
+pub(crate) use self::ca_file::read_ca_file;
 use crate::{Config, silence};
 
 /// Every mistake in a configuration, each with its place.

@@ -1,4 +1,6 @@
 //! What the fields of `fusebox.toml` mean, which values are right, and what is legal but odd.
+//!
+//! Not here: TOML itself: `section`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,6 +10,7 @@ use std::time::Duration;
 use axum::http::Uri;
 use toml::de::DeTable;
 
+use super::ca_file::read_ca_file;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::{Connections, GatewayConfig, ProviderConfig, ServerConfig, Strategy, Timeouts};
 use crate::{Config, ConfigBuilder, ConfigError, silence};
@@ -111,7 +114,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     }
     if let Some(Text { shown, value }) = section.text("ca_file", "a path") {
         let file = PathBuf::from(value);
-        if let Err(error) = crate::proxy::upstream::read_ca_file(&file) {
+        if let Err(error) = read_ca_file(&file) {
             section.mistake("ca_file", &format!("{shown}, which {error}"), "a PEM file with certificates");
         }
         server.ca_file = Some(file);

@@ -1,6 +1,8 @@
 //! Reading TOML field by field, so that all mistakes are reported at once and each with its place. It knows what a text, a
 //! number or a duration is; what the fields mean is `read`'s affair.
 //!
+//! Not here: the fields of `fusebox.toml`: `read`.
+//!
 //! What a mistake shows is the text of the file, never what an environment variable holds: that may be a secret.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,6 @@
 //! Requests at a steady rate; and with `--outage`, an outage in their midst and what came of it.
+//!
+//! Not here: how it is shown: `screen` and `view`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -22,8 +24,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::provider::Fault;
 use super::{MODEL, OPEN_FOR, Stage};
 use crate::CircuitState;
-use crate::proxy::attempt::Provider;
 use crate::proxy::classify::Outcome;
+use crate::proxy::provider::Provider;
 use crate::proxy::silence::Awaited;
 
 const HEALTHY: Duration = Duration::from_secs(1);

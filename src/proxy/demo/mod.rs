@@ -1,4 +1,6 @@
 //! `fusebox demo`: two simulated providers and the gateway in one process, on loopback.
+//!
+//! Not here: anything that the gateway needs.
 
 mod load;
 mod provider;
@@ -21,8 +23,8 @@ use tokio::net::TcpListener;
 
 use self::load::{Load, Summary};
 use self::provider::Simulated;
-use super::attempt::Provider;
 use super::config::GatewayConfig;
+use super::provider::Provider;
 use super::server::run_server;
 use super::state::AppState;
 

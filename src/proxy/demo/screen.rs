@@ -1,4 +1,6 @@
 //! The circuits and the traffic, live on a terminal.
+//!
+//! Not here: what happens: it only looks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

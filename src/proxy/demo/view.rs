@@ -1,4 +1,6 @@
 //! The circuits, as lines: for a log, a pipe, a test.
+//!
+//! Not here: what happens: it only looks.
 
 use std::fmt::Write as _;
 use std::time::Duration;

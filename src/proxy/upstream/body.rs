@@ -1,4 +1,6 @@
 //! Bodies on their way to a provider and back.
+//!
+//! Not here: limits of time: `hold` and `stream`.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;

@@ -1,4 +1,6 @@
 //! One HTTP/1 connection, polled by whoever uses it: no task of its own, and no wakeup between that task and the connection.
+//!
+//! Not here: which connection is taken: `idle`.
 
 use std::future::{Future as _, poll_fn};
 use std::ops::ControlFlow;

@@ -1,4 +1,6 @@
 //! Connections of HTTP/2, each shared by many requests.
+//!
+//! Not here: HTTP/1, and whether a provider speaks HTTP/2: `mod.rs`.
 
 use std::error::Error;
 use std::ops::ControlFlow;

@@ -1,4 +1,6 @@
 //! Connections that nobody uses at the moment.
+//!
+//! Not here: making connections: `mod.rs`.
 
 use std::sync::Arc;
 use std::task::Waker;

@@ -1,6 +1,8 @@
 //! How a request reaches one provider: the only module that knows of connections. It knows nothing of breakers; what an error
 //! means is for its caller to judge.
 //!
+//! Not here: breakers, and what an error means: its caller judges.
+//!
 //! Each core has connections of its own. Those of HTTP/1 (`http1`, by hyper's client) serve one request at a time, are polled by
 //! who uses them (`wake`) and rest in a stack between requests (`idle`). Those of HTTP/2 (`http2`) serve many at once, and a
 //! task polls each.
@@ -38,7 +40,7 @@ use idle::Idle;
 
 pub(crate) use body::{RequestBody, UpstreamBody};
 pub use tls::SetupError;
-pub(crate) use tls::{Tls, read_ca_file};
+pub(crate) use tls::Tls;
 
 use super::config::{ProviderConfig, Secret};
 

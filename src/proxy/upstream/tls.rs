@@ -1,4 +1,6 @@
 //! Whom the gateway trusts when it connects.
+//!
+//! Not here: clients' connections: those have no TLS.
 
 use std::error::Error;
 use std::fmt;
@@ -6,8 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::proxy::config::read_ca_file;
 
 /// Whom to trust.
 pub(crate) struct Tls {
@@ -25,7 +28,7 @@ impl Tls {
         let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
         let mut own = Vec::new();
         if let Some(file) = ca_file {
-            own = read_ca_file(file)?;
+            own = read_ca_file(file).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
             for certificate in &own {
                 roots.add(certificate.clone()).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
             }
@@ -38,12 +41,6 @@ impl Tls {
             .with_no_client_auth();
         Ok(Self { config, own })
     }
-}
-
-pub(crate) fn read_ca_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
-    let read = || CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>();
-    let certificates = read().map_err(|error| SetupError(format!("cannot be read: {error}")))?;
-    if certificates.is_empty() { Err(SetupError("holds no certificate".into())) } else { Ok(certificates) }
 }
 
 /// The gateway cannot be set up as configured.

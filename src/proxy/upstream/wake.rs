@@ -1,5 +1,7 @@
 //! Between a connection and the task that polls it.
 //!
+//! Not here: HTTP.
+//!
 //! hyper's connection and the two ends of its channels wake each other while all of them are polled by one task: each such wake
 //! would have the runtime poll that task once more, for nothing. Here a wake that comes during a poll is only noted, and the
 //! poll goes on. What must not happen is that one is noted and nobody looks: `loom-tests` has the models.

@@ -1,0 +1,58 @@
+//! A probe that was asked for by name, kept where it cannot be forgotten.
+//!
+//! Not here: how a probe is resolved: `permit`.
+
+use std::fmt;
+
+use super::CircuitBreakerRegistry;
+use crate::permit::{OwnedPermit, Permit, PermitType};
+
+/// Holds the probe for a caller that got [`PermitType::Probe`] by name, so that it is resolved whatever happens.
+///
+/// It stands for the probe that was in flight when it was made; if there was none, it does nothing. Dropped unresolved, it
+/// counts as a failure of type `dropped`, and the circuit's opening is logged as a warning.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use fusebox::{CircuitBreakerRegistry, PermitType, ProbeGuard};
+///
+/// let breakers = CircuitBreakerRegistry::new(["openai", "anthropic"]);
+/// let counted = match breakers.acquire_permit("openai").await? {
+///     PermitType::Normal => breakers.record_success("openai"),
+///     PermitType::Probe => ProbeGuard::new(&breakers, "openai").success(),
+/// };
+/// assert!(counted);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping the guard records a failure"]
+pub struct ProbeGuard {
+    permit: Option<OwnedPermit>,
+}
+
+impl ProbeGuard {
+    /// Takes charge of the probe in flight for `provider`.
+    pub fn new(registry: &CircuitBreakerRegistry, provider: impl AsRef<str>) -> Self {
+        let breaker = registry.get(provider.as_ref());
+        Self { permit: breaker.and_then(|breaker| Permit::standing_in(breaker, PermitType::Probe)) }
+    }
+
+    /// The probe went well: the circuit closes. Whether that counted: not if the probe was resolved already, or taken
+    /// over after its lease.
+    pub fn success(self) -> bool {
+        self.permit.is_some_and(Permit::succeed)
+    }
+
+    /// The probe failed: the circuit opens again. Whether that counted, as for [`success`](Self::success).
+    ///
+    /// # Panics
+    ///
+    /// If formatting `message` does; the probe then counts as dropped.
+    pub fn failure(self, error_type: &str, message: impl fmt::Display) -> bool {
+        self.permit.is_some_and(|permit| permit.fail(error_type, &message))
+    }
+}

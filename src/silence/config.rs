@@ -1,0 +1,111 @@
+//! What can be set about silence, its defaults and its ranges.
+//!
+//! Not here: whether something is silent: `detector`.
+
+use std::time::Duration;
+
+use crate::config::{ConfigError, MAX_DURATION, MIN_DURATION};
+
+/// When silence is an alarm, checked when it was made.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use fusebox::silence::Config;
+///
+/// let config = Config::builder().phi(12.0).ceiling(Duration::from_secs(10)).build()?;
+/// assert_eq!(config.floor(), Duration::from_millis(20));
+///
+/// let error = Config::builder().phi(0.0).build().unwrap_err();
+/// assert_eq!(error.to_string(), "phi is 0, expected 1 to 100");
+/// # Ok::<(), fusebox::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    pub(super) phi: f32,
+    pub(super) floor: Duration,
+    pub(super) ceiling: Option<Duration>,
+}
+
+impl Default for Config {
+    /// Phi 9, a floor of 20 ms, no ceiling.
+    fn default() -> Self {
+        Self { phi: 9.0, floor: Duration::from_millis(20), ceiling: None }
+    }
+}
+
+impl Config {
+    /// Starts from the defaults.
+    pub fn builder() -> ConfigBuilder {
+        ConfigBuilder(Self::default())
+    }
+
+    /// Starts from these settings.
+    pub fn to_builder(&self) -> ConfigBuilder {
+        ConfigBuilder(*self)
+    }
+
+    /// How surprising silence has to be.
+    pub fn phi(&self) -> f32 {
+        self.phi
+    }
+
+    /// How long the oldest silent request has to wait, at least.
+    pub fn floor(&self) -> Duration {
+        self.floor
+    }
+
+    /// How long it may wait at the most, however long answers take.
+    pub fn ceiling(&self) -> Option<Duration> {
+        self.ceiling
+    }
+}
+
+/// Sets what differs from the defaults.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct ConfigBuilder(Config);
+
+impl ConfigBuilder {
+    /// How surprising silence has to be: 1 to 100, default 9.
+    pub fn phi(mut self, phi: f32) -> Self {
+        self.0.phi = phi;
+        self
+    }
+
+    /// How long the oldest silent request has to wait before it is an alarm: 0 to 24 h, default 20 ms. It keeps an upstream
+    /// that answers within a millisecond from being given up for its next hiccup.
+    pub fn floor(mut self, floor: Duration) -> Self {
+        self.0.floor = floor;
+        self
+    }
+
+    /// How long the oldest of at least `failure_threshold` silent requests may wait, whatever was learnt: 1 ms to 24 h, by
+    /// default for ever.
+    pub fn ceiling(mut self, ceiling: Duration) -> Self {
+        self.0.ceiling = Some(ceiling);
+        self
+    }
+
+    /// The settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for a value out of its range.
+    pub fn build(self) -> Result<Config, ConfigError> {
+        let Config { phi, floor, ceiling } = self.0;
+        if !(1.0..=100.0).contains(&phi) {
+            return Err(ConfigError::new("phi", phi.to_string(), "1 to 100"));
+        }
+        if floor > MAX_DURATION {
+            return Err(ConfigError::new("floor", format!("{floor:?}"), "0 to 24 h"));
+        }
+        match ceiling {
+            Some(ceiling) if !(MIN_DURATION..=MAX_DURATION).contains(&ceiling) => {
+                Err(ConfigError::new("ceiling", format!("{ceiling:?}"), "1 ms to 24 h"))
+            }
+            _ => Ok(self.0),
+        }
+    }
+}

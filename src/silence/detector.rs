@@ -1,0 +1,223 @@
+//! What is known of one kind of answer, put together from what each core has published; and when it is an alarm.
+//!
+//! Not here: single requests: `watcher`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::CachePadded;
+
+use super::ENOUGH;
+use super::config::Config;
+use super::latencies::Surprise;
+use super::published::{Published, Silent};
+use super::watcher::Watcher;
+use crate::breaker::CircuitBreaker;
+use crate::clock::ticks;
+use crate::sync::unseen::{AtomicU32, AtomicUsize};
+use crate::sync::{AtomicU64, Ordering};
+use crate::word::{GENERATION_BITS, Snapshot};
+
+/// What the watchers of one kind of answer have in common: see the [module](crate::silence).
+pub struct Detector {
+    pub(super) breaker: Arc<CircuitBreaker>,
+    pub(super) label: Box<str>,
+    epoch: Instant,
+    pub(super) cores: Box<[CachePadded<Published>]>,
+    /// The newest answer that was known when the last alarm was raised, and the generation of the opening that it was
+    /// raised for, in the lower bits. Answers that are newer end that silence.
+    alarm: AtomicU64,
+    learning: Learning,
+    phi: AtomicU32,
+    floor_ms: AtomicU32,
+    /// 0 is for ever.
+    ceiling_ms: AtomicU32,
+}
+
+/// Whether enough is learnt to raise an alarm.
+struct Learning {
+    enough: AtomicU32,
+    /// How many answers there were when it began.
+    from: AtomicUsize,
+}
+
+/// A detector is made at this time of its own.
+const EPOCH_MICROS: u64 = 1 << 40;
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_secs() * 1_000_000 + u64::from(duration.subsec_micros())
+}
+
+impl Detector {
+    /// For this breaker and so many cores. It knows nothing yet.
+    pub fn new(breaker: Arc<CircuitBreaker>, config: &Config, cores: usize) -> Self {
+        let detector = Self {
+            breaker,
+            label: Box::default(),
+            epoch: Instant::now(),
+            cores: (0..cores).map(|_| CachePadded::new(Published::new())).collect(),
+            alarm: AtomicU64::new(0),
+            learning: Learning { enough: AtomicU32::new(0), from: AtomicUsize::new(0) },
+            phi: AtomicU32::new(0),
+            floor_ms: AtomicU32::new(0),
+            ceiling_ms: AtomicU32::new(0),
+        };
+        detector.set_config(config);
+        detector
+    }
+
+    /// What the circuit's last error calls that which is silent, where a breaker has several detectors.
+    #[must_use]
+    pub fn with_label(self, label: impl Into<Box<str>>) -> Self {
+        Self { label: label.into(), ..self }
+    }
+
+    /// Replaces the settings, and keeps what was learnt.
+    pub fn set_config(&self, config: &Config) {
+        self.phi.store(config.phi.to_bits(), Ordering::Relaxed);
+        self.floor_ms.store(ticks(config.floor), Ordering::Relaxed);
+        self.ceiling_ms.store(config.ceiling.map_or(0, ticks), Ordering::Relaxed);
+    }
+
+    /// A watcher for one more core; `None` if each has one. A watcher that is dropped makes room for another.
+    pub fn watcher(self: &Arc<Self>) -> Option<Watcher> {
+        let core = self.cores.iter().position(|core| core.taken.swap(1, Ordering::Acquire) == 0)?;
+        Some(Watcher::new(Arc::clone(self), core))
+    }
+
+    /// What there is to say about it now, for health pages and metrics.
+    pub fn snapshot(&self, now: Instant) -> DetectorSnapshot {
+        let mut surprise = Surprise::new();
+        surprise.learn(self.cores.iter().map(|core| &core.latencies));
+        let silent = self.silent(self.newest_answered());
+        DetectorSnapshot {
+            learnt: self.has_learnt(),
+            answers: self.answers(),
+            median: surprise.median(),
+            p99: surprise.p99(),
+            phi: silent.phi,
+            members: silent.members,
+            oldest: silent.age(self.micros(now)),
+        }
+    }
+
+    /// Never 0. The caller's clock may be a paused one that lags behind.
+    #[inline]
+    pub(super) fn micros(&self, now: Instant) -> u64 {
+        match now.checked_duration_since(self.epoch) {
+            Some(since) => EPOCH_MICROS + micros(since),
+            None => EPOCH_MICROS.saturating_sub(micros(self.epoch.saturating_duration_since(now))).max(1),
+        }
+    }
+
+    pub(super) fn newest_answered(&self) -> u64 {
+        self.cores.iter().map(|core| core.answered()).max().unwrap_or(0)
+    }
+
+    pub(super) fn answers(&self) -> usize {
+        self.cores.iter().fold(0, |sum, core| sum.wrapping_add(core.latencies.answers()))
+    }
+
+    /// The silent requests of all cores that know of this answer; the others will, within a tick.
+    pub(super) fn silent(&self, as_of: u64) -> Silent {
+        self.cores.iter().filter_map(|core| core.silent(as_of)).fold(Silent::default(), Silent::and)
+    }
+
+    /// The same, if all cores know of it.
+    pub(super) fn silent_on_all(&self, as_of: u64) -> Option<Silent> {
+        self.cores.iter().try_fold(Silent::default(), |sum, core| Some(sum.and(core.silent(as_of)?)))
+    }
+
+    fn has_learnt(&self) -> bool {
+        self.learning.enough.load(Ordering::Relaxed) != 0
+    }
+
+    /// The first answers at a high rate are the fastest ones: not before those that were under way with them are in, too.
+    pub(super) fn see_whether_enough(&self, answers: usize) {
+        if !self.has_learnt() {
+            let in_flight: usize = self.cores.iter().map(|core| core.in_flight.load(Ordering::Relaxed)).sum();
+            if answers.wrapping_sub(self.learning.from.load(Ordering::Relaxed)) >= ENOUGH.max(2 * in_flight) {
+                self.learning.enough.store(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(super) fn learn_again(&self) {
+        self.learning.from.store(self.answers(), Ordering::Relaxed);
+        self.learning.enough.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether as much silence as this keeps a circuit open.
+    pub(super) fn stands(&self, silent: Silent, now: u64) -> bool {
+        silent.members >= self.breaker.failure_threshold()
+            && (self.is_surprising(silent) || self.is_too_long(silent, now))
+    }
+
+    /// Whether it opens one.
+    pub(super) fn alarms(&self, silent: Silent, now: u64) -> bool {
+        let floor = Duration::from_millis(self.floor_ms.load(Ordering::Relaxed).into());
+        let believed = self.has_learnt() && self.is_surprising(silent) && silent.age(now) >= floor;
+        silent.members >= self.breaker.failure_threshold() && (believed || self.is_too_long(silent, now))
+    }
+
+    fn is_surprising(&self, silent: Silent) -> bool {
+        silent.phi >= f32::from_bits(self.phi.load(Ordering::Relaxed))
+    }
+
+    fn is_too_long(&self, silent: Silent, now: u64) -> bool {
+        self.ceiling().is_some_and(|ceiling| silent.age(now) >= ceiling)
+    }
+
+    pub(super) fn ceiling(&self) -> Option<Duration> {
+        let ceiling = self.ceiling_ms.load(Ordering::Relaxed);
+        (ceiling > 0).then(|| Duration::from_millis(ceiling.into()))
+    }
+
+    pub(super) fn note_alarm(&self, as_of: u64, generation: u32) {
+        // Of two alarms as of one answer the one of the later opening counts. That its generation may wrap in between costs a
+        // closing, once in a quarter of a million openings.
+        self.alarm.fetch_max(as_of << GENERATION_BITS | u64::from(generation), Ordering::Relaxed);
+    }
+
+    /// The newest answer that was known when this detector opened the circuit; `None` if it is not silent, or by another's
+    /// alarm.
+    pub(super) fn silent_as_of(&self, word: Snapshot) -> Option<u64> {
+        if !word.silent {
+            return None;
+        }
+        let alarm = self.alarm.load(Ordering::Relaxed);
+        let own = alarm & ((1 << GENERATION_BITS) - 1) == u64::from(word.generation);
+        own.then_some(alarm >> GENERATION_BITS)
+    }
+}
+
+impl fmt::Debug for Detector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detector")
+            .field("breaker", &self.breaker.name())
+            .field("learnt", &self.has_learnt())
+            .field("cores", &self.cores.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A [`Detector`] as [`Detector::snapshot`] saw it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct DetectorSnapshot {
+    /// Whether enough is learnt to raise an alarm.
+    pub learnt: bool,
+    /// How many answers there were.
+    pub answers: usize,
+    /// Half of them are at least as fast, to an eighth.
+    pub median: Duration,
+    /// 99% of them are.
+    pub p99: Duration,
+    /// How surprising the silence is, as of the last look.
+    pub phi: f32,
+    /// Requests that are silent.
+    pub members: u32,
+    /// How long the oldest of them has waited.
+    pub oldest: Duration,
+}

@@ -1,0 +1,359 @@
+//! One core's requests: which of them are silent, what is learnt of those that are answered, and whom to tell.
+//!
+//! Not here: what the cores know together: `detector`.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ENOUGH;
+use super::detector::Detector;
+use super::latencies::Surprise;
+use super::published::{Published, Silent};
+use crate::breaker::CircuitBreaker;
+use crate::error::LastError;
+use crate::permit::Permit;
+use crate::sync::{Ordering, fence};
+use crate::word::{self, CircuitState, Snapshot, next_generation};
+
+const TICK_MICROS: u64 = 5_000;
+/// A look that comes later than that was held up.
+const LATE_MICROS: u64 = 3 * TICK_MICROS;
+/// No probe is given up before.
+const MIN_PATIENCE: Duration = Duration::from_millis(50);
+
+/// So many requests go unanswered that those who wait had better ask somebody else.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Alarm {
+    /// How surprising it is.
+    pub phi: f32,
+    /// The silent requests.
+    pub members: u32,
+    /// How long the oldest of them has waited.
+    pub oldest: Duration,
+    /// Half of the answers were at least as fast, to an eighth.
+    pub median: Duration,
+    /// 99% of them were.
+    pub p99: Duration,
+}
+
+impl fmt::Display for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { phi, members, oldest, median, p99 } = self;
+        let ms = Duration::as_millis;
+        write!(
+            f,
+            "{members} unanswered for {} ms (phi {phi:.1}, median {} ms, p99 {} ms)",
+            ms(oldest),
+            ms(median),
+            ms(p99)
+        )
+    }
+}
+
+/// A request under way, to be handed back once. One that is lost counts as silent until a newer one is answered.
+#[derive(Debug)]
+#[must_use = "it counts as silent until it is handed back"]
+pub struct Ticket {
+    number: u64,
+    request: Request,
+}
+
+/// Times are in microseconds since the detector was made.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    started: u64,
+    /// How long the watcher had been held up by then.
+    held_up: u64,
+    withdrawn: bool,
+}
+
+/// A probe under way.
+struct Probe {
+    number: u64,
+    request: Request,
+    /// The word that it claimed.
+    claimed: u64,
+}
+
+/// One core's part of a [`Detector`].
+pub struct Watcher {
+    detector: Arc<Detector>,
+    core: usize,
+    /// Those after the newest that has been answered, in the order of their start.
+    silent: VecDeque<Request>,
+    /// The number of the first of them.
+    first: u64,
+    /// Those before have been told to ask somebody else.
+    told: u64,
+    in_flight: usize,
+    /// Whether the others are told of silent requests.
+    tells: bool,
+    probe: Option<Probe>,
+    last_look: u64,
+    held_up: u64,
+    surprise: Surprise,
+}
+
+impl Watcher {
+    pub(super) fn new(detector: Arc<Detector>, core: usize) -> Self {
+        Self {
+            detector,
+            core,
+            silent: VecDeque::new(),
+            first: 0,
+            told: 0,
+            in_flight: 0,
+            tells: false,
+            probe: None,
+            last_look: 0,
+            held_up: 0,
+            surprise: Surprise::new(),
+        }
+    }
+
+    /// Requests that are neither answered nor withdrawn. While there are any, somebody has to [`look`](Self::look).
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// A request is sent that holds this permit, of the detector's breaker.
+    pub fn start<B: Deref<Target = CircuitBreaker>>(&mut self, permit: &Permit<B>, now: Instant) -> Ticket {
+        debug_assert!(std::ptr::eq(permit.breaker(), &raw const *self.detector.breaker), "another breaker's permit");
+        let ticket = self.start_piece(now);
+        if let Some(claimed) = permit.claim() {
+            self.probe = Some(Probe { number: ticket.number, request: ticket.request, claimed });
+        }
+        ticket
+    }
+
+    /// As [`start`](Self::start), for what no permit is taken for: the next piece of a stream.
+    pub fn start_piece(&mut self, now: Instant) -> Ticket {
+        let now = self.detector.micros(now);
+        if self.in_flight == 0 {
+            self.last_look = now;
+        }
+        let request = Request { started: now, held_up: self.held_up_by(now), withdrawn: false };
+        let number = self.next();
+        self.silent.push_back(request);
+        self.set_in_flight(self.in_flight + 1);
+        Ticket { number, request }
+    }
+
+    /// The upstream answers it: for a response, when its first byte of content is there.
+    #[expect(clippy::needless_pass_by_value, reason = "it is handed back once")]
+    pub fn answered(&mut self, ticket: Ticket, now: Instant) {
+        let Ticket { number, request } = ticket;
+        let now = self.detector.micros(now);
+        let own = self.own();
+        // How long an outage lasted is not how long an answer takes.
+        if number >= self.told {
+            own.latencies.add(self.age(request, now));
+        }
+        if request.started > own.answered() {
+            own.set_answered(request.started);
+        }
+        if number >= self.first {
+            self.forget(|next, _| next <= number);
+        }
+        self.end(number, now);
+    }
+
+    /// It failed, or was called off: nothing follows from that.
+    #[expect(clippy::needless_pass_by_value, reason = "it is handed back once")]
+    pub fn withdrawn(&mut self, ticket: Ticket, now: Instant) {
+        let now = self.detector.micros(now);
+        let at = ticket.number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        if let Some(request) = at.and_then(|at| self.silent.get_mut(at)) {
+            request.withdrawn = true;
+            // What the others were told counts it still: until the next look, they are told of none.
+            self.tell(Silent::default(), 0);
+        }
+        self.end(ticket.number, now);
+    }
+
+    fn end(&mut self, number: u64, now: u64) {
+        self.set_in_flight(self.in_flight.saturating_sub(1));
+        self.probe.take_if(|probe| probe.number == number);
+        if self.silent.is_empty() && self.tells {
+            self.tell(Silent::default(), 0);
+        }
+        if !word::is_closed(self.detector.breaker.load()) {
+            self.end_silence(now);
+        }
+    }
+
+    /// Looks whether the silence is alarming, and opens the circuit if it is. Every [`TICK`](super::TICK) while anything is in flight; what
+    /// a look is late by is taken for time in which no answer could be read.
+    ///
+    /// Returns an alarm if requests of this watcher that have not been told yet had better ask somebody else: all that have
+    /// been started and not handed back. That may be the probe alone, and it may be that another core's watcher, or failures,
+    /// have opened the circuit.
+    pub fn look(&mut self, now: Instant) -> Option<Alarm> {
+        let detector = Arc::clone(&self.detector);
+        let now = detector.micros(now);
+        self.held_up = self.held_up_by(now);
+        self.last_look = now;
+        // Before anything that the look decides by: an alarm is about the circuit as it was.
+        let word = detector.breaker.load();
+        let newest = detector.newest_answered();
+        self.learn();
+        self.tell_what_is_silent(newest, now);
+        if !word::is_closed(word) {
+            self.end_silence(now);
+        }
+        if self.silent.is_empty() {
+            return None;
+        }
+        let silent = detector.silent(newest);
+        let alarming = detector.alarms(silent, now);
+        let before = Snapshot::unpack(word);
+        if alarming && before.state == CircuitState::Closed {
+            let error = self.error(silent, now);
+            detector.note_alarm(newest, next_generation(before.generation));
+            detector.breaker.fall_silent(before.generation, &error);
+        }
+        self.give_up_probe(newest, silent, now);
+
+        let after = Snapshot::unpack(detector.breaker.load());
+        let move_on = after.state == CircuitState::Open && (alarming || detector.silent_as_of(after).is_some());
+        (move_on && self.tell_to_move_on()).then(|| self.alarm(silent, now))
+    }
+
+    fn own(&self) -> &Published {
+        &self.detector.cores[self.core]
+    }
+
+    fn next(&self) -> u64 {
+        self.first + self.silent.len() as u64
+    }
+
+    fn set_in_flight(&mut self, in_flight: usize) {
+        self.in_flight = in_flight;
+        self.own().in_flight.store(in_flight, Ordering::Relaxed);
+    }
+
+    /// How long the caller has been held up until now.
+    fn held_up_by(&self, now: u64) -> u64 {
+        let since = now.saturating_sub(self.last_look);
+        if since > LATE_MICROS { self.held_up + since - TICK_MICROS } else { self.held_up }
+    }
+
+    /// For how long a request has waited, without the time in which no answer could be read.
+    fn age(&self, request: Request, now: u64) -> u64 {
+        now.saturating_sub(request.started).saturating_sub(self.held_up_by(now).saturating_sub(request.held_up))
+    }
+
+    fn forget(&mut self, is_silent_no_more: impl Fn(u64, Request) -> bool) {
+        while let Some(&request) = self.silent.front()
+            && (request.withdrawn || is_silent_no_more(self.first, request))
+        {
+            self.silent.pop_front();
+            self.first += 1;
+        }
+    }
+
+    fn learn(&mut self) {
+        let detector = &*self.detector;
+        let answers = detector.answers();
+        detector.see_whether_enough(answers);
+        let all = detector.cores.iter().map(|core| &core.latencies);
+        self.surprise.refresh(answers, &detector.cores[self.core].latencies, all);
+    }
+
+    fn tell_what_is_silent(&mut self, newest: u64, now: u64) {
+        self.forget(|_, request| request.started <= newest);
+        let mut silent = Silent::default();
+        for &request in self.silent.iter().filter(|request| !request.withdrawn) {
+            let age = self.age(request, now);
+            silent = silent.and(Silent { members: 1, phi: self.surprise.of(age), oldest: now - age });
+        }
+        self.tell(silent, newest);
+    }
+
+    fn tell(&mut self, silent: Silent, as_of: u64) {
+        if self.tells || silent.members > 0 {
+            self.own().set_silent(silent, as_of);
+        }
+        self.tells = silent.members > 0;
+    }
+
+    /// Closes the circuit if answers came that are newer than the alarm, and what is silent since is none.
+    #[cold]
+    fn end_silence(&mut self, now: u64) {
+        let detector = Arc::clone(&self.detector);
+        let word = detector.breaker.load();
+        let Some(as_of) = detector.silent_as_of(Snapshot::unpack(word)) else { return };
+        let newest = detector.newest_answered();
+        if newest <= as_of {
+            return;
+        }
+        self.tell_what_is_silent(newest, now);
+        // Of two cores that tell their last, one has to see that the other one did: neither looks again.
+        fence(Ordering::SeqCst);
+        let rest = detector.silent_on_all(newest);
+        if rest.is_some_and(|rest| !detector.stands(rest, now)) && detector.breaker.end_silence(word) {
+            detector.learn_again();
+        }
+    }
+
+    /// How long a probe may go unanswered.
+    fn patience(&self) -> Duration {
+        let learnt = self.surprise.samples() >= ENOUGH as u64;
+        let patience = if learnt { self.surprise.p99().max(MIN_PATIENCE) } else { Duration::MAX };
+        patience.min(self.detector.ceiling().unwrap_or(Duration::MAX))
+    }
+
+    fn give_up_probe(&mut self, newest: u64, silent: Silent, now: u64) {
+        let patience = self.patience();
+        let age = |probe: &Probe| Duration::from_micros(self.age(probe.request, now));
+        if self.probe.as_ref().is_some_and(|probe| age(probe) >= patience)
+            && let Some(Probe { claimed, .. }) = self.probe.take()
+        {
+            self.detector.note_alarm(newest, next_generation(Snapshot::unpack(claimed).generation));
+            self.detector.breaker.probe_fell_silent(claimed, &self.error(silent, now));
+        }
+    }
+
+    /// Whether there is somebody to be told that has not been.
+    fn tell_to_move_on(&mut self) -> bool {
+        let told = usize::try_from(self.told.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        self.told = self.next();
+        self.silent.iter().skip(told).any(|request| !request.withdrawn)
+    }
+
+    fn alarm(&self, silent: Silent, now: u64) -> Alarm {
+        let Silent { members, phi, .. } = silent;
+        let (median, p99) = (self.surprise.median(), self.surprise.p99());
+        Alarm { phi, members, oldest: silent.age(now), median, p99 }
+    }
+
+    #[cold]
+    fn error(&self, silent: Silent, now: u64) -> Arc<LastError> {
+        let alarm = self.alarm(silent, now);
+        let label = &*self.detector.label;
+        let separator = if label.is_empty() { "" } else { ": " };
+        Arc::new(LastError::new("silent", &format_args!("{label}{separator}{alarm}")))
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.tell(Silent::default(), 0);
+        self.set_in_flight(0);
+        self.own().taken.store(0, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watcher")
+            .field("detector", &self.detector)
+            .field("core", &self.core)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}

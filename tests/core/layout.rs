@@ -1,0 +1,308 @@
+//! What readers take for granted of the sources: who knows whom, how long a file is, where the atomics are.
+#![cfg(not(miri))] // It reads sources, and runs nothing.
+
+use std::fs::{read_dir, read_to_string};
+use std::path::Path;
+
+/// From who is known to who knows: what a line has may use what the lines above it have. Modules in one line are one thing in
+/// several files, as is a folder, and may use each other. `ARCHITECTURE.md` draws the same.
+const LEVELS: &[&[&str]] = &[
+    &["sync"],
+    &["clock"],
+    &["word"],
+    &["config"],
+    &["error"],
+    &["settings"],
+    &["breaker", "event", "permit"],
+    &["registry"],
+    &["silence"],
+    // The gateway: what a message is made of,
+    &["proxy::path"],
+    &["proxy::pieces"],
+    &["proxy::sse"],
+    &["proxy::headers"],
+    &["proxy::model"],
+    &["proxy::answer"],
+    // what it is run by,
+    &["proxy::config"],
+    &["proxy::timers"],
+    &["proxy::access_log"],
+    &["proxy::socket"],
+    &["proxy::drain"],
+    // how a provider is reached,
+    &["proxy::upload"],
+    &["proxy::upstream"],
+    // what is known of it,
+    &["proxy::classify"],
+    &["proxy::hold"],
+    &["proxy::silence"],
+    &["proxy::metrics"],
+    &["proxy::provider"],
+    &["proxy::state"],
+    &["proxy::health"],
+    &["proxy::cores"],
+    // and a request's way.
+    &["proxy::record"],
+    &["proxy::stream"],
+    &["proxy::client_body"],
+    &["proxy::attempt"],
+    &["proxy::failover"],
+    &["proxy::forward"],
+    &["proxy::server"],
+    &["proxy::demo"],
+];
+
+/// Above it a file says at its top why it is as long.
+const LONG: usize = 500;
+
+struct Source {
+    /// From the root of the repository.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// Without comments and the file's own tests.
+    fn code(&self) -> String {
+        let lines = self.text.lines().take_while(|line| *line != "mod tests {");
+        lines.filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// `["proxy", "upstream", "tls"]` for `src/proxy/upstream/tls.rs`.
+    fn module(&self) -> Vec<&str> {
+        let path = self.path.strip_prefix("src/").unwrap().strip_suffix(".rs").unwrap();
+        path.split('/').filter(|part| *part != "mod").collect()
+    }
+
+    /// The lines that say what it holds.
+    fn header(&self) -> String {
+        self.text.lines().take_while(|line| line.starts_with("//!")).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn sources(folders: &[&str]) -> Vec<Source> {
+    fn walk(root: &Path, folder: &Path, found: &mut Vec<Source>) {
+        for entry in read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                walk(root, &path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+                found.push(Source { path: name, text: read_to_string(&path).unwrap() });
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in folders.iter().map(|folder| root.join(folder)).filter(|folder| folder.is_dir()) {
+        walk(root, &folder, &mut found);
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+/// What the library is made of, without the files that only put it together, and without tests.
+fn modules() -> Vec<Source> {
+    let faces = ["src/lib.rs", "src/main.rs", "src/guide.rs", "src/proxy/mod.rs"];
+    let mut modules = sources(&["src"]);
+    modules.retain(|source| !faces.contains(&&*source.path) && !source.path.ends_with("/tests.rs"));
+    assert!(modules.iter().any(|source| source.code().contains("pub struct CircuitBreaker ")));
+    modules
+}
+
+/// The library without the gateway.
+fn core() -> Vec<Source> {
+    modules().into_iter().filter(|source| !source.path.starts_with("src/proxy/")).collect()
+}
+
+/// The name in [`LEVELS`].
+fn unit(module: &[&str]) -> String {
+    match module {
+        ["proxy", name, ..] => format!("proxy::{name}"),
+        [name, ..] => (*name).to_owned(),
+        [] => String::new(),
+    }
+}
+
+/// What follows `crate::` or `super::` at each place in `code`, as modules seen from the root.
+fn used(code: &str, module: &[&str]) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            if code[..at].ends_with("super::") || code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+                continue;
+            }
+            let mut rest = &code[at..];
+            let mut base = module.to_vec();
+            while let Some(after) = rest.strip_prefix("super::") {
+                base.pop();
+                rest = after;
+            }
+            if let Some(after) = rest.strip_prefix("crate::") {
+                (base, rest) = (Vec::new(), after);
+            }
+            for names in firsts(rest) {
+                found.push(base.iter().map(|part| (*part).to_owned()).chain(names).collect());
+            }
+        }
+    }
+    found
+}
+
+/// `[["a"], ["b"]]` of `{a::{x, y}, b}`, and `[["proxy", "a"]]` of `proxy::a::x`.
+fn firsts(path: &str) -> Vec<Vec<String>> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let names = |path: &str| match path.strip_prefix("proxy::") {
+        Some(rest) => vec!["proxy".to_owned(), word(rest)],
+        None => vec![word(path)],
+    };
+    let Some(list) = path.strip_prefix('{') else { return vec![names(path)] };
+    let mut depth = 0;
+    let mut parts = vec![String::new()];
+    for c in list.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => parts.push(String::new()),
+            c => parts.last_mut().unwrap().push(c),
+        }
+    }
+    parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty()).map(names).collect()
+}
+
+#[test]
+fn arrows_go_one_way() {
+    let level = |unit: &str| LEVELS.iter().position(|level| level.contains(&unit));
+    let mut arrows = 0;
+    for source in modules() {
+        let module = source.module();
+        let own = unit(&module);
+        let own_level = level(&own).unwrap_or_else(|| panic!("{}: {own} is in no level", source.path));
+        for path in used(&source.code(), &module) {
+            let path: Vec<_> = path.iter().map(String::as_str).collect();
+            let other = unit(&path);
+            let Some(known) = level(&other) else {
+                // The library's own names, as its users see them.
+                assert!(module[0] == "proxy" && path.len() == 1, "{} uses {path:?}", source.path);
+                continue;
+            };
+            assert!(
+                known < own_level || other == own || LEVELS[known].contains(&&*own),
+                "{} uses {other}, which stands above it",
+                source.path
+            );
+            arrows += usize::from(known < own_level);
+        }
+    }
+    assert!(arrows > 150, "{arrows}");
+}
+
+#[test]
+fn what_the_map_names_is_there() {
+    let map = read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    let code: String = sources(&["src"]).iter().map(Source::code).collect();
+    let (_, lives) = map.split_once("## A call").unwrap();
+    let (lives, _) = lives.split_once("## Elsewhere").unwrap();
+    let mut names = 0;
+    for name in lives.split('`').skip(1).step_by(2) {
+        let last = name.rsplit("::").next().unwrap();
+        let is_there = ["fn ", "struct ", "enum ", "mod "].iter().any(|kind| {
+            code.match_indices(&format!("{kind}{last}"))
+                .any(|(at, found)| !code[at + found.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+        });
+        assert!(is_there || name == "Notify", "there is no {name}");
+        names += 1;
+    }
+    assert!(names > 30, "{names}");
+}
+
+#[test]
+fn every_file_says_what_it_holds_and_those_of_the_library_what_they_do_not() {
+    for source in sources(&["src", "tests", "examples", "benches", "loom-tests"]) {
+        let is_part_of_another = source.path.starts_with("examples/tests/");
+        assert!(
+            is_part_of_another || source.text.starts_with("//!") || source.text.starts_with("#!"),
+            "{}",
+            source.path
+        );
+    }
+    for source in modules() {
+        assert!(source.header().contains("Not here: "), "{}: {}", source.path, source.header());
+    }
+}
+
+#[test]
+fn files_are_short_and_a_long_one_says_why() {
+    let all = sources(&["src", "tests", "examples", "benches", "loom-tests"]);
+    for source in &all {
+        let lines = source.text.lines().count();
+        assert!(lines <= LONG || source.header().contains("Longer than 500 lines: "), "{}: {lines}", source.path);
+    }
+    for source in all.iter().filter(|source| source.path.starts_with("examples/")) {
+        assert!(source.text.lines().count() < 60, "{}", source.path);
+    }
+    let mut lines: Vec<_> = sources(&["src"]).iter().map(|source| source.text.lines().count()).collect();
+    lines.sort_unstable();
+    let median = lines[lines.len() / 2];
+    println!("src: {} files, median {median} lines, longest {}", lines.len(), lines.last().unwrap());
+    assert!((150..=250).contains(&median), "{median}");
+    let readme = read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    assert!(readme.lines().count() <= 150);
+}
+
+#[test]
+fn the_core_knows_nothing_of_the_gateway() {
+    for source in core() {
+        for crate_or_module in ["proxy", "hyper", "axum", "http"] {
+            assert!(!source.code().contains(crate_or_module), "{} names {crate_or_module}", source.path);
+        }
+    }
+}
+
+#[test]
+fn the_word_is_changed_by_one_compare_and_swap_and_a_breaker_has_no_lock() {
+    for source in core() {
+        let (path, code) = (&*source.path, source.code());
+        assert!(!code.contains("unsafe") && !code.contains(".lock(") || path == "src/registry.rs", "{path}");
+        // What the cores tell each other of silence is no part of the word, nor are settings.
+        if path == "src/settings.rs" || path.starts_with("src/silence") {
+            assert!(!code.contains("compare_exchange"), "{path}");
+            continue;
+        }
+        for forbidden in ["SeqCst", "fetch_update"] {
+            assert!(!code.contains(forbidden), "{path} has {forbidden}");
+        }
+        // The registry's map.
+        assert!(!code.contains(".store(") || path == "src/registry.rs", "{path}");
+        let swaps = code.matches("compare_exchange").count();
+        assert_eq!(swaps, usize::from(path == "src/breaker.rs"), "{path}");
+    }
+}
+
+#[test]
+fn atomics_locks_and_time_come_through_one_door() {
+    for source in core().into_iter().filter(|source| !source.path.starts_with("src/sync")) {
+        let code = source.code();
+        for forbidden in ["std::sync::atomic", "arc_swap", "parking_lot", "tokio::", "std::sync::Mutex"] {
+            assert!(!code.contains(forbidden), "{} names {forbidden}", source.path);
+        }
+        // Silence is told the time by its caller.
+        let mut clocks = code.lines().filter(|line| line.contains("std::time::") && line.contains("Instant"));
+        assert!(clocks.next().is_none() || source.path.starts_with("src/silence"), "{} reads a clock", source.path);
+    }
+}
+
+#[test]
+fn paths_are_read_as_the_compiler_reads_them() {
+    let of = |code: &str, module: &[&str]| -> Vec<String> {
+        used(code, module).into_iter().map(|path| path.join("::")).collect()
+    };
+    let code = "use crate::{CircuitBreaker, silence::{Config, TICK}};\nuse crate::word::{self, Admit};\nuse crate::proxy::config::Secret;";
+    assert_eq!(of(code, &["proxy", "state"]), ["CircuitBreaker", "silence", "word", "proxy::config"]);
+    let code = "use super::{answer, headers};\nsuper::super::pieces::size_with(a, b)";
+    assert_eq!(
+        of(code, &["proxy", "upstream", "body"]),
+        ["proxy::upstream::answer", "proxy::upstream::headers", "proxy::pieces"]
+    );
+}
