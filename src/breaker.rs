@@ -266,7 +266,7 @@ impl CircuitBreaker {
         &self,
         future: impl Future<Output = Result<T, E>>,
     ) -> Result<T, CallError<E>> {
-        let permit = self.acquire().await.map_err(CallError::Rejected)?;
+        let permit = self.acquire().await?;
         match future.await {
             Ok(value) => {
                 permit.success();

@@ -26,7 +26,7 @@ pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TIC
 /// assert_eq!(error.to_string(), "failure_threshold is 0, expected 1 to 1023");
 /// # Ok::<(), fusebox::ConfigError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     pub(crate) failure_threshold: u32,
     pub(crate) open_for: Duration,
@@ -149,9 +149,9 @@ impl<Target> ConfigBuilder<Target> {
         self
     }
 
-    /// How many calls may wait for a probe at the same time; further ones are refused. Without it, any number.
-    pub fn max_waiters(mut self, waiters: usize) -> Self {
-        self.config.max_waiters = Some(waiters);
+    /// How many calls may wait for a probe at the same time; further ones are refused. Default `None`: any number.
+    pub fn max_waiters(mut self, waiters: impl Into<Option<usize>>) -> Self {
+        self.config.max_waiters = waiters.into();
         self
     }
 }
@@ -168,7 +168,7 @@ impl ConfigBuilder {
 }
 
 /// A setting is out of its range.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConfigError {
     field: &'static str,
     value: String,

@@ -43,7 +43,7 @@ impl fmt::Display for RejectionReason {
 
 /// A call that may not pass: why, and when to come back. It costs no allocation;
 /// [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) tells the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rejection {
     reason: RejectionReason,
     retry_after_ms: u32,
@@ -155,12 +155,19 @@ impl fmt::Display for CircuitOpenError {
 impl Error for CircuitOpenError {}
 
 /// What [`CircuitBreaker::call`](crate::CircuitBreaker::call) can fail with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallError<E> {
     /// The call was refused, and its future never polled.
     Rejected(Rejection),
     /// The future's own error.
     Inner(E),
+}
+
+impl<E> From<Rejection> for CallError<E> {
+    /// So that `?` passes a refusal on.
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
 }
 
 impl<E: fmt::Display> fmt::Display for CallError<E> {

@@ -1,5 +1,7 @@
 //! [guide]: crate::guide
 #![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod breaker;
 mod clock;

@@ -54,7 +54,7 @@
 //!         break alarm;
 //!     }
 //! };
-//! assert_eq!((alarm.members, alarm.oldest), (10, Duration::from_millis(25)));
+//! assert_eq!((alarm.unanswered, alarm.oldest), (10, Duration::from_millis(25)));
 //! assert!(breaker.snapshot().silent);
 //!
 //! // Now ask somebody else, and keep listening.

@@ -66,6 +66,7 @@ pub(crate) const COARSE_ERROR: u32 = 20;
 
 /// State of a circuit. *Closed* means that traffic flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum CircuitState {
     /// Calls pass, and failures in a row are counted.
     Closed,

@@ -17,6 +17,7 @@ use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
 /// The whole gateway's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum HealthStatus {
     /// Every circuit is closed.
     Ok,
@@ -28,6 +29,7 @@ pub enum HealthStatus {
 
 /// One provider's circuit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ProviderHealth {
     /// `closed`, `open` or `half_open`. A circuit whose open time has passed is half-open here: its next request is the
     /// probe.
@@ -41,6 +43,7 @@ pub struct ProviderHealth {
 
 /// The body of `GET /health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Health {
     /// Of all together.
     pub status: HealthStatus,

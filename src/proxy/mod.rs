@@ -15,6 +15,8 @@ mod classify;
 mod client_body;
 mod config;
 mod cores;
+// For the binary, whose arguments it takes.
+#[doc(hidden)]
 pub mod demo;
 mod drain;
 mod failover;

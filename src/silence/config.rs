@@ -81,10 +81,10 @@ impl ConfigBuilder {
         self
     }
 
-    /// How long the oldest of at least `failure_threshold` silent requests may wait, whatever was learnt: 1 ms to 24 h, by
-    /// default for ever.
-    pub fn ceiling(mut self, ceiling: Duration) -> Self {
-        self.0.ceiling = Some(ceiling);
+    /// How long the oldest of at least `failure_threshold` silent requests may wait, whatever was learnt: 1 ms to 24 h.
+    /// Default `None`: for ever.
+    pub fn ceiling(mut self, ceiling: impl Into<Option<Duration>>) -> Self {
+        self.0.ceiling = ceiling.into();
         self
     }
 

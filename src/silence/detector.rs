@@ -97,7 +97,7 @@ impl Detector {
             median: surprise.median(),
             p99: surprise.p99(),
             phi: silent.phi,
-            members: silent.members,
+            unanswered: silent.members,
             oldest: silent.age(self.micros(now)),
         }
     }
@@ -203,7 +203,7 @@ impl fmt::Debug for Detector {
 }
 
 /// A [`Detector`] as [`Detector::snapshot`] saw it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DetectorSnapshot {
     /// Whether enough is learnt to raise an alarm.
@@ -216,8 +216,8 @@ pub struct DetectorSnapshot {
     pub p99: Duration,
     /// How surprising the silence is, as of the last look.
     pub phi: f32,
-    /// Requests that are silent.
-    pub members: u32,
+    /// How many are silent: unanswered, and newer than all that were answered.
+    pub unanswered: u32,
     /// How long the oldest of them has waited.
     pub oldest: Duration,
 }

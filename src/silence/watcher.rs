@@ -25,13 +25,13 @@ const LATE_MICROS: u64 = 3 * TICK_MICROS;
 const MIN_PATIENCE: Duration = Duration::from_millis(50);
 
 /// So many requests go unanswered that those who wait had better ask somebody else.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Alarm {
     /// How surprising it is.
     pub phi: f32,
-    /// The silent requests.
-    pub members: u32,
+    /// How many are silent: unanswered, and newer than all that were answered.
+    pub unanswered: u32,
     /// How long the oldest of them has waited.
     pub oldest: Duration,
     /// Half of the answers were at least as fast, to an eighth.
@@ -42,11 +42,11 @@ pub struct Alarm {
 
 impl fmt::Display for Alarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { phi, members, oldest, median, p99 } = self;
+        let Self { phi, unanswered, oldest, median, p99 } = self;
         let ms = Duration::as_millis;
         write!(
             f,
-            "{members} unanswered for {} ms (phi {phi:.1}, median {} ms, p99 {} ms)",
+            "{unanswered} unanswered for {} ms (phi {phi:.1}, median {} ms, p99 {} ms)",
             ms(oldest),
             ms(median),
             ms(p99)
@@ -328,7 +328,7 @@ impl Watcher {
     fn alarm(&self, silent: Silent, now: u64) -> Alarm {
         let Silent { members, phi, .. } = silent;
         let (median, p99) = (self.surprise.median(), self.surprise.p99());
-        Alarm { phi, members, oldest: silent.age(now), median, p99 }
+        Alarm { phi, unanswered: members, oldest: silent.age(now), median, p99 }
     }
 
     #[cold]

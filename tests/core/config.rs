@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fusebox::{CircuitBreaker, CircuitState, Config, ConfigBuilder, PermitType, RejectionReason};
+use fusebox::{CircuitBreaker, CircuitState, Config, ConfigBuilder, PermitType, RejectionReason, silence};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TICK: Duration = Duration::from_millis(1);
@@ -55,6 +55,14 @@ fn both_ends_of_each_range_are_right_and_what_lies_beyond_is_refused_by_name() {
         assert_eq!(error.to_string(), message);
         assert_eq!(message, format!("{} is {}, expected {}", error.field(), error.value(), error.expected()));
     }
+}
+
+#[test]
+fn a_limit_that_was_set_can_be_lifted() {
+    let config = Config::builder().max_waiters(1).build().unwrap();
+    assert_eq!(config.to_builder().max_waiters(None).build(), Ok(Config::default()));
+    let config = silence::Config::builder().ceiling(Duration::from_secs(1)).build().unwrap();
+    assert_eq!(config.to_builder().ceiling(None).build(), Ok(silence::Config::default()));
 }
 
 #[test]

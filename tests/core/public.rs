@@ -90,6 +90,11 @@ fn an_error_of_a_call_leads_to_its_source() {
     let rejected = breaker.try_acquire().unwrap_err();
     let error: CallError<std::io::Error> = CallError::Rejected(rejected);
     assert_eq!(error.to_string(), rejected.to_string());
+    let passed_on = || -> Result<(), CallError<std::io::Error>> {
+        breaker.try_acquire()?.success();
+        Ok(())
+    };
+    assert!(matches!(passed_on(), Err(CallError::Rejected(rejection)) if rejection.reason() == rejected.reason()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ async fn requests_that_are_not_answered_open_the_circuit_within_about_one_latenc
     let calls = watched.calls(5);
     let (after, alarm) = watched.look_for(100 * MS).unwrap();
     assert!(after <= 30 * MS, "{after:?}");
-    assert_eq!((alarm.members, alarm.oldest), (5, after));
+    assert_eq!((alarm.unanswered, alarm.oldest), (5, after));
     assert!(alarm.phi >= 9.0 && alarm.median.as_millis() / 10 == 2, "{alarm:?}");
     let snapshot = watched.breaker.snapshot();
     assert!((snapshot.state, snapshot.silent, snapshot.trip_count) == (CircuitState::Open, true, 1));
@@ -195,7 +195,7 @@ async fn a_probe_that_is_answered_closes_the_circuit_and_one_that_is_not_falls_s
     let waiter = waiter(&watched.breaker).await;
     let (after, alarm) = watched.look_for(Duration::from_secs(1)).unwrap();
     assert_eq!(after, 50 * MS);
-    assert!(alarm.members >= 1, "{alarm:?}");
+    assert!(alarm.unanswered >= 1, "{alarm:?}");
     let snapshot = watched.breaker.snapshot();
     assert!((snapshot.silent, snapshot.trip_count, snapshot.failed_probe_count) == (true, 1, 1));
     assert_eq!(waiter.await.unwrap().unwrap_err().reason(), RejectionReason::Reopened);
@@ -325,7 +325,7 @@ async fn the_silence_of_all_cores_adds_up_and_all_are_told() {
         alarms.extend(watched.tick());
     }
     assert_eq!(alarms.len(), 3, "{alarms:?}");
-    assert!(alarms.iter().all(|alarm| alarm.members == 3));
+    assert!(alarms.iter().all(|alarm| alarm.unanswered == 3));
     assert_eq!(watched.breaker.trip_count(), 1);
 }
 
@@ -423,7 +423,7 @@ async fn a_snapshot_says_what_was_learnt_and_what_is_silent() {
     watched.tick();
     watched.tick();
     let snapshot = watched.detector.snapshot(watched.now);
-    assert!(snapshot.learnt && snapshot.answers == 150 && snapshot.members == 2 && snapshot.oldest == 10 * MS);
+    assert!(snapshot.learnt && snapshot.answers == 150 && snapshot.unanswered == 2 && snapshot.oldest == 10 * MS);
     assert!(snapshot.phi < 1.0 && snapshot.median >= LATENCY && snapshot.p99 <= 23 * MS, "{snapshot:?}");
 }
 

@@ -94,6 +94,7 @@ impl fmt::Debug for Secret {
 /// In which order the providers of a model are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Strategy {
     /// As they stand in the file.
     #[default]

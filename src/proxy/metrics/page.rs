@@ -97,7 +97,7 @@ fn encode_silence(page: &mut Page, labels: &[(&str, &str)], silence: DetectorSna
     gauge("fusebox_silence_learnt", "1 if enough answers are known to notice silence.", learnt);
     gauge("fusebox_silence_phi", "How surprising it is that nothing is answered.", silence.phi.into());
     let help = "Requests that are unanswered, and newer than all that were answered.";
-    gauge("fusebox_silence_unanswered", help, silence.members.into());
+    gauge("fusebox_silence_unanswered", help, silence.unanswered.into());
     gauge("fusebox_silence_oldest_seconds", "How long the oldest of them has waited.", silence.oldest.as_secs_f64());
     gauge("fusebox_silence_median_seconds", "What half of the answers take at most.", silence.median.as_secs_f64());
     gauge("fusebox_silence_p99_seconds", "What 99% of the answers take at most.", silence.p99.as_secs_f64());
