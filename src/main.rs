@@ -48,7 +48,7 @@ Examples:
   fusebox serve --config /etc/fusebox/fusebox.toml --log json 2> fusebox.log > access.log
   RUST_LOG=fusebox=debug fusebox serve
 
-SIGHUP reads the configuration again, SIGTERM and Ctrl-C let requests in flight finish.")]
+SIGHUP reads the configuration again. SIGTERM and Ctrl-C let requests in flight finish; once more, and they do not.")]
     Serve {
         /// The configuration file.
         #[arg(long, default_value = DEFAULT_FILE)]
@@ -256,18 +256,49 @@ async fn bind(field: &str, address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| format!("{field}: {address} cannot be bound: {error}"))
 }
 
-/// Completes on Ctrl-C, and on SIGTERM where there is one.
+/// Completes on Ctrl-C, and on SIGTERM where there is one. Who asks once more does not want to wait.
 async fn shutdown() {
-    let interrupted = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    {
-        let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .expect("SIGTERM can be listened for");
+    let mut signals = Signals::new();
+    signals.next().await;
+    tokio::spawn(async move {
+        signals.next().await;
+        eprintln!("fusebox: ended by a second signal");
+        std::process::exit(1);
+    });
+}
+
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| signal(kind).expect("it can be listened for");
+        Self { interrupt: listen(SignalKind::interrupt()), terminate: listen(SignalKind::terminate()) }
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = interrupted => {}
-            _ = terminated.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
-    #[cfg(not(unix))]
-    let _ = interrupted.await;
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) {
+        let _ = tokio::signal::ctrl_c().await;
+    }
 }

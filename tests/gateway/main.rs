@@ -8,6 +8,7 @@ mod connections;
 mod failover;
 mod health;
 mod http2;
+mod operations;
 mod program;
 mod raw;
 mod reload;

@@ -56,6 +56,32 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
     assert!(tokio::time::timeout(DEADLINE, ended).await.unwrap().unwrap().success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_the_gateway_at_once() {
+    let (mut sender, response) = streamed();
+    let a = Provider::start(one_by_one(vec![response])).await;
+    let mut gateway = Serving::start("second-signal", &provider("a", &a)).await;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let request = hyper::Request::post(format!("http://{}/v1/chat/completions", gateway.address));
+    let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+    let (response, ()) =
+        tokio::join!(client.request(request), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
+    let mut body = response.unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
+
+    gateway.signal("-TERM");
+    let start = Instant::now();
+    while TcpStream::connect(gateway.address).await.is_ok() {
+        assert!(start.elapsed() < DEADLINE);
+        tokio::task::yield_now().await;
+    }
+    assert!(gateway.process.try_wait().unwrap().is_none(), "a stream is in flight");
+    gateway.signal("-TERM");
+    let status = tokio::task::block_in_place(|| gateway.process.wait().unwrap());
+    assert_eq!(status.code(), Some(1));
+    assert!(start.elapsed() < Duration::from_secs(20), "and does not wait for the drain limit of 30 s");
+}
+
 /// The binary, serving a configuration, and its standard error; ended when it is dropped.
 struct Serving {
     process: Child,
