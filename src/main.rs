@@ -37,7 +37,8 @@ Examples:
   fusebox check     say what is wrong or odd in it, and what would be done
   fusebox serve     run it
 
-Exit codes: 0 it was told to end, and did; 1 it could not start or go on; 2 the command line is wrong; 64 the configuration is.";
+Exit codes: 0 it was told to end, and did; 1 it could not start or go on, or was told to end twice; 2 the command line is wrong;
+64 the configuration is.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -113,7 +114,7 @@ fn main() -> ExitCode {
                 for warning in plan.warnings() {
                     eprintln!("fusebox: warning: {warning}");
                 }
-                exit(print(plan.to_string().as_bytes()))
+                exit_code(print(plan.to_string().as_bytes()))
             }
             Err(errors) => reject(&config, &errors),
         },
@@ -133,18 +134,13 @@ fn main() -> ExitCode {
             start_log(log, "error");
             run(Builder::new_multi_thread(), demo::run(options, shutdown()))
         }
-        Command::Init { file } => exit(init(&file)),
+        Command::Init { file } => exit_code(init(&file)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), env!("CARGO_PKG_NAME"), &mut script);
-            exit(print(&script))
+            exit_code(print(&script))
         }
-        Command::Man { folder } => {
-            let written = clap_mangen::generate_to(Arguments::command(), &folder);
-            exit(
-                written.map_err(|error| format!("man pages cannot be written to {}: {error}", folder.display()).into()),
-            )
-        }
+        Command::Man { folder } => exit_code(man(&folder)),
     }
 }
 
@@ -155,8 +151,12 @@ fn init(file: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     let new = std::fs::File::create_new(file).and_then(|mut new| new.write_all(text));
     new.map_err(|error| format!("{} cannot be written: {error}", file.display()))?;
-    println!("{} is written: edit it, then run `fusebox check --config {0}`", file.display());
-    Ok(())
+    print(format!("{} is written: edit it, then run `fusebox check --config {0}`\n", file.display()).as_bytes())
+}
+
+fn man(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let written = clap_mangen::generate_to(Arguments::command(), folder);
+    written.map_err(|error| format!("man pages cannot be written to {}: {error}", folder.display()).into())
 }
 
 /// Unlike `print!` it does not panic where nobody reads it any more.
@@ -189,10 +189,10 @@ fn start_log(format: LogFormat, default: &str) {
 
 fn run(mut runtime: Builder, work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> ExitCode {
     let runtime = runtime.enable_all().build();
-    exit(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(work)))
+    exit_code(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(work)))
 }
 
-fn exit(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

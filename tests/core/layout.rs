@@ -1,8 +1,9 @@
 //! What readers take for granted of the sources: who knows whom, how long a file is, where the atomics are.
-#![cfg(not(miri))] // It reads sources, and runs nothing.
 
-use std::fs::{read_dir, read_to_string};
+use std::fs::read_to_string;
 use std::path::Path;
+
+use crate::sources::{Source, sources, used};
 
 /// From who is known to who knows: what a line has may use what the lines above it have. Modules in one line are one thing in
 /// several files, as is a folder, and may use each other. `ARCHITECTURE.md` draws the same.
@@ -55,52 +56,6 @@ const LEVELS: &[&[&str]] = &[
 /// Above it a file says at its top why it is as long.
 const LONG: usize = 500;
 
-struct Source {
-    /// From the root of the repository.
-    path: String,
-    text: String,
-}
-
-impl Source {
-    /// Without comments and the file's own tests.
-    fn code(&self) -> String {
-        let lines = self.text.lines().take_while(|line| *line != "mod tests {");
-        lines.filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
-    }
-
-    /// `["proxy", "upstream", "tls"]` for `src/proxy/upstream/tls.rs`.
-    fn module(&self) -> Vec<&str> {
-        let path = self.path.strip_prefix("src/").unwrap().strip_suffix(".rs").unwrap();
-        path.split('/').filter(|part| *part != "mod").collect()
-    }
-
-    /// The lines that say what it holds.
-    fn header(&self) -> String {
-        self.text.lines().take_while(|line| line.starts_with("//!")).collect::<Vec<_>>().join("\n")
-    }
-}
-
-fn sources(folders: &[&str]) -> Vec<Source> {
-    fn walk(root: &Path, folder: &Path, found: &mut Vec<Source>) {
-        for entry in read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() && !path.ends_with("target") {
-                walk(root, &path, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
-                found.push(Source { path: name, text: read_to_string(&path).unwrap() });
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    for folder in folders.iter().map(|folder| root.join(folder)).filter(|folder| folder.is_dir()) {
-        walk(root, &folder, &mut found);
-    }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    found
-}
-
 /// What the library is made of, without the files that only put it together, and without tests.
 fn modules() -> Vec<Source> {
     let faces = ["src/lib.rs", "src/main.rs", "src/guide.rs", "src/proxy/mod.rs"];
@@ -110,9 +65,14 @@ fn modules() -> Vec<Source> {
     modules
 }
 
-/// The library without the gateway.
+/// The library without the gateway, and without where it says that there is one.
 fn core() -> Vec<Source> {
-    modules().into_iter().filter(|source| !source.path.starts_with("src/proxy/")).collect()
+    let mut core = modules();
+    core.retain(|source| !source.path.starts_with("src/proxy/"));
+    let mut root = sources(&["src"]).into_iter().find(|source| source.path == "src/lib.rs").unwrap();
+    root.text = root.text.replace("#[cfg(feature = \"proxy\")]\npub mod proxy;\n", "");
+    core.push(root);
+    core
 }
 
 /// The name in [`LEVELS`].
@@ -122,53 +82,6 @@ fn unit(module: &[&str]) -> String {
         [name, ..] => (*name).to_owned(),
         [] => String::new(),
     }
-}
-
-/// What follows `crate::` or `super::` at each place in `code`, as modules seen from the root.
-fn used(code: &str, module: &[&str]) -> Vec<Vec<String>> {
-    let mut found = Vec::new();
-    for start in ["crate::", "super::"] {
-        for (at, _) in code.match_indices(start) {
-            if code[..at].ends_with("super::") || code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
-                continue;
-            }
-            let mut rest = &code[at..];
-            let mut base = module.to_vec();
-            while let Some(after) = rest.strip_prefix("super::") {
-                base.pop();
-                rest = after;
-            }
-            if let Some(after) = rest.strip_prefix("crate::") {
-                (base, rest) = (Vec::new(), after);
-            }
-            for names in firsts(rest) {
-                found.push(base.iter().map(|part| (*part).to_owned()).chain(names).collect());
-            }
-        }
-    }
-    found
-}
-
-/// `[["a"], ["b"]]` of `{a::{x, y}, b}`, and `[["proxy", "a"]]` of `proxy::a::x`.
-fn firsts(path: &str) -> Vec<Vec<String>> {
-    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let names = |path: &str| match path.strip_prefix("proxy::") {
-        Some(rest) => vec!["proxy".to_owned(), word(rest)],
-        None => vec![word(path)],
-    };
-    let Some(list) = path.strip_prefix('{') else { return vec![names(path)] };
-    let mut depth = 0;
-    let mut parts = vec![String::new()];
-    for c in list.chars() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => parts.push(String::new()),
-            c => parts.last_mut().unwrap().push(c),
-        }
-    }
-    parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty()).map(names).collect()
 }
 
 #[test]
@@ -220,12 +133,7 @@ fn what_the_map_names_is_there() {
 #[test]
 fn every_file_says_what_it_holds_and_those_of_the_library_what_they_do_not() {
     for source in sources(&["src", "tests", "examples", "benches", "loom-tests"]) {
-        let is_part_of_another = source.path.starts_with("examples/tests/");
-        assert!(
-            is_part_of_another || source.text.starts_with("//!") || source.text.starts_with("#!"),
-            "{}",
-            source.path
-        );
+        assert!(source.text.starts_with("//!") || source.text.starts_with("#!"), "{}", source.path);
     }
     for source in modules() {
         assert!(source.header().contains("Not here: "), "{}: {}", source.path, source.header());
@@ -291,18 +199,4 @@ fn atomics_locks_and_time_come_through_one_door() {
         let mut clocks = code.lines().filter(|line| line.contains("std::time::") && line.contains("Instant"));
         assert!(clocks.next().is_none() || source.path.starts_with("src/silence"), "{} reads a clock", source.path);
     }
-}
-
-#[test]
-fn paths_are_read_as_the_compiler_reads_them() {
-    let of = |code: &str, module: &[&str]| -> Vec<String> {
-        used(code, module).into_iter().map(|path| path.join("::")).collect()
-    };
-    let code = "use crate::{CircuitBreaker, silence::{Config, TICK}};\nuse crate::word::{self, Admit};\nuse crate::proxy::config::Secret;";
-    assert_eq!(of(code, &["proxy", "state"]), ["CircuitBreaker", "silence", "word", "proxy::config"]);
-    let code = "use super::{answer, headers};\nsuper::super::pieces::size_with(a, b)";
-    assert_eq!(
-        of(code, &["proxy", "upstream", "body"]),
-        ["proxy::upstream::answer", "proxy::upstream::headers", "proxy::pieces"]
-    );
 }

@@ -4,14 +4,20 @@ mod breaker;
 mod by_name;
 mod config;
 mod events;
+// What reads sources runs nothing.
+#[cfg(not(miri))]
 mod layout;
 mod log;
 mod many_waiters;
+#[cfg(not(miri))]
+mod operations;
 mod pitfalls;
 mod property;
 mod public;
 mod silence;
 mod simulated;
+#[cfg(not(miri))]
+mod sources;
 mod support;
 mod threads;
 mod waiting;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::support::TempFile;
+use crate::support::{nobody, temp_path};
 
 const COMMANDS: [&str; 6] = ["serve", "check", "init", "demo", "completions", "man"];
 
@@ -12,7 +12,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("fusebox-test-{}-{name}", std::process::id()));
+        let path = temp_path(name);
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }
@@ -94,16 +94,41 @@ fn a_wrong_command_line_ends_with_2_and_a_folder_that_is_not_there_with_1() {
     assert!(error.starts_with("fusebox: man pages cannot be written to nowhere: "), "{error}");
 }
 
+/// With nobody who reads its standard output.
+fn unread(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let command =
+        Command::new(env!("CARGO_BIN_EXE_fusebox")).args(arguments).current_dir(folder).stdout(writer).output();
+    told(command.unwrap())
+}
+
 #[test]
 fn a_reader_that_has_gone_ends_the_output_and_is_no_panic() {
-    let file = TempFile::new("gone.toml", "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']");
-    let config = file.to_str().unwrap();
-    for arguments in [&["init", "-"][..], &["completions", "bash"], &["check", "--config", config]] {
-        let (reader, writer) = std::io::pipe().unwrap();
-        drop(reader);
-        let output = Command::new(env!("CARGO_BIN_EXE_fusebox")).args(arguments).stdout(writer).output().unwrap();
-        let (code, _, error) = told(output);
+    let folder = Folder::new("gone");
+    std::fs::write(
+        folder.0.join("ok.toml"),
+        "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']",
+    )
+    .unwrap();
+    for arguments in [&["init", "-"][..], &["init"], &["completions", "bash"], &["check", "--config", "ok.toml"]] {
+        let (code, _, error) = unread(&folder.0, arguments);
         assert_eq!(code, 1, "{error}");
         assert!(error.contains("fusebox: standard output: Broken pipe"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_demo_that_nobody_reads_ends_and_does_not_panic() {
+    let folder = Folder::new("gone-demo");
+    loop {
+        let port = nobody().await.port().to_string();
+        let (code, _, error) = unread(&folder.0, &["demo", "--port", &port]);
+        // The port after it, which it takes too, may be somebody's.
+        if !error.contains("cannot be bound") {
+            assert_eq!(code, 1, "{error}");
+            assert!(error.contains("fusebox: Broken pipe"), "{error}");
+            return;
+        }
     }
 }

@@ -8,7 +8,6 @@ mod connections;
 mod failover;
 mod health;
 mod http2;
-mod operations;
 mod program;
 mod raw;
 mod reload;

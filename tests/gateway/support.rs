@@ -354,13 +354,17 @@ pub(crate) async fn broken(response: Response<hyper::body::Incoming>) -> (String
     (before.to_owned(), error["error"]["message"].as_str().unwrap().to_owned())
 }
 
+/// `name` is what no other test uses.
+pub(crate) fn temp_path(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("fusebox-test-{}-{name}", std::process::id()))
+}
+
 /// A file of this process, which is removed with it.
 pub(crate) struct TempFile(PathBuf);
 
 impl TempFile {
-    /// `name` is what no other test calls one.
     pub(crate) fn new(name: &str, text: impl AsRef<[u8]>) -> Self {
-        let path = std::env::temp_dir().join(format!("fusebox-test-{}-{name}", std::process::id()));
+        let path = temp_path(name);
         std::fs::write(&path, text).unwrap();
         Self(path)
     }

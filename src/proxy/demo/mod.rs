@@ -9,7 +9,7 @@ mod view;
 
 use std::error::Error;
 use std::future::Future;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write, stdout};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,7 +110,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     };
     let summary = match options.outage {
         None => {
-            print!("{}", instructions(&stage, on_screen));
+            write!(stdout(), "{}", instructions(&stage, on_screen))?;
             tokio::select! {
                 () = show => None,
                 () = stage.load.send(stage.gateway), if is_loaded => None,
@@ -126,7 +126,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         }
     };
     if let Some(summary) = summary {
-        report(&summary, options.json);
+        report(&summary, options.json)?;
     }
     drop(finish);
     server.await??;
@@ -196,13 +196,13 @@ heal      curl -X POST http://{control}/primary/heal
     )
 }
 
-fn report(summary: &Summary, json: bool) {
+fn report(summary: &Summary, json: bool) -> io::Result<()> {
     let text = summary.to_string();
     if json {
         eprint!("{text}");
-        println!("{}", serde_json::to_string(summary).expect("numbers and strings"));
+        writeln!(stdout(), "{}", serde_json::to_string(summary).expect("numbers and strings"))
     } else {
-        print!("{text}");
+        write!(stdout(), "{text}")
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Not here: what happens: it only looks.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -63,7 +64,7 @@ impl Drop for Screen {
         // If the terminal is gone, there is nothing to put in order.
         let _ = self.0.set_cursor_position(below);
         ratatui::restore();
-        println!();
+        let _ = writeln!(std::io::stdout());
     }
 }
 

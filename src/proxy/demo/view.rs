@@ -3,6 +3,7 @@
 //! Not here: what happens: it only looks.
 
 use std::fmt::Write as _;
+use std::io::{Write, stderr, stdout};
 use std::time::Duration;
 
 use tokio::time::{Instant, interval};
@@ -10,7 +11,7 @@ use tokio::time::{Instant, interval};
 use super::Stage;
 use crate::{BreakerSnapshot, CircuitState};
 
-/// Prints every change of a circuit; to standard error where standard output is for the summary.
+/// Prints every change of a circuit until nobody reads it; to standard error where standard output is for the summary.
 pub(super) async fn print_changes(stage: &Stage, to_stderr: bool) {
     let start = Instant::now();
     let mut states: Vec<CircuitState> = Vec::new();
@@ -22,10 +23,9 @@ pub(super) async fn print_changes(stage: &Stage, to_stderr: bool) {
         if now != states {
             let mut text = format!("after {:.2} s\n", start.elapsed().as_secs_f64());
             text.extend(snapshots.iter().map(row));
-            if to_stderr {
-                eprint!("{text}");
-            } else {
-                print!("{text}");
+            let mut output: Box<dyn Write> = if to_stderr { Box::new(stderr()) } else { Box::new(stdout()) };
+            if output.write_all(text.as_bytes()).is_err() {
+                return;
             }
             states = now;
         }

@@ -1,21 +1,10 @@
 //! `docs/OPERATIONS.md` has every line of the log and every code of an error, and none that there is not.
 
 use std::collections::BTreeSet;
-use std::fs::{read_dir, read_to_string};
-use std::path::Path;
+
+use crate::sources::{Source, sources};
 
 const PAGE: &str = include_str!("../../docs/OPERATIONS.md");
-
-fn sources(folder: &Path, found: &mut String) {
-    for entry in read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push_str(&read_to_string(path).unwrap());
-        }
-    }
-}
 
 /// The texts between backticks in the second column of a table.
 fn listed(heading: &str) -> BTreeSet<&'static str> {
@@ -27,8 +16,7 @@ fn listed(heading: &str) -> BTreeSet<&'static str> {
 
 #[test]
 fn every_line_of_the_log_is_explained() {
-    let mut code = String::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut code);
+    let code: String = sources(&["src"]).iter().map(Source::code).collect();
     let mut lines = BTreeSet::new();
     for start in [" warn!(", " info!(", " error!(", ":warn!(", ":info!(", " transition!("] {
         for (at, _) in code.match_indices(start) {
@@ -45,11 +33,8 @@ fn every_line_of_the_log_is_explained() {
 
 #[test]
 fn every_code_of_an_error_is_explained() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/proxy");
-    let code: String = ["answer", "forward", "upload", "sse"]
-        .iter()
-        .map(|name| read_to_string(src.join(name).with_extension("rs")).unwrap())
-        .collect();
+    let named = ["answer", "forward", "upload", "sse"].map(|name| format!("src/proxy/{name}.rs"));
+    let code: String = sources(&["src"]).iter().filter(|it| named.contains(&it.path)).map(Source::code).collect();
     let is_code =
         |text: &&str| text.contains('_') && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
     // Of other people's formats.
