@@ -19,6 +19,7 @@
 //! - No lost wakeup: a waiter subscribes to `notify` first and reads the word second; a resolver changes the word first and
 //!   notifies second. However they interleave one sees the other, without `SeqCst` and without a flag for "somebody waits".
 
+mod call;
 mod history;
 mod wait;
 
@@ -31,13 +32,16 @@ use crossbeam_utils::CachePadded;
 
 use crate::clock::{Clock, duration};
 use crate::config::{Config, ConfigBuilder, ConfigError};
-use crate::error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason};
+use crate::error::{CircuitOpenError, LastError, Rejection, RejectionReason};
 use crate::event;
 use crate::permit::{OwnedPermit, Permit};
 use crate::settings::Settings;
+use crate::sync::unseen::AtomicU32;
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{self, Admit, CircuitState, Failure, ProbeEnd, Snapshot, Success};
-use history::History;
+pub use call::{CancelOnDrop, Outcome};
+pub(crate) use history::Past;
+use history::{Cause, History};
 use wait::{Acquire, Waiting};
 
 /// A circuit breaker for one upstream.
@@ -68,6 +72,8 @@ pub struct CircuitBreaker {
     clock: Clock,
     waiting: Waiting,
     history: History,
+    /// By which a rejection is known to be its own.
+    number: u16,
     name: Arc<str>,
 }
 
@@ -92,13 +98,6 @@ enum Blocked {
     },
 }
 
-impl Blocked {
-    fn by_open(word: Snapshot, open_left: u32) -> Self {
-        let reason = if word.silent { RejectionReason::Silent } else { RejectionReason::Open };
-        Self::Refused(Rejection::new(reason, open_left))
-    }
-}
-
 impl CircuitBreaker {
     /// A closed breaker. `name` is what logs and errors call the upstream.
     #[expect(clippy::needless_pass_by_value, reason = "what is kept of it is no affair of its callers")]
@@ -109,6 +108,7 @@ impl CircuitBreaker {
             clock: Clock::new(),
             waiting: Waiting::new(),
             history: History::new(),
+            number: next_number(),
             name: name.into(),
         }
     }
@@ -230,55 +230,6 @@ impl CircuitBreaker {
         self.try_acquire_word().map(|word| Permit::new(self, word))
     }
 
-    /// Runs `future` if the circuit lets it, waiting for a probe in flight, and records its result: `Ok` is a success,
-    /// `Err` a failure of type `error`. Where some errors are nobody's fault, use a permit.
-    ///
-    /// # Errors
-    ///
-    /// [`CallError::Rejected`] as [`acquire`](Self::acquire), without `future` having been polled; otherwise the future's
-    /// own error in [`CallError::Inner`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping it drops `future`. An ordinary call then counts for nothing; a probe counts as failed, type `dropped`.
-    ///
-    /// # Panics
-    ///
-    /// As [`acquire`](Self::acquire).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), fusebox::ConfigError> {
-    /// use fusebox::{CallError, CircuitBreaker};
-    ///
-    /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
-    /// let answer = breaker.call(async { Err::<(), _>("boom") }).await;
-    /// assert_eq!(answer, Err(CallError::Inner("boom")));
-    ///
-    /// let answer = breaker.call(async { Err::<(), _>("never polled") }).await;
-    /// assert!(matches!(answer, Err(CallError::Rejected(_))));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn call<T, E: fmt::Display>(
-        &self,
-        future: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, CallError<E>> {
-        let permit = self.acquire().await?;
-        match future.await {
-            Ok(value) => {
-                permit.success();
-                Ok(value)
-            }
-            Err(error) => {
-                permit.failure("error", &error);
-                Err(CallError::Inner(error))
-            }
-        }
-    }
-
     /// Whether [`try_acquire`](Self::try_acquire) would give a permit now. It claims nothing, so that looking at a
     /// candidate never uses up its probe.
     pub fn would_allow(&self) -> bool {
@@ -335,14 +286,15 @@ impl CircuitBreaker {
     }
 
     /// How often the circuit went from closed to open. Failed probes are counted apart, in
-    /// [`BreakerSnapshot::failed_probe_count`]. Seen from another thread it may be an instant behind the state.
+    /// [`BreakerSnapshot::failed_probe_count`].
     pub fn trip_count(&self) -> u64 {
-        self.history.trips()
+        self.past(self.decoded()).trips
     }
 
     /// What there is to say about it now, for health pages and metrics.
     pub fn snapshot(&self) -> BreakerSnapshot {
         let word = self.decoded();
+        let Past { trips, failed_probes, last_error } = self.past(word);
         BreakerSnapshot {
             name: Arc::clone(&self.name),
             state: word.state,
@@ -350,22 +302,33 @@ impl CircuitBreaker {
             failure_count: word.failure_count,
             probe_in_flight: word.probe_in_flight,
             waiters: self.waiting.count(),
-            trip_count: self.history.trips(),
-            failed_probe_count: self.history.failed_probes(),
+            trip_count: trips,
+            failed_probe_count: failed_probes,
             next_probe_in: (word.state == CircuitState::Open)
                 .then(|| duration(word.open_left(self.clock.now(), self.settings.open_ticks()))),
-            last_error: self.history.last_error(word.generation),
+            last_error,
         }
     }
 
-    /// A rejection in full: with the provider's name, its last error and its trip count.
+    /// A rejection in full: with the provider's name, its last error and its trip count. Of a rejection by another breaker it
+    /// knows none of them, and says so.
     #[cold]
     pub fn explain(&self, rejection: Rejection) -> CircuitOpenError {
+        if !rejection.is_by(self.number) {
+            return CircuitOpenError {
+                provider: "another breaker".into(),
+                reason: rejection.reason(),
+                trip_count: 0,
+                last_error: None,
+                retry_after: rejection.retry_after(),
+            };
+        }
+        let Past { trips, last_error, .. } = self.past(self.decoded());
         CircuitOpenError {
             provider: Arc::clone(&self.name),
             reason: rejection.reason(),
-            trip_count: self.trip_count(),
-            last_error: self.history.last_error(self.decoded().generation),
+            trip_count: trips,
+            last_error,
             retry_after: rejection.retry_after(),
         }
     }
@@ -378,8 +341,8 @@ impl CircuitBreaker {
         &self.name
     }
 
-    pub(crate) fn history(&self) -> &History {
-        &self.history
+    fn past(&self, word: Snapshot) -> Past {
+        self.history.as_of(word.generation)
     }
 
     // ---- the protocol: admitting ----
@@ -420,15 +383,24 @@ impl CircuitBreaker {
     fn try_acquire_blocked(&self, word: u64) -> Result<u64, Rejection> {
         self.admit_at_once(word).map_err(|blocked| match blocked {
             Blocked::Refused(rejection) => rejection,
-            Blocked::ByProbe { lease_left, .. } => Rejection::new(RejectionReason::ProbeInFlight, lease_left),
+            Blocked::ByProbe { lease_left, .. } => self.reject(RejectionReason::ProbeInFlight, lease_left),
         })
+    }
+
+    pub(super) fn reject(&self, reason: RejectionReason, ticks_left: u32) -> Rejection {
+        Rejection::new(self.number, reason, ticks_left)
+    }
+
+    fn blocked_by_open(&self, word: Snapshot, open_left: u32) -> Blocked {
+        let reason = if word.silent { RejectionReason::Silent } else { RejectionReason::Open };
+        Blocked::Refused(self.reject(reason, open_left))
     }
 
     /// [`admit`](Self::admit), for a call that has not waited and finds `word` not closed.
     fn admit_at_once(&self, word: u64) -> Result<u64, Blocked> {
         let before = Snapshot::unpack(word);
         match before.open_left_for_sure(self.clock.about_now(), self.settings.open_ticks()) {
-            Some(open_left) => Err(Blocked::by_open(before, open_left)),
+            Some(open_left) => Err(self.blocked_by_open(before, open_left)),
             None => self.admit(word, self.clock.now(), None),
         }
     }
@@ -442,7 +414,7 @@ impl CircuitBreaker {
             let before = Snapshot::unpack(word);
             if waited_for.is_some_and(|generation| before.is_reopened_since(generation)) {
                 let open_left = before.open_left(now, limits.open_ticks);
-                return Err(Blocked::Refused(Rejection::new(RejectionReason::Reopened, open_left)));
+                return Err(Blocked::Refused(self.reject(RejectionReason::Reopened, open_left)));
             }
             let claim = match before.admit(now, limits) {
                 Admit::Pass => return Ok(word),
@@ -450,16 +422,19 @@ impl CircuitBreaker {
                 Admit::Wait { lease_left } => {
                     return Err(Blocked::ByProbe { generation: before.generation, lease_left });
                 }
-                Admit::Refuse { open_left } => return Err(Blocked::by_open(before, open_left)),
+                Admit::Refuse { open_left } => return Err(self.blocked_by_open(before, open_left)),
             };
+            let past = self.past(before);
             let claimed = claim.pack();
             if self.swap(word, claimed) {
+                // A subscriber may panic: until it is over, the claim belongs to something that gives it back.
+                let probe = Permit::new(self, claimed).cancel_on_drop();
                 if before.state == CircuitState::Open {
-                    event::half_opened(self, claim);
+                    event::half_opened(self, claim, &past);
                 } else if before.probe_in_flight {
-                    event::probe_taken_over(self, claim);
+                    event::probe_taken_over(self, claim, &past);
                 }
-                return Ok(claimed);
+                return Ok(probe.into_claim());
             }
             word = self.look_again();
         }
@@ -509,24 +484,33 @@ impl CircuitBreaker {
     #[cold]
     fn trip(&self, word: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
         let open = Snapshot::unpack(word).tripped(self.clock.now(), self.settings.open_ticks());
-        let done = self.swap_to_open(word, open, &Arc::new(LastError::new(error_type, message)));
-        if done {
-            self.history.count_trip();
-            event::opened(self, open);
-        }
-        done
+        let error = Arc::new(LastError::new(error_type, message));
+        let Some(past) = self.swap_to_open(word, open, Cause::Calls, &error) else { return false };
+        event::opened(self, open, &past);
+        true
     }
 
     /// The probe that holds `claimed` succeeded.
     #[cold]
     pub(crate) fn probe_succeeded(&self, claimed: u64) -> bool {
+        self.probe_closes(claimed, event::closed)
+    }
+
+    /// Nobody can tell any more how the probe that holds `claimed` goes: those that wait for it pass.
+    #[cold]
+    pub(crate) fn probe_let_go(&self, claimed: u64) -> bool {
+        self.probe_closes(claimed, event::closed_by_removal)
+    }
+
+    fn probe_closes(&self, claimed: u64, event: fn(&Self, Snapshot, &Past)) -> bool {
         let before = Snapshot::unpack(claimed);
         let ProbeEnd::Resolve(closed) = before.probe_success() else { return false };
+        let past = self.past(before);
         if !self.swap(claimed, closed.pack()) {
             return false;
         }
         self.waiting.notify();
-        event::closed(self, before);
+        event(self, before, &past);
         true
     }
 
@@ -539,12 +523,9 @@ impl CircuitBreaker {
 
     fn resolve_to_open(&self, claimed: u64, end: ProbeEnd, error: &Arc<LastError>) -> bool {
         let ProbeEnd::Resolve(open) = end else { return false };
-        if !self.swap_to_open(claimed, open, error) {
-            return false;
-        }
-        self.history.count_failed_probe();
+        let Some(past) = self.swap_to_open(claimed, open, Cause::Probe, error) else { return false };
         self.waiting.notify();
-        event::reopened(self, open);
+        event::reopened(self, open, &past);
         true
     }
 
@@ -559,13 +540,14 @@ impl CircuitBreaker {
         true
     }
 
-    fn swap_to_open(&self, from: u64, open: Snapshot, error: &Arc<LastError>) -> bool {
-        self.history.publish(open.generation, error);
+    /// The past that begins with this opening, if it is made.
+    fn swap_to_open(&self, from: u64, open: Snapshot, cause: Cause, error: &Arc<LastError>) -> Option<Past> {
+        let past = self.history.publish(open.generation, cause, error);
         let done = self.swap(from, open.pack());
         if done {
             self.history.confirm(open.generation, error);
         }
-        done
+        done.then_some(past)
     }
 
     // ---- the protocol: silence ----
@@ -581,9 +563,8 @@ impl CircuitBreaker {
                 return false;
             }
             let silent = before.fallen_silent(self.clock.now(), self.settings.open_ticks());
-            if self.swap_to_open(word, silent, error) {
-                self.history.count_trip();
-                event::opened(self, silent);
+            if let Some(past) = self.swap_to_open(word, silent, Cause::Calls, error) {
+                event::opened(self, silent, &past);
                 return true;
             }
             word = self.look_again();
@@ -603,10 +584,11 @@ impl CircuitBreaker {
     pub(crate) fn end_silence(&self, silent: u64) -> bool {
         let before = Snapshot::unpack(silent);
         let Some(closed) = before.silence_ended() else { return false };
+        let past = self.past(before);
         let done = self.swap(silent, closed.pack());
         if done {
             self.waiting.notify();
-            event::closed(self, before);
+            event::closed(self, before, &past);
         }
         done
     }
@@ -620,6 +602,20 @@ impl fmt::Debug for CircuitBreaker {
             .field("waiters", &self.waiting.count())
             .field("config", &self.config())
             .finish_non_exhaustive()
+    }
+}
+
+fn next_number() -> u16 {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    #[expect(clippy::cast_possible_truncation, reason = "of 65,536 breakers two may have the same")]
+    let number = MADE.fetch_add(1, Ordering::Relaxed) as u16;
+    number
+}
+
+impl BreakerSnapshot {
+    /// The breaker's name, to be compared with a text.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
+        // In this order: the coarse clock must not be ahead of the other one.
         Self { epoch: Instant::now(), coarse: CoarseClock::new() }
     }
 
@@ -20,7 +21,7 @@ impl Clock {
         self.tick_at(Instant::now())
     }
 
-    /// As [`now`](Self::now), cheaper, and up to [`COARSE_ERROR`](crate::word::COARSE_ERROR) before or after it; further
+    /// As [`now`](Self::now), cheaper, and up to [`COARSE_ERROR`](crate::word::COARSE_ERROR) behind it, never ahead; further
     /// behind where the system is too busy to keep its clock.
     pub(crate) fn about_now(&self) -> u32 {
         self.coarse.now().unwrap_or_else(|| self.now())

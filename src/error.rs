@@ -42,16 +42,22 @@ impl fmt::Display for RejectionReason {
 }
 
 /// A call that may not pass: why, and when to come back. It costs no allocation;
-/// [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) tells the rest.
+/// [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) of the breaker that refused tells the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rejection {
     reason: RejectionReason,
+    /// The number of the breaker that refused, as far as it fits.
+    breaker: u16,
     retry_after_ms: u32,
 }
 
 impl Rejection {
-    pub(crate) fn new(reason: RejectionReason, ticks_left: u32) -> Self {
-        Self { reason, retry_after_ms: ticks_left }
+    pub(crate) fn new(breaker: u16, reason: RejectionReason, ticks_left: u32) -> Self {
+        Self { reason, breaker, retry_after_ms: ticks_left }
+    }
+
+    pub(crate) fn is_by(&self, breaker: u16) -> bool {
+        self.breaker == breaker
     }
 
     /// The same for another reason.
@@ -65,8 +71,9 @@ impl Rejection {
     }
 
     /// How long until a call has a chance, at the latest: until the open time has passed or, with a probe in flight,
-    /// until its lease ends. In whole milliseconds; while the circuit is open for longer than 20 ms, exact to the tick of
-    /// the system's coarse clock, which is 10 ms at most.
+    /// until its lease ends. Never too short: a call that comes that much later is not refused for the same opening. In whole
+    /// milliseconds; while the circuit is open for longer than 20 ms, it may be a tick of the system's coarse clock too long,
+    /// which is 10 ms at most.
     pub fn retry_after(&self) -> Duration {
         duration(self.retry_after_ms)
     }
@@ -98,7 +105,8 @@ impl LastError {
         &self.error_type
     }
 
-    /// What the caller said about it.
+    /// What the caller said about it, as it is: who prints it where a line break would do harm has to escape it, as
+    /// [`Display`](fmt::Display) of this error does not.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -119,6 +127,33 @@ impl fmt::Display for LastError {
     }
 }
 
+/// Shows a text that may hold anything on one line: line breaks, escape sequences and what turns the direction of writing are
+/// escaped, so that nobody forges a line of a log or moves the cursor of a terminal (CWE-117, CWE-150).
+pub(crate) struct Escaped<T>(pub(crate) T);
+
+impl<T: fmt::Display> fmt::Display for Escaped<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
+        impl fmt::Write for Escaping<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                text.split_inclusive(is_escaped).try_for_each(|piece| {
+                    match piece.char_indices().next_back().filter(|(_, last)| is_escaped(*last)) {
+                        Some((at, last)) => write!(self.0, "{}{}", &piece[..at], last.escape_default()),
+                        None => self.0.write_str(piece),
+                    }
+                })
+            }
+        }
+        fmt::write(&mut Escaping(f), format_args!("{}", self.0))
+    }
+}
+
+/// Control characters, the two that end a line elsewhere, and those of bidirectional text (UAX #9).
+fn is_escaped(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// A [`Rejection`] in full, as the by-name protocol and [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) give
 /// it.
 #[derive(Clone, Debug)]
@@ -136,6 +171,11 @@ pub struct CircuitOpenError {
 }
 
 impl CircuitOpenError {
+    /// The name of the breaker, to be compared with a text.
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
     /// As [`Rejection::retry_after`].
     pub fn retry_after(&self) -> Duration {
         self.retry_after
@@ -146,7 +186,7 @@ impl fmt::Display for CircuitOpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.provider, self.reason)?;
         if let Some(error) = &self.last_error {
-            write!(f, " (last error: {error})")?;
+            write!(f, " (last error: {})", Escaped(error))?;
         }
         write!(f, ", retry after {:?}", self.retry_after)
     }
@@ -154,13 +194,41 @@ impl fmt::Display for CircuitOpenError {
 
 impl Error for CircuitOpenError {}
 
-/// What [`CircuitBreaker::call`](crate::CircuitBreaker::call) can fail with.
+/// What [`CircuitBreaker::call`](crate::CircuitBreaker::call) can fail with. It is an [`Error`] whatever it holds that can be
+/// shown, so that `?` passes on a `CallError<anyhow::Error>` and a `CallError<Box<dyn Error + Send + Sync>>`, which are no
+/// errors inside; the price is that [`Error::source`] does not lead into it. [`into_boxed`](Self::into_boxed) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallError<E> {
     /// The call was refused, and its future never polled.
     Rejected(Rejection),
     /// The future's own error.
     Inner(E),
+}
+
+impl<E> CallError<E> {
+    /// The error itself, with all that it names as its source.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::error::Error;
+    /// use std::io;
+    ///
+    /// use fusebox::CallError;
+    ///
+    /// let inner = io::Error::other("no route to host".parse::<f64>().unwrap_err());
+    /// let error = CallError::Inner(inner).into_boxed();
+    /// assert!(error.is::<io::Error>() && error.source().is_some());
+    /// ```
+    pub fn into_boxed(self) -> Box<dyn Error + Send + Sync>
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        match self {
+            Self::Rejected(rejection) => rejection.into(),
+            Self::Inner(error) => error.into(),
+        }
+    }
 }
 
 impl<E> From<Rejection> for CallError<E> {
@@ -179,12 +247,45 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
     }
 }
 
-// The inner error is shown as it is, so what it names as its source is the source.
-impl<E: Error> Error for CallError<E> {
+impl<E: fmt::Debug + fmt::Display> Error for CallError<E> {
+    /// A refusal is named as its own source: who looks for one in a row of errors finds it.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Rejected(_) => None,
-            Self::Inner(error) => error.source(),
+            Self::Rejected(rejection) => Some(rejection),
+            Self::Inner(_) => None,
         }
+    }
+}
+
+/// Whether a breaker refused the call that this error tells of, this one or one further in.
+///
+/// # Examples
+///
+/// ```
+/// use fusebox::{CallError, CircuitBreaker, is_refusal};
+///
+/// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
+/// breaker.try_acquire()?.failure("timeout", "");
+/// let refused = breaker.try_acquire().unwrap_err();
+/// assert!(is_refusal(&CallError::<std::io::Error>::Rejected(refused)));
+/// assert!(!is_refusal(&std::io::Error::other("reset by peer")));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn is_refusal(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .any(|error| error.is::<Rejection>() || error.is::<CircuitOpenError>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Escaped;
+
+    #[test]
+    fn what_could_forge_a_line_is_escaped_and_all_else_is_left_as_it_is() {
+        let shown = |text: &str| Escaped(text).to_string();
+        assert_eq!(shown("5xx: a\\b \"c\" \u{e9}"), "5xx: a\\b \"c\" \u{e9}");
+        assert_eq!(shown("a\r\n2026 WARN b"), "a\\r\\n2026 WARN b");
+        assert_eq!(shown("\u{1b}[2J\u{9b}1A\u{2028}\u{202e}\u{7f}"), "\\u{1b}[2J\\u{9b}1A\\u{2028}\\u{202e}\\u{7f}");
+        assert_eq!(shown(""), "");
     }
 }

@@ -19,9 +19,9 @@ pub mod silence;
 mod sync;
 mod word;
 
-pub use breaker::{BreakerSnapshot, CircuitBreaker};
+pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Config, ConfigBuilder, ConfigError};
-pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason};
+pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_refusal};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use registry::{CircuitBreakerRegistry, ProbeGuard};
 pub use word::CircuitState;

@@ -80,6 +80,11 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         std::mem::replace(&mut self.word, RESOLVED)
     }
 
+    /// The word that the probe claimed, which then is the caller's to resolve.
+    pub(crate) fn into_claim(mut self) -> u64 {
+        self.take_claim()
+    }
+
     /// A permit for a caller that has none: of the word as it is now, if that grants this kind.
     pub(crate) fn standing_in(breaker: B, kind: PermitType) -> Option<Self> {
         let word = breaker.load();
@@ -181,6 +186,12 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         } else {
             self.probe_failure(error_type, message)
         }
+    }
+
+    /// Lets those pass that wait for this probe, whose outcome nobody can record any more; whether there were any to.
+    pub(crate) fn let_go(mut self) -> bool {
+        let claimed = self.take_claim();
+        self.breaker.probe_let_go(claimed)
     }
 
     /// The word that the probe claimed.

@@ -76,17 +76,23 @@ impl CircuitBreakerRegistry {
 
     // ---- writing ----
 
-    /// Adds a breaker with the registry's configuration, and returns it. A name that is there already keeps its breaker.
+    /// Adds a breaker with the registry's configuration, and returns it. A name that is there already keeps its breaker, and
+    /// costs no more than [`get`](Self::get).
     pub fn insert(&self, name: impl AsRef<str>) -> Arc<CircuitBreaker> {
-        self.insert_breaker(CircuitBreaker::new(name.as_ref(), self.config.clone()))
+        let name = name.as_ref();
+        self.get(name).unwrap_or_else(|| self.insert_breaker(CircuitBreaker::new(name, self.config.clone())))
     }
 
     /// Adds breakers with the registry's configuration, and copies the map only once. A name that is there already keeps
     /// its breaker.
     pub fn insert_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
         // The caller's iterator runs before the lock is taken: it may use this registry.
+        let new = names.into_iter().filter(|name| self.get(name.as_ref()).is_none());
         let new: Vec<_> =
-            names.into_iter().map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config.clone()))).collect();
+            new.map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config.clone()))).collect();
+        if new.is_empty() {
+            return;
+        }
         self.update(|breakers| {
             for breaker in new {
                 breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker);
@@ -109,14 +115,19 @@ impl CircuitBreakerRegistry {
     /// ```
     pub fn insert_breaker(&self, breaker: impl Into<Arc<CircuitBreaker>>) -> Arc<CircuitBreaker> {
         let breaker = breaker.into();
+        // To copy the map for nothing takes long, and keeps other writers waiting.
+        if let Some(known) = self.get(breaker.name()) {
+            return known;
+        }
         self.update(|breakers| Arc::clone(breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker)))
     }
 
-    /// Takes a breaker out, and returns it. Permits that are out stay valid. A probe in flight counts as successful, since
-    /// no record by name can reach it any more and whoever waits for it should pass, as calls of an unknown name do.
+    /// Takes a breaker out, and returns it. Permits that are out stay valid. With a probe in flight its circuit closes, since
+    /// no record by name can reach the probe any more and whoever waits for it should pass, as calls of an unknown name do.
     pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
+        self.get(name)?;
         let removed = self.update(|breakers| breakers.remove(name))?;
-        resolve(&removed, PermitType::Probe, Permit::succeed);
+        resolve(&removed, PermitType::Probe, Permit::let_go);
         Some(removed)
     }
 
@@ -185,6 +196,33 @@ impl CircuitBreakerRegistry {
         name: &'a str,
     ) -> impl Future<Output = Result<PermitType, CircuitOpenError>> + Send + 'a {
         AcquirePermit { registry: self, name, wait: None }
+    }
+
+    /// As [`acquire_permit`](Self::acquire_permit), and never waits: with a probe in flight the call is refused.
+    ///
+    /// # Errors
+    ///
+    /// As [`CircuitBreaker::try_acquire`], in full.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreakerRegistry, PermitType};
+    ///
+    /// let breakers = CircuitBreakerRegistry::new(["openai"]);
+    /// assert_eq!(breakers.try_acquire_permit("openai")?, PermitType::Normal);
+    /// for _ in 0..3 {
+    ///     breakers.record_failure("openai", "timeout", "no answer within 2 s");
+    /// }
+    /// assert_eq!(breakers.try_acquire_permit("openai").unwrap_err().provider(), "openai");
+    /// # Ok::<(), fusebox::CircuitOpenError>(())
+    /// ```
+    pub fn try_acquire_permit(&self, name: &str) -> Result<PermitType, CircuitOpenError> {
+        let answer = self.with(name, |breaker| match breaker.try_acquire_word() {
+            Ok(word) => Ok(PermitType::of(word)),
+            Err(rejection) => Err(breaker.explain(rejection)),
+        });
+        answer.unwrap_or(Ok(PermitType::Normal))
     }
 
     /// An ordinary call went well. Whether that counted: not for an unknown name, nor unless the circuit is closed.

@@ -68,9 +68,9 @@ pub mod relay {
 
 use production::{breaker, clock, config, error, event, permit, registry, settings, word};
 
-pub use breaker::{BreakerSnapshot, CircuitBreaker};
+pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Config, ConfigBuilder, ConfigError};
-pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason};
+pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_refusal};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use production::silence;
 pub use registry::{CircuitBreakerRegistry, ProbeGuard};

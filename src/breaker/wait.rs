@@ -101,7 +101,7 @@ impl<'a> Future for Acquire<'a> {
 
 impl CircuitBreaker {
     async fn wait_for_probe(&self, generation: u32, lease_left: u32) -> Result<u64, Rejection> {
-        let full = Rejection::new(RejectionReason::TooManyWaiters, lease_left);
+        let full = self.reject(RejectionReason::TooManyWaiters, lease_left);
         self.wait(Some(generation), full, false).await
     }
 
@@ -128,7 +128,7 @@ impl CircuitBreaker {
                 Err(Blocked::ByProbe { generation, lease_left }) => {
                     waited_for = Some(generation);
                     let left = duration(lease_left);
-                    (left, Rejection::new(RejectionReason::WaitLimit, lease_left))
+                    (left, self.reject(RejectionReason::WaitLimit, lease_left))
                 }
                 Err(Blocked::Refused(rejection))
                     if through_silence && rejection.reason() == RejectionReason::Silent =>

@@ -15,6 +15,7 @@ use super::published::{Published, Silent};
 use crate::breaker::CircuitBreaker;
 use crate::error::LastError;
 use crate::permit::Permit;
+use crate::sync::unseen::Mutex;
 use crate::sync::{Ordering, fence};
 use crate::word::{self, CircuitState, Snapshot, next_generation};
 
@@ -54,12 +55,34 @@ impl fmt::Display for Alarm {
     }
 }
 
-/// A request under way, to be handed back once. One that is lost counts as silent until a newer one is answered.
+/// A request under way, to be handed back once. One that is dropped, with the future that it was kept in say, is
+/// [withdrawn](Watcher::withdrawn), as of the next look.
 #[derive(Debug)]
-#[must_use = "it counts as silent until it is handed back"]
+#[must_use = "a request whose ticket is dropped is not watched"]
 pub struct Ticket {
     number: u64,
     request: Request,
+    /// Whom to tell that it was dropped; `None` once it is handed back.
+    dropped: Option<Arc<Dropped>>,
+}
+
+/// The numbers of tickets that were dropped.
+type Dropped = Mutex<Vec<u64>>;
+
+impl Ticket {
+    /// It is handed back.
+    fn end(mut self) -> (u64, Request) {
+        self.dropped = None;
+        (self.number, self.request)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(dropped) = self.dropped.take() {
+            dropped.lock().push(self.number);
+        }
+    }
 }
 
 /// Times are in microseconds since the detector was made.
@@ -90,6 +113,8 @@ pub struct Watcher {
     /// Those before have been told to ask somebody else.
     told: u64,
     in_flight: usize,
+    /// Tickets that were dropped since the last look.
+    dropped: Arc<Dropped>,
     /// Whether the others are told of silent requests.
     tells: bool,
     probe: Option<Probe>,
@@ -107,6 +132,7 @@ impl Watcher {
             first: 0,
             told: 0,
             in_flight: 0,
+            dropped: Arc::default(),
             tells: false,
             probe: None,
             last_look: 0,
@@ -117,7 +143,7 @@ impl Watcher {
 
     /// Requests that are neither answered nor withdrawn. While there are any, somebody has to [`look`](Self::look).
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.in_flight.saturating_sub(self.dropped.lock().len())
     }
 
     /// A request is sent that holds this permit, of the detector's breaker.
@@ -133,6 +159,7 @@ impl Watcher {
     /// As [`start`](Self::start), for what no permit is taken for: the next piece of a stream.
     pub fn start_piece(&mut self, now: Instant) -> Ticket {
         let now = self.detector.micros(now);
+        self.withdraw_dropped(now);
         if self.in_flight == 0 {
             self.last_look = now;
         }
@@ -140,13 +167,12 @@ impl Watcher {
         let number = self.next();
         self.silent.push_back(request);
         self.set_in_flight(self.in_flight + 1);
-        Ticket { number, request }
+        Ticket { number, request, dropped: Some(Arc::clone(&self.dropped)) }
     }
 
     /// The upstream answers it: for a response, when its first byte of content is there.
-    #[expect(clippy::needless_pass_by_value, reason = "it is handed back once")]
     pub fn answered(&mut self, ticket: Ticket, now: Instant) {
-        let Ticket { number, request } = ticket;
+        let (number, request) = ticket.end();
         let now = self.detector.micros(now);
         let own = self.own();
         // How long an outage lasted is not how long an answer takes.
@@ -163,16 +189,26 @@ impl Watcher {
     }
 
     /// It failed, or was called off: nothing follows from that.
-    #[expect(clippy::needless_pass_by_value, reason = "it is handed back once")]
     pub fn withdrawn(&mut self, ticket: Ticket, now: Instant) {
-        let now = self.detector.micros(now);
-        let at = ticket.number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        let (number, _) = ticket.end();
+        self.withdraw(number, self.detector.micros(now));
+    }
+
+    fn withdraw_dropped(&mut self, now: u64) {
+        let dropped = std::mem::take(&mut *self.dropped.lock());
+        for number in dropped {
+            self.withdraw(number, now);
+        }
+    }
+
+    fn withdraw(&mut self, number: u64, now: u64) {
+        let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
         if let Some(request) = at.and_then(|at| self.silent.get_mut(at)) {
             request.withdrawn = true;
             // What the others were told counts it still: until the next look, they are told of none.
             self.tell(Silent::default(), 0);
         }
-        self.end(ticket.number, now);
+        self.end(number, now);
     }
 
     fn end(&mut self, number: u64, now: u64) {
@@ -195,6 +231,7 @@ impl Watcher {
     pub fn look(&mut self, now: Instant) -> Option<Alarm> {
         let detector = Arc::clone(&self.detector);
         let now = detector.micros(now);
+        self.withdraw_dropped(now);
         self.held_up = self.held_up_by(now);
         self.last_look = now;
         // Before anything that the look decides by: an alarm is about the circuit as it was.

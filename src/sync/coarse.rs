@@ -12,7 +12,10 @@ pub(crate) struct CoarseClock {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 impl CoarseClock {
     pub(crate) fn new() -> Self {
-        Self { epoch: system_ticks() }
+        // By the good clock, and rounded up: by its own, which lags, it could be ahead of the good one from then on, and a
+        // caller would be told to come back too early.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        Self { epoch: ticks(now).wrapping_add(1) }
     }
 
     /// `None` where there is no such clock, and in a build in which tests may pause tokio's time: that does not stop the

@@ -320,6 +320,24 @@ fn a_probe_that_lost_its_race_is_not_counted() {
     });
 }
 
+#[test]
+fn a_probe_that_comes_too_late_does_not_turn_a_trip_into_a_failed_probe() {
+    explore(&["closed", "open"], || {
+        let (breaker, slow) = probing();
+        advance(LEASE);
+        claim(&breaker).success();
+        let reader = beside(&breaker, |breaker| breaker.snapshot());
+        let other = thread::spawn(move || slow.failure("test", "late"));
+        fail(&breaker, "newer");
+        other.join().unwrap();
+        assert_eq!((breaker.trip_count(), breaker.snapshot().failed_probe_count), (2, 0));
+        let seen = reader.join().unwrap();
+        assert_eq!(seen.failed_probe_count, 0);
+        assert!(seen.trip_count == 2 || seen.state == CircuitState::Closed);
+        seen.state.as_str()
+    });
+}
+
 // ---- what the caller did before ----
 
 /// Something outside of the breaker that the probe's caller changes before it reports success.
