@@ -16,6 +16,6 @@ pub(crate) use tokio::time::{Instant, timeout_at};
 
 /// What no rule depends on, and no model looks at.
 pub(crate) mod unseen {
-    pub(crate) use parking_lot::Mutex;
+    pub(crate) use arc_swap::ArcSwap;
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};
 }

@@ -20,9 +20,9 @@ fn an_open_circuit_takes_its_probe_when_the_open_time_has_passed_and_not_before(
             Err(rejection) => {
                 refused += 1;
                 assert_eq!(rejection.reason(), RejectionReason::Open);
-                // The two clocks start with the breaker, and go in ticks of up to 10 ms.
-                let left = OPEN_FOR.saturating_sub(before.elapsed());
-                assert!(rejection.retry_after() + Duration::from_millis(21) > left, "{rejection}, {left:?} are left");
+                // Ticks of a millisecond are rounded down.
+                let left = OPEN_FOR.saturating_sub(before.elapsed() + Duration::from_millis(1));
+                assert!(rejection.retry_after() >= left, "{rejection}, {left:?} are left");
             }
         }
     };
@@ -31,4 +31,31 @@ fn an_open_circuit_takes_its_probe_when_the_open_time_has_passed_and_not_before(
     assert_eq!(probe.kind(), PermitType::Probe);
     assert!(refused > 0);
     probe.success();
+}
+
+#[test]
+fn who_comes_back_after_exactly_as_long_as_it_is_told_is_not_refused_again() {
+    const OPEN_FOR: Duration = Duration::from_millis(40);
+    // Breakers that begin at different times between two ticks of the coarse clock.
+    for number in 0..20 {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(number * 700) {}
+        let breaker = CircuitBreaker::builder("upstream").failure_threshold(1).open_for(OPEN_FOR).build().unwrap();
+        breaker.try_acquire().unwrap().failure("test", "");
+        let mut earliest = Instant::now() + Duration::from_secs(30);
+        loop {
+            let asked = Instant::now();
+            assert!(asked < start + Duration::from_secs(30), "still refused");
+            match breaker.try_acquire() {
+                Ok(probe) => {
+                    probe.success();
+                    break;
+                }
+                Err(rejection) => {
+                    assert!(asked < earliest, "refused, though it came no earlier than an answer before had said");
+                    earliest = earliest.min(Instant::now() + rejection.retry_after());
+                }
+            }
+        }
+    }
 }

@@ -49,7 +49,7 @@ impl Outcome {
 
 impl CircuitBreaker {
     /// Runs `future` if the circuit lets it, waiting for a probe in flight, and records its result: `Ok` is a success,
-    /// `Err` a failure of type `error`, with what `Debug` shows as its message. Where some errors are nobody's fault, or
+    /// `Err` a failure of type `error`, with what `Debug` shows of it as its message. Where some errors are nobody's fault, or
     /// `future` has a breaker inside, use [`call_with`](Self::call_with).
     ///
     /// # Errors
@@ -221,7 +221,18 @@ async fn run<'a, T, E>(
 fn record<T, E: fmt::Debug>(permit: Permit<&CircuitBreaker>, result: &Result<T, E>) {
     match result {
         Ok(_) => permit.success(),
-        Err(error) => permit.failure("error", format_args!("{error:?}")),
+        Err(error) => permit.failure("error", Shown(error)),
+    }
+}
+
+/// An error that need have no more than `Debug`. A text is shown without its quotes.
+struct Shown<'a, E>(&'a E);
+
+impl<E: fmt::Debug> fmt::Display for Shown<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:?}", self.0);
+        let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+        f.write_str(quoted.unwrap_or(&text))
     }
 }
 

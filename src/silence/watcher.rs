@@ -15,7 +15,7 @@ use super::published::{Published, Silent};
 use crate::breaker::CircuitBreaker;
 use crate::error::LastError;
 use crate::permit::Permit;
-use crate::sync::unseen::Mutex;
+use crate::sync::unseen::ArcSwap;
 use crate::sync::{Ordering, fence};
 use crate::word::{self, CircuitState, Snapshot, next_generation};
 
@@ -67,7 +67,7 @@ pub struct Ticket {
 }
 
 /// The numbers of tickets that were dropped.
-type Dropped = Mutex<Vec<u64>>;
+type Dropped = ArcSwap<Vec<u64>>;
 
 impl Ticket {
     /// It is handed back.
@@ -80,7 +80,11 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(dropped) = self.dropped.take() {
-            dropped.lock().push(self.number);
+            dropped.rcu(|numbers| {
+                let mut numbers = Vec::clone(numbers);
+                numbers.push(self.number);
+                numbers
+            });
         }
     }
 }
@@ -132,7 +136,7 @@ impl Watcher {
             first: 0,
             told: 0,
             in_flight: 0,
-            dropped: Arc::default(),
+            dropped: Arc::new(Dropped::from_pointee(Vec::new())),
             tells: false,
             probe: None,
             last_look: 0,
@@ -143,7 +147,7 @@ impl Watcher {
 
     /// Requests that are neither answered nor withdrawn. While there are any, somebody has to [`look`](Self::look).
     pub fn in_flight(&self) -> usize {
-        self.in_flight.saturating_sub(self.dropped.lock().len())
+        self.in_flight.saturating_sub(self.dropped.load().len())
     }
 
     /// A request is sent that holds this permit, of the detector's breaker.
@@ -195,9 +199,11 @@ impl Watcher {
     }
 
     fn withdraw_dropped(&mut self, now: u64) {
-        let dropped = std::mem::take(&mut *self.dropped.lock());
-        for number in dropped {
-            self.withdraw(number, now);
+        if self.dropped.load().is_empty() {
+            return;
+        }
+        for number in &*self.dropped.swap(Arc::default()) {
+            self.withdraw(*number, now);
         }
     }
 

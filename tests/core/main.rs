@@ -3,6 +3,7 @@
 mod breaker;
 mod by_name;
 mod config;
+mod edges;
 mod events;
 // What reads sources runs nothing.
 #[cfg(not(miri))]
