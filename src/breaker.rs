@@ -486,23 +486,23 @@ impl CircuitBreaker {
         let open = Snapshot::unpack(word).tripped(self.clock.now(), self.settings.open_ticks());
         let error = Arc::new(LastError::new(error_type, message));
         let Some(past) = self.swap_to_open(word, open, Cause::Calls, &error) else { return false };
-        event::opened(self, open, &past);
+        event::failed(self, open, &past);
         true
     }
 
     /// The probe that holds `claimed` succeeded.
     #[cold]
     pub(crate) fn probe_succeeded(&self, claimed: u64) -> bool {
-        self.probe_closes(claimed, event::closed)
+        self.probe_closes(claimed, event::probe_succeeded)
     }
 
     /// Nobody can tell any more how the probe that holds `claimed` goes: those that wait for it pass.
     #[cold]
     pub(crate) fn probe_let_go(&self, claimed: u64) -> bool {
-        self.probe_closes(claimed, event::closed_by_removal)
+        self.probe_closes(claimed, event::probe_let_go)
     }
 
-    fn probe_closes(&self, claimed: u64, event: fn(&Self, Snapshot, &Past)) -> bool {
+    fn probe_closes(&self, claimed: u64, event: Event) -> bool {
         let before = Snapshot::unpack(claimed);
         let ProbeEnd::Resolve(closed) = before.probe_success() else { return false };
         let past = self.past(before);
@@ -518,14 +518,14 @@ impl CircuitBreaker {
     #[cold]
     pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) -> bool {
         let failed = Snapshot::unpack(claimed).probe_failure(self.clock.now(), self.settings.open_ticks());
-        self.resolve_to_open(claimed, failed, error)
+        self.resolve_to_open(claimed, failed, error, event::probe_failed)
     }
 
-    fn resolve_to_open(&self, claimed: u64, end: ProbeEnd, error: &Arc<LastError>) -> bool {
+    fn resolve_to_open(&self, claimed: u64, end: ProbeEnd, error: &Arc<LastError>, event: Event) -> bool {
         let ProbeEnd::Resolve(open) = end else { return false };
         let Some(past) = self.swap_to_open(claimed, open, Cause::Probe, error) else { return false };
         self.waiting.notify();
-        event::reopened(self, open, &past);
+        event(self, open, &past);
         true
     }
 
@@ -564,7 +564,7 @@ impl CircuitBreaker {
             }
             let silent = before.fallen_silent(self.clock.now(), self.settings.open_ticks());
             if let Some(past) = self.swap_to_open(word, silent, Cause::Calls, error) {
-                event::opened(self, silent, &past);
+                event::fell_silent(self, silent, &past);
                 return true;
             }
             word = self.look_again();
@@ -575,7 +575,7 @@ impl CircuitBreaker {
     #[cold]
     pub(crate) fn probe_fell_silent(&self, claimed: u64, error: &Arc<LastError>) -> bool {
         let silent = Snapshot::unpack(claimed).probe_fallen_silent(self.clock.now(), self.settings.open_ticks());
-        self.resolve_to_open(claimed, silent, error)
+        self.resolve_to_open(claimed, silent, error, event::probe_fell_silent)
     }
 
     /// An answer came after all, by which this silence is over. Whoever changes the word meanwhile has claimed the probe,
@@ -588,7 +588,7 @@ impl CircuitBreaker {
         let done = self.swap(silent, closed.pack());
         if done {
             self.waiting.notify();
-            event::closed(self, before, &past);
+            event::silence_ended(self, before, &past);
         }
         done
     }
@@ -604,6 +604,8 @@ impl fmt::Debug for CircuitBreaker {
             .finish_non_exhaustive()
     }
 }
+
+type Event = fn(&CircuitBreaker, Snapshot, &Past);
 
 fn next_number() -> u16 {
     static MADE: AtomicU32 = AtomicU32::new(0);

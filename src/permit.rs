@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::breaker::CircuitBreaker;
@@ -217,9 +218,16 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         if self.word & PROBE_BIT == 0 {
             let claimed = self.take_claim();
             self.breaker.probe_cancelled(claimed);
+        } else if std::thread::panicking() {
+            // A second panic, of a subscriber that is told of this, would abort the process.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.fail_dropped()));
         } else {
-            self.probe_failure("dropped", &"the probe was dropped unresolved");
+            self.fail_dropped();
         }
+    }
+
+    fn fail_dropped(&mut self) {
+        self.probe_failure("dropped", &"the probe was dropped unresolved");
     }
 }
 
