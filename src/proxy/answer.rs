@@ -27,6 +27,9 @@ pub(crate) fn invalid(status: StatusCode, code: &str, param: Option<&str>, messa
 /// No client should have to guess what it may ask for.
 const MAX_LISTED: usize = 50;
 
+/// Longer names of models are cut where they are repeated to a client.
+const MAX_SHOWN_MODEL: usize = 200;
+
 pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item = &'a str>) -> Response<Bytes> {
     let more = known.len().saturating_sub(MAX_LISTED);
     let names: Vec<_> = known.take(MAX_LISTED).collect();
@@ -35,7 +38,9 @@ pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item 
         (_, 0) => format!("There are: {}.", names.join(", ")),
         _ => format!("There are: {}, and {more} more.", names.join(", ")),
     };
-    let message = format!("The model '{model}' is served by no provider of this gateway. {known}");
+    // A body may be all model.
+    let shown = &model[..model.floor_char_boundary(MAX_SHOWN_MODEL)];
+    let message = format!("The model '{shown}' is served by no provider of this gateway. {known}");
     invalid(StatusCode::NOT_FOUND, "model_not_found", Some("model"), &message)
 }
 
@@ -73,6 +78,12 @@ pub(crate) fn timed_out() -> Response<Bytes> {
 pub(crate) fn unreachable() -> Response<Bytes> {
     let message = "The provider could not be reached, and no other one could answer.";
     error(StatusCode::BAD_GATEWAY, "server_error", "provider_unreachable", None, message)
+}
+
+/// RFC 9112 section 3.2: who reads another one than the gateway would take the request for another host's.
+pub(crate) fn invalid_host() -> Response<Bytes> {
+    let message = "A request needs one 'host' header, and no more than one.";
+    invalid(StatusCode::BAD_REQUEST, "invalid_host", None, message)
 }
 
 pub(crate) fn not_found() -> Response<Bytes> {

@@ -196,7 +196,7 @@ impl Provider {
         let (mut head, mut body) = response.into_parts();
         async move {
             let timeouts = &self.config.timeouts;
-            let Question { progress, max_held, started, timer, .. } = question;
+            let Question { progress, max_held, started, timer, upstream, .. } = question;
             let since = || since(*started, progress.as_deref());
             let until = || since() + timeouts.first_byte.min(timeouts.total);
             // Otherwise its end is the connection's, and looks the same whether it was meant or not.
@@ -205,6 +205,7 @@ impl Provider {
                     .iter()
                     .any(|name| head.headers.contains_key(name));
             headers::to_client(&mut head.headers);
+            upstream.strike_out_key(&mut head.headers);
             let outcome = Outcome::of(head.status);
             if outcome != Outcome::Ok {
                 return First::Unwanted(Box::new((outcome, head, body)));
@@ -231,10 +232,6 @@ impl Provider {
             }
             match begin(timer, &mut body, until, is_events).await {
                 Ok(Some((first, has_content))) => {
-                    if is_events {
-                        // Its length changes if it ends with an error.
-                        head.headers.remove(header::CONTENT_LENGTH);
-                    }
                     First::Stream(Box::new(Begun { head, first, body, is_events, has_content }))
                 }
                 Ok(None) => first_late(since(), timeouts),

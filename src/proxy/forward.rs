@@ -86,12 +86,13 @@ where
         let message = "The only transfer coding that is understood is 'chunked'.";
         return Err(answer::invalid(StatusCode::NOT_IMPLEMENTED, "unknown_transfer_coding", None, message));
     }
+    // Its length first: what comes then looks at all of it, more than once.
+    if head.uri.path_and_query().is_some_and(|path| path.as_str().len() > MAX_PATH) {
+        return Err(answer::invalid(StatusCode::URI_TOO_LONG, "path_too_long", None, "The path is too long."));
+    }
     if leaves_its_base(head.uri.path()) {
         let message = "The path has '.' or '..' segments, or characters that do not belong into one.";
         return Err(answer::invalid(StatusCode::BAD_REQUEST, "invalid_path", None, message));
-    }
-    if head.uri.path_and_query().is_some_and(|path| path.as_str().len() > MAX_PATH) {
-        return Err(answer::invalid(StatusCode::URI_TOO_LONG, "path_too_long", None, "The path is too long."));
     }
     if matches!(head.method, Method::GET | Method::HEAD)
         && let Some(answer) = models(live, head.uri.path())
@@ -102,6 +103,9 @@ where
         return Err(answer::method_not_allowed());
     }
     let invalid = |message: &str| answer::invalid(StatusCode::BAD_REQUEST, "invalid_model", Some("model"), message);
+    if head.headers.get_all(header::CONTENT_TYPE).iter().count() > 1 {
+        return Err(invalid("There is more than one content type."));
+    }
     let format = Format::of(head.headers.get(header::CONTENT_TYPE)).map_err(invalid)?;
     let (body, rest) = match upload::read(body, &live.server, record.timer()).await {
         Ok(Read::Whole(body)) => {

@@ -1,6 +1,10 @@
 //! Which model a request's body asks for, and the same body with the provider's own name for it. A body is never written
 //! anew: the name is cut out and replaced, everything else passes byte for byte.
 //!
+//! What a provider could read otherwise is refused, so that nobody gets another model than the one that was routed: Go reads
+//! `Model` as `model`, and forms are read leniently everywhere. That holds for as much of a body as is kept; what comes after
+//! `replay_body_bytes` is passed on unread.
+//!
 //! Not here: who serves a model: `state`.
 
 use std::borrow::Cow;
@@ -33,14 +37,14 @@ impl Format {
         if !parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/form-data")) {
             return Ok(Self::Json);
         }
-        let boundary =
-            parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.eq_ignore_ascii_case("boundary"));
-        let boundary = boundary.map(|(_, value)| value.trim_matches('"')).unwrap_or_default();
+        let parts = parts.filter_map(|part| part.split_once('='));
+        let mut boundaries = parts.filter(|(name, _)| name.trim_end().eq_ignore_ascii_case("boundary"));
+        let boundary = boundaries.next().map(|(_, value)| value.trim_start().trim_matches('"')).unwrap_or_default();
         // RFC 2046 section 5.1.1.
-        if (1..=70).contains(&boundary.len()) {
+        if (1..=70).contains(&boundary.len()) && boundaries.next().is_none() {
             Ok(Self::Multipart { boundary: boundary.to_owned() })
         } else {
-            Err("The content type has no boundary of 1 to 70 characters.")
+            Err("The content type does not have one boundary of 1 to 70 characters.")
         }
     }
 }
@@ -85,7 +89,9 @@ fn find_in_json(body: &[u8], complete: bool) -> Result<Option<Named>, String> {
     let read = json.deserialize_map(Finder(&mut found)).and_then(|()| json.end());
     let Found { model, is_stream } = found;
     match (read, model) {
-        (Err(error), _) if complete => Err(format!("The body is not a JSON object with one 'model': {error}.")),
+        (Err(error), _) if complete || !error.is_eof() => {
+            Err(format!("The body is not a JSON object with one 'model': {error}."))
+        }
         (_, None) => Ok(None),
         (_, Some(raw)) => {
             let model = serde_json::from_str(raw.get()).map_err(|_| "The 'model' is not a string.".to_owned())?;
@@ -121,6 +127,9 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
                     return Err(A::Error::duplicate_field("model"));
                 }
                 Key::Model => {}
+                Key::OtherModel => {
+                    return Err(A::Error::custom("a key differs from 'model' in the case of its letters only"));
+                }
                 // Whatever else stands there is for the provider to refuse.
                 Key::Stream => self.0.is_stream = map.next_value::<&RawValue>()?.get() == "true",
             }
@@ -130,18 +139,45 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
 }
 
 /// A key, compared where it stands.
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
 enum Key {
     Model,
+    /// What a reader that ignores case takes for it.
+    OtherModel,
     Stream,
-    #[serde(other)]
     Other,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl Visitor<'_> for Keys {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_str<E: Error>(self, key: &str) -> Result<Key, E> {
+                Ok(match key {
+                    "model" => Key::Model,
+                    "stream" => Key::Stream,
+                    _ if key.eq_ignore_ascii_case("model") => Key::OtherModel,
+                    _ => Key::Other,
+                })
+            }
+        }
+        deserializer.deserialize_identifier(Keys)
+    }
 }
 
 /// RFC 7578, as far as a field `model` goes.
 fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
     let delimiter = format!("\r\n--{boundary}");
+    // Others end lines so, and would see parts that are not looked at here.
+    let lenient = &delimiter.as_bytes()[1..];
+    if memmem::find_iter(body, lenient).any(|at| at == 0 || body[at - 1] != b'\r') {
+        return Err("The lines of the form do not end with CR LF.".to_owned());
+    }
     let finder = memmem::Finder::new(&delimiter);
     let mut found = None;
     // The first delimiter may do without its line break.
@@ -157,7 +193,10 @@ fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
         let head = &body[rest..rest + length + 4];
         let start = rest + length + 4;
         let Some(end) = finder.find(&body[start..]).map(|length| start + length) else { break };
-        if is_model(head) {
+        if memmem::find(&body[rest..start], delimiter.as_bytes()).is_some() {
+            return Err("The form has a part without an empty line.".to_owned());
+        }
+        if is_model(head)? {
             let model = std::str::from_utf8(&body[start..end]).map_err(|_| "The 'model' is not UTF-8.".to_owned())?;
             if found.replace(Named { model: model.to_owned(), is_stream: false, place: start..end }).is_some() {
                 return Err("The form has more than one 'model'.".to_owned());
@@ -169,18 +208,75 @@ fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
 }
 
 /// `head`: of a part, from behind its delimiter, the empty line included.
-fn is_model(head: &[u8]) -> bool {
+///
+/// # Errors
+///
+/// If others could read it otherwise.
+fn is_model(head: &[u8]) -> Result<bool, String> {
+    const UNCLEAR: &str = "The form has a part whose 'content-disposition' is not clear.";
     let mut headers = [httparse::EMPTY_HEADER; 16];
-    let Some(line_end) = memmem::find(head, b"\r\n") else { return false };
-    let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&head[line_end + 2..], &mut headers)
-    else {
-        return false;
+    let parsed = memmem::find(head, b"\r\n").map(|line_end| httparse::parse_headers(&head[line_end + 2..], &mut headers));
+    let Some(Ok(httparse::Status::Complete((_, headers)))) = parsed else {
+        return Err("The form has a part whose headers cannot be read.".to_owned());
     };
-    let disposition = headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-disposition"));
-    let Some(text) = disposition.and_then(|header| std::str::from_utf8(header.value).ok()) else { return false };
-    let mut parameters = text.split(';').map(str::trim);
-    // A file's name may hold anything, a semicolon too.
-    !text.contains("filename") && parameters.any(|parameter| matches!(parameter, "name=\"model\"" | "name=model"))
+    let mut dispositions = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("content-disposition"));
+    let Some(disposition) = dispositions.next() else { return Ok(false) };
+    let text = std::str::from_utf8(disposition.value).map_err(|_| UNCLEAR)?;
+    if dispositions.next().is_some() {
+        return Err(UNCLEAR.to_owned());
+    }
+    let (mut name, mut is_file) = (None, false);
+    for parameter in Parameters(text).skip(1) {
+        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let (key, value) = (key.trim(), value.trim());
+        if key.eq_ignore_ascii_case("name") {
+            // As a quoted text or as a token, and in no other way (RFC 6266 section 4.1).
+            let plain = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+            if plain.contains(['\\', '"']) || name.replace(plain).is_some() {
+                return Err(UNCLEAR.to_owned());
+            }
+        } else if key.to_ascii_lowercase().starts_with("name*") {
+            return Err(UNCLEAR.to_owned());
+        } else {
+            is_file |= key.to_ascii_lowercase().starts_with("filename");
+        }
+    }
+    match name {
+        Some("model") if is_file => Err("The form's 'model' is a file.".to_owned()),
+        Some("model") => Ok(true),
+        Some(other) if other.trim().eq_ignore_ascii_case("model") => Err(UNCLEAR.to_owned()),
+        _ => Ok(false),
+    }
+}
+
+/// The pieces of a header's value between semicolons, those in quotes left out.
+struct Parameters<'a>(&'a str);
+
+impl<'a> Iterator for Parameters<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let (mut is_quoted, mut is_escaped) = (false, false);
+        let end = self.0.bytes().position(|byte| {
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' if is_quoted => is_escaped = true,
+                b'"' => is_quoted = !is_quoted,
+                b';' => return !is_quoted,
+                _ => {}
+            }
+            false
+        });
+        let (parameter, rest) = match end {
+            Some(end) => (&self.0[..end], &self.0[end + 1..]),
+            None => (self.0, ""),
+        };
+        self.0 = rest;
+        Some(parameter)
+    }
 }
 
 #[cfg(test)]
@@ -277,8 +373,43 @@ mod tests {
     }
 
     #[test]
+    fn a_model_that_a_provider_could_read_otherwise_is_refused() {
+        for body in [
+            r#"{"model":"m","Model":"other"}"#,
+            r#"{"MODEL":"other","model":"m"}"#,
+            r#"{"Model":"other"}"#,
+            r#"{"model":"m","\u004dodel":"other"}"#,
+        ] {
+            assert!(json(body, true).is_err() && json(&body[..body.len() - 1], false).is_err(), "{body}");
+        }
+        assert!(json(r#"{"model":"m","model":"other","input":"..."#, false).is_err(), "though its end is still to come");
+        for disposition in [
+            "form-data; name*=utf-8''model",
+            "form-data; name=\"mo\\del\"",
+            "form-data; name=\"Model\"",
+            "form-data; name=\"x\"; name=\"model\"",
+            "form-data; name=\"model\"; filename=\"x\"",
+            "form-data; name=\"model\"\r\nContent-Disposition: form-data; name=\"x\"",
+            "form-data; name=\"x\"\r\n Bad Header: y",
+        ] {
+            let body = FORM.replace("form-data; name=\"model\"\r\n\r\nw", &format!("{disposition}\r\n\r\nw"));
+            assert_ne!(body, FORM);
+            assert!(find(&form(), body.as_bytes(), true).is_err(), "{disposition}");
+        }
+        for disposition in ["form-data; NAME=\"model\"", "form-data;name = model", "form-data; x=\";\"; name=model"] {
+            let body = FORM.replace("form-data; name=\"model\"\r\n\r\nw", &format!("{disposition}\r\n\r\nw"));
+            assert_eq!(find(&form(), body.as_bytes(), true).unwrap().unwrap().model, "whisper", "{disposition}");
+        }
+        for body in [FORM.replace("\r\n", "\n"), FORM.replacen("--xx\r\n", "--xx\r\nno header\r\n--xx\r\n", 1)] {
+            assert!(find(&form(), body.as_bytes(), true).is_err(), "{body}");
+        }
+    }
+
+    #[test]
     fn a_form_without_a_boundary_is_refused_and_everything_else_is_json() {
-        for wrong in ["multipart/form-data", "multipart/form-data; boundary=\"\""] {
+        for wrong in
+            ["multipart/form-data", "multipart/form-data; boundary=\"\"", "multipart/form-data; boundary=a; boundary=b"]
+        {
             assert!(Format::of(Some(&HeaderValue::from_static(wrong))).is_err(), "{wrong}");
         }
         for json in ["application/json", "text/plain; boundary=x", "application/x-www-form-urlencoded"] {

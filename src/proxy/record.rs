@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::io::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::header::{CONNECTION, HeaderName};
 use axum::http::{HeaderValue, Method, Uri, request, response};
@@ -329,5 +329,24 @@ fn millis(duration: Duration) -> f64 {
 
 #[expect(clippy::disallowed_methods, reason = "a log is read beside other logs, which go by the wall clock")]
 fn now() -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_millis(std::time::SystemTime::now())
+    timestamp(SystemTime::now())
+}
+
+/// A wall clock may be set to anything, and the format has four digits for a year that is not before 1970.
+fn timestamp(at: SystemTime) -> humantime::Rfc3339Timestamp {
+    let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    humantime::format_rfc3339_millis(at.clamp(UNIX_EPOCH, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_that_is_set_to_anything_has_a_time() {
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(timestamp(UNIX_EPOCH - day).to_string(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(timestamp(UNIX_EPOCH + day).to_string(), "1970-01-02T00:00:00.000Z");
+        assert_eq!(timestamp(UNIX_EPOCH + 4_000_000 * day).to_string(), "9999-12-31T23:59:59.000Z");
+    }
 }

@@ -14,7 +14,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use http_body_util::Either;
@@ -39,7 +40,8 @@ use super::timers::{HyperTimer, Timers};
 use super::upstream::Chain;
 use super::{answer, forward, health};
 
-/// The clients' routes: everything below `/v1/`, `/health` and `/ready`; `/metrics` where operators have no port of their own.
+/// The clients' routes: everything below `/v1/`; and `/health`, `/ready` and `/metrics` where operators have no port of their
+/// own.
 pub fn create_router(state: Arc<AppState>) -> Router {
     create_router_of(&Core::new(state))
 }
@@ -50,20 +52,22 @@ fn create_router_of(core: &Arc<Core>) -> Router {
     let v1 = async move |request: Request| forward::v1(core.clone(), request, |answer| answer.map(Body::new)).await;
     let mut router = Router::new().route("/v1/{*path}", any(v1));
     if state.live().server.admin_listen.is_none() {
-        router = router.route("/metrics", get(metrics_for_clients));
+        router = with_health(router.route("/metrics", get(metrics_for_clients)));
     }
     finish(router, state)
 }
 
 /// The operators' routes: `/health`, `/ready` and `/metrics`.
 pub fn create_admin_router(state: Arc<AppState>) -> Router {
-    finish(Router::new().route("/metrics", get(metrics)), state)
+    finish(with_health(Router::new().route("/metrics", get(metrics))), state)
+}
+
+fn with_health(router: Router<Arc<AppState>>) -> Router<Arc<AppState>> {
+    router.route("/health", get(health::health)).route("/ready", get(health::ready))
 }
 
 fn finish(router: Router<Arc<AppState>>, state: Arc<AppState>) -> Router {
     router
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
         .fallback(async || answer::finished(answer::not_found()))
         .method_not_allowed_fallback(async || answer::finished(answer::method_not_allowed()))
         .with_state(state)
@@ -155,7 +159,16 @@ async fn serve_operators(state: Arc<AppState>, listener: TcpListener, stop: ones
     });
     while let Some((stream, place)) = accept_unless(&listener, &places, stop.as_mut()).await {
         let router = router.clone();
-        let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let router = router.clone();
+            async move {
+                if has_a_host(&request) {
+                    router.oneshot(request.map(Body::new)).await
+                } else {
+                    Ok(answer::finished(answer::invalid_host()))
+                }
+            }
+        });
         let (http, socket) = http(&state.live().server, &timers, stream);
         connections.serve(http.serve_connection(socket, service), |ended| {
             if let Err(error) = ended {
@@ -256,6 +269,9 @@ fn service(
 ) -> impl HttpService<Incoming, ResBody = Either<ClientBody, Body>, Error = Infallible, Future: Send> + Send + 'static {
     let (core, router) = (Arc::clone(core), router.clone());
     service_fn(move |request: hyper::Request<Incoming>| -> Answering {
+        if !has_a_host(&request) {
+            return Box::pin(async { Ok(answer::finished(answer::invalid_host()).map(Either::Right)) });
+        }
         let is_v1 = request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());
         if is_v1 {
             Box::pin(forward::v1(Arc::clone(&core), request, |answer| Ok(answer.map(Either::Left))))
@@ -264,6 +280,16 @@ fn service(
             Box::pin(async move { Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)) })
         }
     })
+}
+
+/// Whether there is one host, or none where the protocol has none.
+fn has_a_host<B>(request: &hyper::Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.is_empty() || Authority::try_from(host.as_bytes()).is_ok(),
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// hyper's own limit.

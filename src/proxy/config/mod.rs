@@ -19,6 +19,7 @@ use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
 pub(crate) use self::ca_file::read_ca_file;
+use crate::error::Escaped;
 use crate::{Config, silence};
 
 /// Every mistake in a configuration, each with its place.
@@ -67,6 +68,13 @@ impl Secret {
             struck_out[at..at + self.0.len()].fill(b'*');
         }
         struck_out.into()
+    }
+
+    /// A header's value with stars in place of the secret; `None` if it does not have it.
+    pub(crate) fn strike_out_of(&self, value: &HeaderValue) -> Option<HeaderValue> {
+        memmem::find(value.as_bytes(), self.0.as_bytes())?;
+        let struck_out = self.strike_out(Bytes::copy_from_slice(value.as_bytes()));
+        Some(HeaderValue::from_bytes(&struck_out).expect("stars may stand in a header"))
     }
 
     /// As the value of `authorization`.
@@ -315,7 +323,8 @@ impl fmt::Display for GatewayConfig {
             let Timeouts { connect, first_byte, idle, total } = provider.timeouts;
             let breaker = &provider.breaker;
             let model = |(name, there): (&String, &String)| {
-                if name == there { name.clone() } else { format!("{name} (there {there})") }
+                let (name, there) = (Escaped(name), Escaped(there));
+                if name.0 == there.0 { name.to_string() } else { format!("{name} (there {there})") }
             };
             let models: Vec<_> = provider.models.iter().map(model).collect();
             let key = if provider.api_key.is_some() { "set" } else { "none" };
@@ -344,7 +353,7 @@ impl fmt::Display for GatewayConfig {
         writeln!(f)?;
         for (model, providers) in self.candidates() {
             let names: Vec<_> = providers.iter().map(|index| self.providers[*index].name.as_str()).collect();
-            writeln!(f, "model     {model}: {}", names.join(", then "))?;
+            writeln!(f, "model     {}: {}", Escaped(model), names.join(", then "))?;
         }
         Ok(())
     }

@@ -302,11 +302,21 @@ fn read_url(section: &mut Section<'_, '_>) -> Option<Uri> {
     let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
     match &uri {
         None => section.mistake("url", &shown, expected),
+        // `http` takes any number for a port, and whoever connects then takes the scheme's own: port 80, with the key.
+        Some(uri) if uri.authority().is_some_and(|it| has_no_port(it.as_str())) => {
+            section.mistake("url", &shown, "a URL with a port from 1 to 65535, or without one");
+        }
         // Together with a client's path it must stay within what a URI may be.
         Some(_) if value.len() > 2048 => section.mistake("url", "too long", "at most 2048 characters"),
         Some(_) => {}
     }
     uri
+}
+
+/// Whether what stands in place of a port is none.
+fn has_no_port(authority: &str) -> bool {
+    let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+    port.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..)) || !port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Whether a host is one's own: plain http to it stays at home.

@@ -18,6 +18,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Secret;
+use crate::error::Escaped;
 
 /// A breaker's times end there too.
 pub(super) const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -35,10 +36,10 @@ impl<'a> Report<'a> {
         Self { file, text, mistakes: Vec::new(), warnings: Vec::new() }
     }
 
-    /// `at` is an offset in the text.
+    /// `at` is an offset in the text. It is shown on one line: the file's keys may hold anything.
     pub(super) fn mistake(&mut self, at: usize, message: impl fmt::Display) {
         let line = self.line(at);
-        self.mistakes.push((line, format!("{}{message}", self.place(line))));
+        self.mistakes.push((line, Escaped(format_args!("{}{message}", self.place(line))).to_string()));
     }
 
     pub(super) fn mistakes(&self) -> usize {
@@ -47,7 +48,7 @@ impl<'a> Report<'a> {
 
     pub(super) fn warn(&mut self, at: usize, message: impl fmt::Display) {
         let line = self.line(at);
-        self.warnings.push((line, format!("{}{message}", self.place(line))));
+        self.warnings.push((line, Escaped(format_args!("{}{message}", self.place(line))).to_string()));
     }
 
     fn line(&self, at: usize) -> usize {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::http::header::{self, HeaderValue};
+use axum::http::header::{self, HeaderMap, HeaderValue};
 use axum::http::uri::{Parts, PathAndQuery};
 use axum::http::{Request, Response, Uri, Version, request};
 use bytes::Bytes;
@@ -194,6 +194,16 @@ impl Upstream {
     pub(crate) fn without_key(&self, body: Bytes) -> Bytes {
         let Some(key) = &self.api_key else { return body };
         key.strike_out(body)
+    }
+
+    /// As above, of headers: a provider may repeat what it was asked with.
+    pub(crate) fn strike_out_key(&self, headers: &mut HeaderMap) {
+        let Some(key) = &self.api_key else { return };
+        for value in headers.values_mut() {
+            if let Some(struck_out) = key.strike_out_of(value) {
+                *value = struck_out;
+            }
+        }
     }
 
     /// With `may_share`, one that another request makes meanwhile will do, if it is of HTTP/2. None that is older: that one may

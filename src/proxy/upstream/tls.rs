@@ -6,8 +6,10 @@ use std::error::Error;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::proxy::config::read_ca_file;
@@ -34,13 +36,28 @@ impl Tls {
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_details(provider, Arc::new(WallClock))
             .with_safe_default_protocol_versions()
             .map_err(|error| SetupError(error.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self { config, own })
     }
+}
+
+/// rustls' own panics where the wall clock is set to before 1970. Without a time no certificate is valid, and that is all.
+#[derive(Debug)]
+struct WallClock;
+
+impl TimeProvider for WallClock {
+    #[expect(clippy::disallowed_methods, reason = "certificates go by the wall clock")]
+    fn current_time(&self) -> Option<UnixTime> {
+        since_1970(SystemTime::now())
+    }
+}
+
+fn since_1970(now: SystemTime) -> Option<UnixTime> {
+    now.duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
 }
 
 /// The gateway cannot be set up as configured.
@@ -54,3 +71,17 @@ impl fmt::Display for SetupError {
 }
 
 impl Error for SetupError {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn before_1970_there_is_no_time_for_certificates_and_no_panic() {
+        let second = Duration::from_secs(1);
+        assert!(since_1970(UNIX_EPOCH - second).is_none());
+        assert_eq!(since_1970(UNIX_EPOCH + second).map(|time| time.as_secs()), Some(1));
+    }
+}
