@@ -56,7 +56,7 @@ impl Rejection {
         Self { reason, breaker, retry_after_ms: ticks_left }
     }
 
-    pub(crate) fn is_by(&self, breaker: u16) -> bool {
+    pub(crate) fn is_by(self, breaker: u16) -> bool {
         self.breaker == breaker
     }
 

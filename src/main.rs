@@ -1,17 +1,17 @@
 //! `fusebox`, the LLM gateway: arguments, configuration, run. What it then does is in the library.
 
 use std::future::Future;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use fusebox::proxy::{AppState, GatewayConfig, demo, run_server};
+use fusebox::proxy::{AppState, GatewayConfig, demo, log, run_server};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
-use tracing_subscriber::EnvFilter;
+use tokio::sync::oneshot;
 
 /// An LLM gateway that fails over without losing a request.
 #[derive(Parser)]
@@ -112,7 +112,7 @@ fn main() -> ExitCode {
         Command::Check { config } => match GatewayConfig::from_file(&config) {
             Ok(plan) => {
                 for warning in plan.warnings() {
-                    eprintln!("fusebox: warning: {warning}");
+                    complain(&format!("fusebox: warning: {warning}"));
                 }
                 exit_code(print(plan.to_string().as_bytes()))
             }
@@ -120,19 +120,26 @@ fn main() -> ExitCode {
         },
         Command::Serve { config: file } => match GatewayConfig::from_file(&file) {
             Ok(config) => {
-                start_log(log, "info");
-                for warning in config.warnings() {
-                    tracing::warn!("{warning}");
-                }
-                // Clients have threads of their own.
-                run(Builder::new_current_thread(), serve(file, config))
+                let served = start_log(log, "info").and_then(|()| {
+                    for warning in config.warnings() {
+                        tracing::warn!("{warning}");
+                    }
+                    // Clients have threads of their own.
+                    run(Builder::new_current_thread(), serve(file, config))
+                });
+                log::end();
+                exit_code(served)
             }
             Err(errors) => reject(&file, &errors),
         },
         Command::Demo(options) => {
             // It shows the circuits itself.
-            start_log(log, "error");
-            run(Builder::new_multi_thread(), demo::run(options, shutdown()))
+            let shown = start_log(log, "error")
+                // A terminal that hangs up ends it.
+                .and_then(|()| Ok(on_signals(|| std::process::exit(1))?))
+                .and_then(|told_to_end| run(Builder::new_multi_thread(), demo::run(options, told_to_end)));
+            log::end();
+            exit_code(shown)
         }
         Command::Init { file } => exit_code(init(&file)),
         Command::Completions { shell } => {
@@ -166,46 +173,57 @@ fn print(text: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn reject(path: &Path, errors: &fusebox::proxy::ConfigErrors) -> ExitCode {
+    let exists = path.exists();
     for mistake in errors.mistakes() {
-        eprintln!("{mistake}");
+        complain(mistake);
     }
-    if path.exists() {
-        eprintln!("fusebox: {} cannot be used, {} to be corrected", path.display(), errors.mistakes().len());
+    let path = path.display();
+    if exists {
+        complain(&format!("fusebox: {path} cannot be used, {} to be corrected", errors.mistakes().len()));
     } else {
-        eprintln!("fusebox: `fusebox init {}` writes one", path.display());
+        complain(&format!("fusebox: `fusebox init {path}` writes one"));
     }
     ExitCode::from(EXIT_CONFIG)
 }
 
-fn start_log(format: LogFormat, default: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let colours = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
+/// Unlike `eprintln!` it does not panic where nobody reads it any more.
+fn complain(text: &str) {
+    // There is nobody else to tell.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn run(mut runtime: Builder, work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> ExitCode {
-    let runtime = runtime.enable_all().build();
-    exit_code(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(work)))
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn start_log(format: LogFormat, filter: &str) -> Outcome {
+    let format = match format {
+        LogFormat::Text => log::Format::Text,
+        LogFormat::Json => log::Format::Json,
+    };
+    log::start(format, filter)
+}
+
+fn run(mut runtime: Builder, work: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = runtime.enable_all().build()?;
+    runtime.block_on(work)
 }
 
 fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("fusebox: {error}");
+            complain(&format!("fusebox: {error}"));
             ExitCode::FAILURE
         }
     }
 }
 
-async fn serve(file: PathBuf, config: GatewayConfig) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {
+    // As many as it may have: what it does without is connections. Where the system refuses, it goes on with what it has.
+    #[cfg(unix)]
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let state = AppState::with_access_log(&config, standard_output()?)?;
-    // Before anybody is told that it runs: until then the signal ends the process.
-    let reloading = reload_on_sighup(Arc::clone(&state), file)?;
+    // Before anybody is told that it runs: until then SIGHUP ends the process.
+    let told_to_end = on_signals(reload(Arc::clone(&state), file))?;
     let listener = bind("server.listen", config.server.listen).await?;
     let admin = match config.server.admin_listen {
         Some(address) => Some(bind("server.admin_listen", address).await?),
@@ -215,8 +233,7 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Result<(), Box<dyn std::
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.local_addr()?, "listening for operators");
     }
-    tokio::spawn(reloading);
-    run_server(state, listener, admin, shutdown()).await?;
+    run_server(state, listener, admin, told_to_end).await?;
     Ok(())
 }
 
@@ -232,59 +249,102 @@ fn standard_output() -> std::io::Result<impl std::io::Write + Send + 'static> {
     Ok(std::io::BufWriter::new(output))
 }
 
-/// From now on; what is returned has to be polled for it.
-#[cfg(unix)]
-fn reload_on_sighup(state: Arc<AppState>, file: PathBuf) -> std::io::Result<impl Future<Output = ()> + Send> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hangups = signal(SignalKind::hangup())?;
-    Ok(async move {
-        while hangups.recv().await.is_some() {
-            let (state, file) = (Arc::clone(&state), file.clone());
-            // A panic in there has been printed, and the next signal gets its chance.
-            let _ = tokio::task::spawn_blocking(move || state.reload_file(&file)).await;
+/// What SIGHUP does: it reads the file again, by a thread of its own, which may get stuck in it.
+fn reload(state: Arc<AppState>, file: PathBuf) -> impl Fn() + Send + 'static {
+    let under_way = Arc::new(());
+    move || {
+        // Each takes no longer than its file may take, so that they end sooner or later.
+        if Arc::strong_count(&under_way) > MAX_RELOADS {
+            tracing::error!("SIGHUP is ignored, since earlier ones still wait for their files");
+            return;
         }
-    })
+        let (state, file, place) = (Arc::clone(&state), file.clone(), Arc::clone(&under_way));
+        let reload = move || {
+            state.reload_file(&file);
+            drop(place);
+        };
+        if let Err(error) = std::thread::Builder::new().name("reload".into()).spawn(reload) {
+            tracing::error!(%error, "SIGHUP is ignored, since no thread can be started for it");
+        }
+    }
 }
 
-/// There is no such signal.
-#[cfg(not(unix))]
-fn reload_on_sighup(_: Arc<AppState>, _: PathBuf) -> std::io::Result<impl Future<Output = ()> + Send> {
-    Ok(std::future::ready(()))
-}
+const MAX_RELOADS: usize = 16;
 
 async fn bind(field: &str, address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| format!("{field}: {address} cannot be bound: {error}"))
 }
 
-/// Completes on Ctrl-C, and on SIGTERM where there is one. Who asks once more does not want to wait.
-async fn shutdown() {
-    let mut signals = Signals::new();
-    signals.next().await;
-    tokio::spawn(async move {
-        signals.next().await;
-        eprintln!("fusebox: ended by a second signal");
-        std::process::exit(1);
+/// Listens for signals from now on, on a thread that does nothing else: whatever else is stuck, the second one ends the process.
+/// Completes when it is told to end.
+fn on_signals(reload: impl Fn() + Send + 'static) -> std::io::Result<impl Future<Output = ()> + Send> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    let mut signals = {
+        let _inside = runtime.enter();
+        Signals::new()?
+    };
+    let (tell, told) = oneshot::channel();
+    let listen = async move {
+        let mut tell = Some(tell);
+        loop {
+            match signals.next().await {
+                Signal::Reload => reload(),
+                Signal::End => match tell.take() {
+                    // Nobody listens if the work is over already.
+                    Some(tell) => drop(tell.send(())),
+                    None => end_at_once(),
+                },
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(listen))?;
+    Ok(async {
+        // An error says that the thread has panicked, and then nothing else would end the process in good order.
+        let _ = told.await;
+    })
+}
+
+/// Says so, unless that takes long.
+fn end_at_once() {
+    let (said, is_said) = std::sync::mpsc::channel::<()>();
+    let saying = std::thread::Builder::new().spawn(move || {
+        complain("fusebox: ended by a second signal");
+        drop(said);
     });
+    if saying.is_ok() {
+        let _ = is_said.recv_timeout(std::time::Duration::from_millis(500));
+    }
+    std::process::exit(1);
+}
+
+enum Signal {
+    Reload,
+    End,
 }
 
 #[cfg(unix)]
 struct Signals {
+    hangup: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
 impl Signals {
-    fn new() -> Self {
+    fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        let listen = |kind| signal(kind).expect("it can be listened for");
-        Self { interrupt: listen(SignalKind::interrupt()), terminate: listen(SignalKind::terminate()) }
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => Signal::Reload,
+            _ = self.interrupt.recv() => Signal::End,
+            _ = self.terminate.recv() => Signal::End,
         }
     }
 }
@@ -294,11 +354,13 @@ struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn new() -> Self {
-        Self
+    #[expect(clippy::unnecessary_wraps, reason = "as of Unix")]
+    fn new() -> std::io::Result<Self> {
+        Ok(Self)
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Signal {
         let _ = tokio::signal::ctrl_c().await;
+        Signal::End
     }
 }

@@ -88,8 +88,7 @@ impl CircuitBreakerRegistry {
     pub fn insert_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
         // The caller's iterator runs before the lock is taken: it may use this registry.
         let new = names.into_iter().filter(|name| self.get(name.as_ref()).is_none());
-        let new: Vec<_> =
-            new.map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config.clone()))).collect();
+        let new: Vec<_> = new.map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config.clone()))).collect();
         if new.is_empty() {
             return;
         }

@@ -82,10 +82,7 @@ impl CircuitBreaker {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn call<T, E: fmt::Debug>(
-        &self,
-        future: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, CallError<E>> {
+    pub async fn call<T, E: fmt::Debug>(&self, future: impl Future<Output = Result<T, E>>) -> Result<T, CallError<E>> {
         run(self.acquire().await?, future, record).await
     }
 

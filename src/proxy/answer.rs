@@ -30,6 +30,12 @@ const MAX_LISTED: usize = 50;
 /// Longer names of models are cut where they are repeated to a client.
 const MAX_SHOWN_MODEL: usize = 200;
 
+/// The first `bytes` of a text, or a few more where a character would be cut.
+pub(crate) fn start_of(text: &str, bytes: usize) -> &str {
+    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= bytes).unwrap_or(text.len());
+    &text[..end]
+}
+
 pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item = &'a str>) -> Response<Bytes> {
     let more = known.len().saturating_sub(MAX_LISTED);
     let names: Vec<_> = known.take(MAX_LISTED).collect();
@@ -39,7 +45,7 @@ pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item 
         _ => format!("There are: {}, and {more} more.", names.join(", ")),
     };
     // A body may be all model.
-    let shown = &model[..model.floor_char_boundary(MAX_SHOWN_MODEL)];
+    let shown = start_of(model, MAX_SHOWN_MODEL);
     let message = format!("The model '{shown}' is served by no provider of this gateway. {known}");
     invalid(StatusCode::NOT_FOUND, "model_not_found", Some("model"), &message)
 }
@@ -72,6 +78,14 @@ pub(crate) fn unavailable(model: Option<&str>, retry_after: Duration) -> Respons
 pub(crate) fn timed_out() -> Response<Bytes> {
     let message = "The provider did not answer in time, and no other one could.";
     error(StatusCode::GATEWAY_TIMEOUT, "server_error", "provider_timeout", None, message)
+}
+
+/// The gateway has no descriptor, port or memory left for a connection to a provider.
+pub(crate) fn short() -> Response<Bytes> {
+    let message = "The gateway has no room for another connection to a provider at the moment.";
+    let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "server_error", "gateway_overloaded", None, message);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
 /// The last provider that could be asked gave no answer that could be passed on.

@@ -182,6 +182,7 @@ impl Provider {
             Some(Err(error)) => {
                 let outcome = match error {
                     SendError::Connect(_) => Outcome::Connect,
+                    SendError::Shortage(_) => Outcome::Shortage,
                     SendError::ConnectTimeout(_) => Outcome::ConnectTimeout,
                     SendError::Connection(_) => Outcome::Connection,
                 };
@@ -276,7 +277,11 @@ impl Asking {
             }
             First::Failed(outcome, message) => {
                 record.settle(attempt, outcome, &message);
-                let answer = if outcome.is_timeout() { answer::timed_out() } else { answer::unreachable() };
+                let answer = match outcome {
+                    Outcome::Shortage => answer::short(),
+                    outcome if outcome.is_timeout() => answer::timed_out(),
+                    _ => answer::unreachable(),
+                };
                 Asked::Declined(Declined { answer: answer.map(Payload::Whole), is_its_own: false, outcome })
             }
             First::Unwanted(refusal) => {

@@ -39,10 +39,12 @@ pub(crate) enum Outcome {
     Cut,
     /// The client left, or did not send what it had promised.
     ClientLeft,
+    /// No connection, for what the gateway itself was short of.
+    Shortage,
 }
 
 impl Outcome {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Ok,
         Self::ClientError,
         Self::Declined,
@@ -59,6 +61,7 @@ impl Outcome {
         Self::TotalTimeout,
         Self::Cut,
         Self::ClientLeft,
+        Self::Shortage,
     ];
 
     /// Of the status of an answer.
@@ -93,6 +96,7 @@ impl Outcome {
             Self::TotalTimeout => "total_timeout",
             Self::Cut => "cut",
             Self::ClientLeft => "client_left",
+            Self::Shortage => "shortage",
         }
     }
 
@@ -100,7 +104,13 @@ impl Outcome {
     pub(crate) fn is_failure(self) -> bool {
         !matches!(
             self,
-            Self::Ok | Self::ClientError | Self::Declined | Self::RateLimited | Self::Overtaken | Self::ClientLeft
+            Self::Ok
+                | Self::ClientError
+                | Self::Declined
+                | Self::RateLimited
+                | Self::Overtaken
+                | Self::ClientLeft
+                | Self::Shortage
         )
     }
 

@@ -17,12 +17,12 @@ use tokio::runtime::Builder;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::warn;
 
-use super::access_log::{AccessLog, Lines};
+use super::lines::{LineWriter, Lines};
 use super::provider::Provider;
 use super::silence::{Looks, Watchers};
 use super::state::{AppState, Live};
 use super::timers::Timers;
-use super::upstream::Upstream;
+use super::upstream::{Resolver, Upstream};
 use crate::{CircuitBreaker, Permit, Rejection};
 
 /// What one core has for itself.
@@ -39,8 +39,8 @@ impl Core {
     pub(crate) fn new(app: Arc<AppState>) -> Arc<Self> {
         let timers = Arc::<Timers>::default();
         let looks = Arc::new(Looks::new(Arc::clone(&timers)));
-        let local = Arc::new(Local::new(app.live(), None, &looks));
-        let log = app.access_log().map(AccessLog::lines);
+        let local = Arc::new(Local::new(app.live(), None, &looks, app.resolver()));
+        let log = app.access_log().map(LineWriter::lines);
         Arc::new(Self { app, local: Mutex::new(local), log, timers, looks })
     }
 
@@ -48,7 +48,7 @@ impl Core {
     pub(crate) fn local(&self) -> Arc<Local> {
         let mut local = self.local.lock();
         if !self.app.is_live(&local.live) {
-            *local = Arc::new(Local::new(self.app.live(), Some(&local), &self.looks));
+            *local = Arc::new(Local::new(self.app.live(), Some(&local), &self.looks, self.app.resolver()));
         }
         Arc::clone(&local)
     }
@@ -69,13 +69,13 @@ pub(crate) struct Local {
 
 impl Local {
     /// A provider that stays as it was keeps its connections, and what was learnt of it what watches it.
-    fn new(live: Arc<Live>, before: Option<&Self>, looks: &Arc<Looks>) -> Self {
+    fn new(live: Arc<Live>, before: Option<&Self>, looks: &Arc<Looks>, resolver: &Resolver) -> Self {
         let upstream = |provider: &Arc<Provider>| {
             let kept = before.and_then(|before| {
                 let at = before.live.providers.iter().position(|old| Arc::ptr_eq(old, provider))?;
                 Some(Arc::clone(&before.upstreams[at]))
             });
-            kept.unwrap_or_else(|| Arc::new(Upstream::new(&provider.config, &live.tls, live.server.cores)))
+            kept.unwrap_or_else(|| Arc::new(Upstream::new(&provider.config, &live.tls, resolver, live.server.cores)))
         };
         let watchers = |provider: &Arc<Provider>| {
             let detectors = provider.silence.as_ref()?;

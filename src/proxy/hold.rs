@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::classify::Outcome;
 use super::config::Timeouts;
 use super::pieces::Pieces;
-use super::sse::has_content;
+use super::sse::{has_content, last_end};
 use super::timers::{Timer, within};
 use super::upstream::{Chain, UpstreamBody};
 
@@ -88,6 +88,9 @@ pub(crate) async fn begin(
     is_events: bool,
 ) -> Result<Option<(Option<Bytes>, bool)>, hyper::Error> {
     let mut beginning = BytesMut::new();
+    // Up to there it is known to have no content, and at that length it is looked at again if no event ends before: however
+    // small the pieces are, each byte is looked at a few times only.
+    let (mut judged, mut look_at) = (0, 0);
     loop {
         let piece = within(timer, &mut until, pin!(next(body))).await;
         match piece {
@@ -96,8 +99,18 @@ pub(crate) async fn begin(
             }
             Some(Ok(Some(piece))) => {
                 beginning.extend_from_slice(&piece);
-                if has_content(&beginning) || beginning.len() > MAX_BEGINNING || body.is_end_stream() {
+                let fresh = &beginning[judged..];
+                let end = last_end(&fresh[fresh.len().saturating_sub(piece.len() + 3)..]);
+                let is_due = end > 0 || fresh.len() >= look_at;
+                if is_due && has_content(fresh) || beginning.len() > MAX_BEGINNING || body.is_end_stream() {
                     return Ok(Some((Some(beginning.freeze()), true)));
+                }
+                if is_due {
+                    look_at = 2 * fresh.len();
+                }
+                if end > 0 {
+                    judged += fresh.len() - fresh.len().min(piece.len() + 3) + end;
+                    look_at = 0;
                 }
             }
             Some(Ok(None)) => return Ok(Some(((!beginning.is_empty()).then(|| beginning.freeze()), true))),

@@ -5,16 +5,16 @@
 //! candidates that its breakers admit, and moves on from one that `silence` finds silent; `attempt` asks one of them, reads its
 //! answer (`hold`) and judges it by `classify`;
 //! `upstream` knows how a request reaches a provider, and is the only one that does; `stream` judges the rest of a stream while
-//! it passes through, with `sse` for the ends of its events; `record` tells of it in headers, `access_log` and `metrics`.
+//! it passes through, with `sse` for the ends of its events; `record` tells of it in headers, `metrics` and the access log (`lines`).
 //! `state` holds what `config` turned into.
 
-mod access_log;
 mod answer;
 mod attempt;
 mod classify;
 mod client_body;
 mod config;
 mod cores;
+mod descriptors;
 // For the binary, whose arguments it takes.
 #[doc(hidden)]
 pub mod demo;
@@ -24,6 +24,10 @@ mod forward;
 mod headers;
 mod health;
 mod hold;
+mod lines;
+// For the binary.
+#[doc(hidden)]
+pub mod log;
 mod metrics;
 mod model;
 mod path;

@@ -215,7 +215,8 @@ fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
 fn is_model(head: &[u8]) -> Result<bool, String> {
     const UNCLEAR: &str = "The form has a part whose 'content-disposition' is not clear.";
     let mut headers = [httparse::EMPTY_HEADER; 16];
-    let parsed = memmem::find(head, b"\r\n").map(|line_end| httparse::parse_headers(&head[line_end + 2..], &mut headers));
+    let parsed =
+        memmem::find(head, b"\r\n").map(|line_end| httparse::parse_headers(&head[line_end + 2..], &mut headers));
     let Some(Ok(httparse::Status::Complete((_, headers)))) = parsed else {
         return Err("The form has a part whose headers cannot be read.".to_owned());
     };
@@ -382,7 +383,10 @@ mod tests {
         ] {
             assert!(json(body, true).is_err() && json(&body[..body.len() - 1], false).is_err(), "{body}");
         }
-        assert!(json(r#"{"model":"m","model":"other","input":"..."#, false).is_err(), "though its end is still to come");
+        assert!(
+            json(r#"{"model":"m","model":"other","input":"..."#, false).is_err(),
+            "though its end is still to come"
+        );
         for disposition in [
             "form-data; name*=utf-8''model",
             "form-data; name=\"mo\\del\"",

@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::answer::start_of;
 use super::classify::Outcome;
 use super::cores::{Core, Local, ProviderPermit};
 use super::silence::{Awaited, Chunks, Watch, Watchers};
@@ -114,8 +115,7 @@ impl Record {
     }
 
     pub(crate) fn set_model(&mut self, model: &str) {
-        let end = model.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_LOGGED_MODEL).unwrap_or(model.len());
-        self.model = Some(model[..end].into());
+        self.model = Some(start_of(model, MAX_LOGGED_MODEL).into());
     }
 
     pub(crate) fn set_bytes_in(&mut self, bytes: u64) {
@@ -196,10 +196,9 @@ impl Record {
         let provider = &self.local.providers[attempt.provider];
         // The silence of several is the breaker's affair.
         let is_failure = outcome.is_failure() && outcome != Outcome::Silent;
-        if is_failure {
-            let error_type = outcome.as_str();
-            warn!(provider = provider.name(), error_type, error = %message, "a provider failed");
-        }
+        let took = attempt.started.elapsed();
+        attempt.ended = Some((outcome, took));
+        provider.metrics.end(outcome, took);
         attempt.watch = None;
         if let Some(permit) = attempt.permit.take() {
             if is_failure {
@@ -213,9 +212,13 @@ impl Record {
                 permit.cancel();
             }
         }
-        let took = attempt.started.elapsed();
-        attempt.ended = Some((outcome, took));
-        provider.metrics.end(outcome, took);
+        // Last: nothing that others wait for is left to whoever writes the log.
+        if is_failure {
+            let error_type = outcome.as_str();
+            warn!(provider = provider.name(), error_type, error = %message, "a provider failed");
+        } else if outcome == Outcome::Shortage && self.core.app.may_tell_of_shortage() {
+            warn!(provider = provider.name(), error = %message, "the gateway has no room for another connection");
+        }
     }
 
     /// A good answer begins.

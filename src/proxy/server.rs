@@ -28,17 +28,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
-use super::access_log::AccessLog;
 use super::client_body::ClientBody;
 use super::config::ServerConfig;
 use super::cores::{Connection, Core, Cores};
+use super::descriptors::Shares;
 use super::drain::Connections;
+use super::lines::LineWriter;
 use super::metrics::Cut;
 use super::socket::Socket;
 use super::state::AppState;
 use super::timers::{HyperTimer, Timers};
 use super::upstream::Chain;
-use super::{answer, forward, health};
+use super::{answer, forward, health, log};
 
 /// The clients' routes: everything below `/v1/`; and `/health`, `/ready` and `/metrics` where operators have no port of their
 /// own.
@@ -74,10 +75,10 @@ fn finish(router: Router<Arc<AppState>>, state: Arc<AppState>) -> Router {
 }
 
 async fn metrics(State(state): State<Arc<AppState>>) -> Response {
-    let lost = state.access_log().map_or(0, AccessLog::lost);
+    let lost = state.access_log().map_or(0, LineWriter::lost);
     let live = state.live();
     let detectors = live.providers.iter().filter_map(|provider| Some((provider.name(), &**provider.silence.as_ref()?)));
-    let text = state.metrics.encode(&state.circuit_breakers, detectors, lost);
+    let text = state.metrics.encode(&state.circuit_breakers, detectors, lost, log::lost());
     (StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -102,7 +103,8 @@ async fn metrics_for_clients(state: State<Arc<AppState>>, headers: HeaderMap) ->
 ///
 /// # Errors
 ///
-/// If the listener cannot be set up or the threads not be started; then nobody was served.
+/// If the listener cannot be set up, the threads not be started, or the process may open too few files; then nobody was
+/// served.
 pub async fn run_server(
     state: Arc<AppState>,
     listener: TcpListener,
@@ -111,15 +113,16 @@ pub async fn run_server(
 ) -> io::Result<()> {
     widen_queue(&listener)?;
     let cores = Cores::start(&state, serve_clients)?;
+    let shares = shares(&state)?;
     let (drained, stop_admin) = oneshot::channel::<()>();
-    let admin = admin.map(|admin| tokio::spawn(serve_operators(Arc::clone(&state), admin, stop_admin)));
+    let admin =
+        admin.map(|admin| tokio::spawn(serve_operators(Arc::clone(&state), admin, shares.operators, stop_admin)));
     let shutdown = async {
         shutdown.await;
         state.begin_drain();
         tokio::time::sleep(state.live().server.drain_delay).await;
     };
-    let max = usize::try_from(state.live().server.max_connections).unwrap_or(usize::MAX);
-    let places = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+    let places = places(shares.clients);
     let mut shutdown = pin!(shutdown);
     while let Some((stream, place)) = accept_unless(&listener, &places, shutdown.as_mut()).await {
         cores.hand_over(stream, place);
@@ -144,13 +147,25 @@ fn widen_queue(listener: &TcpListener) -> io::Result<()> {
     SockRef::from(listener).listen(i32::from(u16::MAX))
 }
 
-/// Operators need few connections, and clients must not take them away.
-const MAX_OPERATORS: usize = 256;
+fn shares(state: &AppState) -> io::Result<Shares> {
+    let ServerConfig { max_connections, cores, .. } = state.live().server;
+    let shares = Shares::of_this_process(max_connections, cores)?;
+    if shares.clients < max_connections {
+        let taken = shares.clients;
+        warn!(max_connections, taken, "fewer connections of clients are taken than server.max_connections");
+    }
+    Ok(shares)
+}
+
+fn places(max: u64) -> Arc<Semaphore> {
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
+    Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)))
+}
 
 /// Until the other end of `stop` is gone.
-async fn serve_operators(state: Arc<AppState>, listener: TcpListener, stop: oneshot::Receiver<()>) {
+async fn serve_operators(state: Arc<AppState>, listener: TcpListener, max: u64, stop: oneshot::Receiver<()>) {
     let connections = Connections::default();
-    let places = Arc::new(Semaphore::new(MAX_OPERATORS));
+    let places = places(max);
     let router = create_admin_router(Arc::clone(&state));
     let timers = Arc::<Timers>::default();
     let mut stop = pin!(async {

@@ -3,12 +3,14 @@
 //! Not here: HTTP.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -30,17 +32,54 @@ pub(crate) struct Socket {
     /// Once it is shut down.
     lingers_until: Option<Instant>,
     has_asked: Arc<AtomicBool>,
+    /// What came while hyper did not want to read: it stops when something is left behind a request, and would not notice then
+    /// that the client leaves.
+    ahead: BytesMut,
+    /// Whether hyper waits for bytes.
+    is_awaited: bool,
 }
+
+/// As much as that is read ahead. Of a client that sends more behind its request it is not noticed that it leaves.
+const MAX_AHEAD: usize = 4 << 10;
 
 impl Socket {
     pub(crate) fn new(stream: TcpStream, timer: Timer, patience: Duration) -> Self {
         let (stream, pause) = (TokioIo::new(stream), Pause::new(timer));
-        Self { stream, pause, patience, lingers_until: None, has_asked: Arc::default() }
+        Self {
+            stream,
+            pause,
+            patience,
+            lingers_until: None,
+            has_asked: Arc::default(),
+            ahead: BytesMut::new(),
+            is_awaited: false,
+        }
     }
 
     /// Whether the client has sent something since it was last sent something.
     pub(crate) fn has_asked(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.has_asked)
+    }
+
+    /// Reads ahead while hyper does not read.
+    ///
+    /// # Errors
+    ///
+    /// If the client has left.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        // What a client sends after its refusal is read otherwise.
+        while !self.is_awaited && self.lingers_until.is_none() && self.ahead.len() < MAX_AHEAD {
+            let mut scratch = [const { MaybeUninit::uninit() }; 1024];
+            let mut buffer = ReadBuf::uninit(&mut scratch);
+            if Pin::new(self.stream.inner_mut()).poll_read(cx, &mut buffer)?.is_pending() {
+                break;
+            }
+            if buffer.filled().is_empty() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            self.ahead.extend_from_slice(buffer.filled());
+        }
+        Ok(())
     }
 
     /// What came of writing: if nothing, it is an error in the end.
@@ -56,8 +95,19 @@ impl Socket {
 }
 
 impl Read for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        self.is_awaited = true;
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.is_awaited = false;
         self.has_asked.store(true, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
@@ -69,7 +119,9 @@ impl Write for Socket {
         self.within_patience(written, cx)
     }
 
+    /// hyper flushes whenever it is polled, after it has read what it wants.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.read_ahead(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -84,7 +136,7 @@ impl Write for Socket {
             this.pause.end();
             *this.lingers_until.insert(Instant::now() + LINGER)
         };
-        let mut scratch = [const { std::mem::MaybeUninit::uninit() }; 8 * 1024];
+        let mut scratch = [const { MaybeUninit::uninit() }; 8 * 1024];
         loop {
             let mut buffer = ReadBuf::uninit(&mut scratch);
             if Pin::new(this.stream.inner_mut()).poll_read(cx, &mut buffer)?.is_pending() {

@@ -73,7 +73,7 @@ impl Events {
 
 /// The end of the last event that ends in `text`, 0 if none does. Lines end with CR LF, LF or CR, and an event with an empty
 /// line (HTML standard, section 9.2.5).
-fn last_end(text: &[u8]) -> usize {
+pub(crate) fn last_end(text: &[u8]) -> usize {
     if text.ends_with(b"\n\n") {
         return text.len();
     }

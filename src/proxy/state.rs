@@ -4,21 +4,24 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::access_log::AccessLog;
 use super::config::{GatewayConfig, ProviderConfig, ServerConfig};
+use super::lines::LineWriter;
 use super::metrics::Metrics;
 use super::provider::Provider;
 use super::silence::Detectors;
-use super::upstream::{SetupError, Tls};
+use super::upstream::{Resolver, SetupError, Tls};
+use crate::error::Escaped;
 use crate::{CircuitBreaker, CircuitBreakerRegistry, silence};
 
 /// The gateway's state, shared by all its connections.
@@ -29,9 +32,13 @@ pub struct AppState {
     live: ArcSwap<Live>,
     pub(crate) metrics: Metrics,
     is_draining: AtomicBool,
-    access_log: Option<AccessLog>,
-    /// Held by who replaces `live`.
-    reloading: Mutex<()>,
+    access_log: Option<LineWriter>,
+    /// How many times `live` was going to be replaced.
+    reloads_begun: AtomicU64,
+    /// Held by who replaces `live`: which of those times it was.
+    reloaded: Mutex<u64>,
+    told_of_shortage: Mutex<Option<Instant>>,
+    resolver: Resolver,
     /// What cannot be replaced.
     started_with: ServerConfig,
 }
@@ -94,10 +101,14 @@ impl AppState {
         config: &GatewayConfig,
         writer: impl Write + Send + 'static,
     ) -> Result<Arc<Self>, SetupError> {
-        Self::build(config, Some(AccessLog::new(writer)))
+        let failed = |error: &io::Error| warn!(%error, "the access log cannot be written");
+        let log = LineWriter::new("access-log", writer, failed);
+        let log =
+            log.map_err(|error| SetupError::new(format!("the access log's thread cannot be started: {error}")))?;
+        Self::build(config, Some(log))
     }
 
-    fn build(config: &GatewayConfig, access_log: Option<AccessLog>) -> Result<Arc<Self>, SetupError> {
+    fn build(config: &GatewayConfig, access_log: Option<LineWriter>) -> Result<Arc<Self>, SetupError> {
         let circuit_breakers = Arc::new(CircuitBreakerRegistry::default());
         let metrics = Metrics::default();
         let tls = Tls::new(config.server.ca_file.as_deref())?;
@@ -108,7 +119,10 @@ impl AppState {
             metrics,
             is_draining: AtomicBool::new(false),
             access_log,
-            reloading: Mutex::new(()),
+            reloads_begun: AtomicU64::new(0),
+            reloaded: Mutex::new(0),
+            told_of_shortage: Mutex::new(None),
+            resolver: Resolver::new(),
             started_with: config.server.clone(),
         }))
     }
@@ -119,10 +133,23 @@ impl AppState {
     ///
     /// # Errors
     ///
-    /// If `ca_file` cannot be used; then nothing has changed.
+    /// If `ca_file` cannot be used, or if another reload that was begun later is done already. Then nothing has changed.
     pub fn reload(&self, config: &GatewayConfig) -> Result<(), SetupError> {
-        let _one_at_a_time = self.reloading.lock();
+        self.reload_as(self.begin_reload(), config)
+    }
+
+    fn begin_reload(&self) -> u64 {
+        self.reloads_begun.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn reload_as(&self, number: u64, config: &GatewayConfig) -> Result<(), SetupError> {
+        // Before anybody has to wait for it: the file may be where nothing answers.
         let tls = Tls::new(config.server.ca_file.as_deref())?;
+        let mut reloaded = self.reloaded.lock();
+        if *reloaded > number {
+            return Err(SetupError::new("a later reload was quicker".to_owned()));
+        }
+        *reloaded = number;
         let before = self.live();
         let cores = self.started_with.cores;
         let live = Live::new(config, tls, Some(&before), &self.circuit_breakers, &self.metrics, cores);
@@ -136,12 +163,17 @@ impl AppState {
         Ok(())
     }
 
-    /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used, everything stays as it is. Says in the
-    /// log what came of it, and returns whether it was applied.
+    /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used or has no providers, everything stays as
+    /// it is: a file that is being written is empty for a moment. Says in the log what came of it, and returns whether it was
+    /// applied.
     pub fn reload_file(&self, path: &Path) -> bool {
+        let number = self.begin_reload();
         let applied = GatewayConfig::from_file(path)
             .map_err(|errors| errors.mistakes().to_vec())
-            .and_then(|config| self.reload(&config).map(|()| config).map_err(|error| vec![error.to_string()]));
+            .and_then(|config| if config.providers.is_empty() { Err(vec![no_providers(path)]) } else { Ok(config) })
+            .and_then(|config| {
+                self.reload_as(number, &config).map(|()| config).map_err(|error| vec![error.to_string()])
+            });
         let (counter, is_applied) = match applied {
             Ok(config) => {
                 for warning in config.warnings().iter().chain(&self.not_applied(&config.server)) {
@@ -185,8 +217,23 @@ impl AppState {
         std::ptr::eq(Arc::as_ptr(live), Arc::as_ptr(&*self.live.load()))
     }
 
-    pub(crate) fn access_log(&self) -> Option<&AccessLog> {
+    pub(crate) fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    pub(crate) fn access_log(&self) -> Option<&LineWriter> {
         self.access_log.as_ref()
+    }
+
+    /// Once a second: a shortage is everybody's at once.
+    pub(crate) fn may_tell_of_shortage(&self) -> bool {
+        let mut told = self.told_of_shortage.lock();
+        let now = Instant::now();
+        if told.is_some_and(|told| now - told < Duration::from_secs(1)) {
+            return false;
+        }
+        *told = Some(now);
+        true
     }
 
     pub(crate) fn begin_drain(&self) {
@@ -226,6 +273,10 @@ impl Live {
         let by_model = by_model.into_iter().map(|(model, candidates)| (model.to_owned(), candidates.into())).collect();
         Self { server: config.server.clone(), providers, by_model, all: config.order().into(), tls }
     }
+}
+
+fn no_providers(path: &Path) -> String {
+    format!("{}: providers are missing, expected one at least", Escaped(path.display()))
 }
 
 /// The breaker that is registered under the provider's name, with its settings.

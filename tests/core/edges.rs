@@ -145,7 +145,10 @@ async fn an_error_cannot_forge_a_line_of_the_log() {
     breaker.try_acquire().unwrap().failure("5xx", "bad\n2026-11-27T00:00:00Z  INFO circuit closed \u{1b}[2J");
     let lines = log.take();
     assert!(!lines[0].contains(['\n', '\u{1b}']), "{lines:?}");
-    assert!(lines[0].contains(r"last_error=5xx: bad\n2026-11-27T00:00:00Z  INFO circuit closed \u{1b}[2J"), "{lines:?}");
+    assert!(
+        lines[0].contains(r"last_error=5xx: bad\n2026-11-27T00:00:00Z  INFO circuit closed \u{1b}[2J"),
+        "{lines:?}"
+    );
     let refused = breaker.explain(breaker.try_acquire().unwrap_err()).to_string();
     assert!(!refused.contains(['\n', '\u{1b}']), "{refused}");
     assert!(breaker.snapshot().last_error.unwrap().message().contains('\n'), "as it is, for who asks for it");

@@ -14,14 +14,14 @@ async fn a_whole_cycle_is_told_in_four_lines() {
     let log = Log::capture();
     let breaker = breaker();
     trip(&breaker);
-    let opened = r#"WARN circuit opened provider="openai" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
+    let opened =
+        r#"WARN circuit opened provider="openai" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
     assert_eq!(log.take(), [opened]);
 
     advance(30 * SECOND).await;
     assert!(log.take().is_empty(), "nothing happens by itself");
     let permit = breaker.try_acquire().unwrap();
-    let half_open =
-        r#"INFO circuit half-open, probing provider="openai" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
+    let half_open = r#"INFO circuit half-open, probing provider="openai" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
     assert_eq!(log.take(), [half_open]);
 
     permit.failure("timeout", "no answer in 2 s");
@@ -31,7 +31,10 @@ async fn a_whole_cycle_is_told_in_four_lines() {
     advance(30 * SECOND).await;
     breaker.try_acquire().unwrap().success();
     let closed = r#"INFO circuit closed, the probe succeeded provider="openai" failure_count=3 last_error=timeout: no answer in 2 s trip_count=1 generation=2"#;
-    assert_eq!(log.take(), [&*half_open.replace("5xx: test", "timeout: no answer in 2 s").replace("generation=1", "generation=2"), closed]);
+    assert_eq!(
+        log.take(),
+        [&*half_open.replace("5xx: test", "timeout: no answer in 2 s").replace("generation=1", "generation=2"), closed]
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ mod config;
 mod connections;
 mod failover;
 mod health;
+mod hostile;
 mod http2;
 mod program;
 mod raw;

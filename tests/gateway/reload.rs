@@ -92,13 +92,18 @@ async fn a_file_that_cannot_be_used_is_refused_whole_and_the_old_one_goes_on() {
     let file = TempFile::new("reload.toml", wrong);
     assert!(!gateway.state.reload_file(&file));
     assert!(gateway.ask().await.is_by(&a));
-    std::fs::write(&*file, "[server]\nlisten = '127.0.0.1:1'").unwrap();
+    for no_providers in ["", "[server]\nlisten = '127.0.0.1:1'"] {
+        std::fs::write(&*file, no_providers).unwrap();
+        assert!(!gateway.state.reload_file(&file), "{no_providers:?}");
+        assert!(gateway.ask().await.is_by(&a));
+    }
+    std::fs::write(&*file, "[[providers]]\nname = 'b'\nurl = 'http://b/v1'\nmodels = ['n']").unwrap();
     assert!(gateway.state.reload_file(&file));
     assert_eq!(gateway.ask().await.status, 404);
     std::fs::remove_file(&*file).unwrap();
     assert!(!gateway.state.reload_file(&file));
     let metrics = gateway.metrics().await;
-    for line in ["result=\"applied\"} 1\n", "result=\"refused\"} 2\n"] {
+    for line in ["result=\"applied\"} 1\n", "result=\"refused\"} 4\n"] {
         assert!(metrics.contains(line), "{metrics}");
     }
 }

@@ -3,6 +3,7 @@
 //! Not here: how it is read: `read` and `section`; how it is applied: `state`.
 
 mod ca_file;
+mod file;
 mod read;
 mod section;
 
@@ -267,14 +268,16 @@ pub struct ProviderConfig {
 }
 
 impl GatewayConfig {
-    /// Reads and checks a file. Nothing is bound.
+    /// Reads and checks a file, of up to 8 MiB and within 10 s: it may be a pipe, or on a disk that does not answer. Nothing
+    /// is bound.
     ///
     /// # Errors
     ///
     /// Every mistake that could be found, each with file and line.
     pub fn from_file(path: &Path) -> Result<Self, ConfigErrors> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigErrors(vec![format!("{}: cannot be read: {error}", path.display())]))?;
+        let text = file::read_file(path)
+            .and_then(|text| String::from_utf8(text).map_err(|_| std::io::Error::other("it is not UTF-8")))
+            .map_err(|error| ConfigErrors(vec![format!("{}: cannot be read: {error}", Escaped(path.display()))]))?;
         read::read(Some(path), &text).map_err(ConfigErrors)
     }
 

@@ -21,10 +21,11 @@ impl Metrics {
         &self,
         breakers: &CircuitBreakerRegistry,
         detectors: impl Iterator<Item = (&'a str, &'a Detectors)>,
+        access_log_lines_lost: u64,
         log_lines_lost: u64,
     ) -> Vec<u8> {
         let mut page = Page::default();
-        self.encode_gateway(&mut page, log_lines_lost);
+        self.encode_gateway(&mut page, access_log_lines_lost, log_lines_lost);
         for breaker in breakers.snapshots() {
             encode_breaker(&mut page, &breaker);
         }
@@ -43,7 +44,7 @@ impl Metrics {
         text
     }
 
-    fn encode_gateway(&self, page: &mut Page, log_lines_lost: u64) {
+    fn encode_gateway(&self, page: &mut Page, access_log_lines_lost: u64, log_lines_lost: u64) {
         let class = |index: usize| self.requests.sum(|counts| &counts.classes[index]);
         let over: u64 = (0..6).map(class).sum();
         for (index, name) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
@@ -66,7 +67,9 @@ impl Metrics {
             page.count("fusebox_config_reloads_total", help, &[("result", result)], counter.load(Ordering::Relaxed));
         }
         let help = "Lines of the access log that could not be written, or not fast enough.";
-        page.count("fusebox_access_log_lost_lines_total", help, &[], log_lines_lost);
+        page.count("fusebox_access_log_lost_lines_total", help, &[], access_log_lines_lost);
+        let help = "Lines of the log, on standard error, that could not be written, or not fast enough.";
+        page.count("fusebox_log_lost_lines_total", help, &[], log_lines_lost);
     }
 }
 

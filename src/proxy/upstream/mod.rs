@@ -11,6 +11,7 @@ mod body;
 mod http1;
 mod http2;
 mod idle;
+mod resolve;
 mod tls;
 mod wake;
 
@@ -37,8 +38,10 @@ use body::Loan;
 use http1::Http1;
 use http2::{Http2, Http2Pool};
 use idle::Idle;
+use resolve::TooManyLookups;
 
 pub(crate) use body::{RequestBody, UpstreamBody};
+pub(crate) use resolve::Resolver;
 pub use tls::SetupError;
 pub(crate) use tls::Tls;
 
@@ -49,6 +52,8 @@ use super::config::{ProviderConfig, Secret};
 pub(crate) enum SendError {
     /// No connection could be made.
     Connect(Box<dyn Error + Send + Sync>),
+    /// None either, but for what this process or this machine is short of.
+    Shortage(Box<dyn Error + Send + Sync>),
     /// None within so long.
     ConnectTimeout(Duration),
     /// The connection failed before the head of an answer was there.
@@ -58,7 +63,7 @@ pub(crate) enum SendError {
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connect(error) => Chain(&**error).fmt(f),
+            Self::Connect(error) | Self::Shortage(error) => Chain(&**error).fmt(f),
             Self::ConnectTimeout(limit) => write!(f, "no connection within {limit:?}"),
             Self::Connection(error) => Chain(error).fmt(f),
         }
@@ -94,7 +99,7 @@ pub(crate) struct Upstream {
     api_key: Option<Secret>,
     authorization: Option<HeaderValue>,
     connect_timeout: Duration,
-    connector: HttpsConnector<HttpConnector>,
+    connector: HttpsConnector<HttpConnector<Resolver>>,
     /// Without TLS there is nothing to agree on it by.
     is_http2_only: bool,
     idle: Arc<Idle>,
@@ -103,9 +108,9 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     /// `cores`: how many share the provider's idle connections.
-    pub(crate) fn new(config: &ProviderConfig, tls: &Tls, cores: u64) -> Self {
+    pub(crate) fn new(config: &ProviderConfig, tls: &Tls, resolver: &Resolver, cores: u64) -> Self {
         let builder = HttpsConnectorBuilder::new().with_tls_config(tls.config.clone()).https_or_http();
-        let tcp = tcp(HttpConnector::new(), config.timeouts.connect);
+        let tcp = tcp(HttpConnector::new_with_resolver(resolver.clone()), config.timeouts.connect);
         let connector = match config.http2 {
             Some(true) => builder.enable_http2().wrap_connector(tcp),
             Some(false) => builder.enable_http1().wrap_connector(tcp),
@@ -158,8 +163,10 @@ impl Upstream {
         }
         // In a box: most requests need none, and all that await this one would be as large as it.
         let connected = Box::pin(timeout(self.connect_timeout, self.connect(can_be_sent_again))).await;
-        let connection =
-            connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?.map_err(SendError::Connect)?;
+        let connected = connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?;
+        let connection = connected.map_err(|error| {
+            if is_own_shortage(&*error) { SendError::Shortage(error) } else { SendError::Connect(error) }
+        })?;
         self.ask(connection, head, body).await.map_err(SendError::Connection)
     }
 
@@ -280,6 +287,23 @@ fn is_an_answer(error: &hyper::Error) -> bool {
     error.is_parse() || http2::reset_by_provider(error).is_some_and(|reason| reason != h2::Reason::REFUSED_STREAM)
 }
 
+/// Whether no connection could be made because this machine or this process has no more descriptors, ports, memory or threads:
+/// the provider has not even been asked.
+fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
+    // `EMFILE`, `ENFILE`, `EADDRNOTAVAIL`, `ENOBUFS`, `ENOMEM`; and `EAGAIN`, of a thread that cannot be started.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const SHORT: [i32; 6] = [24, 23, 99, 105, 12, 11];
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const SHORT: [i32; 6] = [24, 23, 49, 55, 12, 35];
+    std::iter::successors(Some(error), |error| (*error).source()).any(|error| {
+        // What is inside of an `io::Error` is not its source.
+        let io = error.downcast_ref::<std::io::Error>();
+        io.and_then(std::io::Error::raw_os_error).is_some_and(|code| SHORT.contains(&code))
+            || error.is::<TooManyLookups>()
+            || io.and_then(std::io::Error::get_ref).is_some_and(|inside| is_own_shortage(inside))
+    })
+}
+
 /// Where a host has several addresses, each gets a share of the time, and IPv4 does not wait for IPv6 (RFC 8305). A host is
 /// looked up for each new connection.
 fn tcp<R>(mut tcp: HttpConnector<R>, connect_timeout: Duration) -> HttpConnector<R> {
@@ -305,7 +329,7 @@ mod tests {
     fn upstream(url: &str) -> Upstream {
         let config = format!("[[providers]]\nname = 'a'\nurl = '{url}'\nmodels = ['m']");
         let config = GatewayConfig::from_toml(&config).unwrap();
-        Upstream::new(&config.providers[0], &Tls::new(None).unwrap(), 1)
+        Upstream::new(&config.providers[0], &Tls::new(None).unwrap(), &Resolver::new(), 1)
     }
 
     #[tokio::test]
@@ -360,6 +384,18 @@ mod tests {
         .await
         .unwrap();
         assert!(matches!(sending.await.unwrap(), Err(SendError::Connect(_))));
+    }
+
+    #[test]
+    fn a_shortage_of_our_own_is_known_however_deep_it_is_and_nothing_else_is_one() {
+        let code = |code| std::io::Error::from_raw_os_error(code);
+        for short in [24, 23, 12] {
+            assert!(is_own_shortage(&code(short)));
+            assert!(is_own_shortage(&std::io::Error::other(code(short))));
+            assert!(is_own_shortage(&std::io::Error::other(std::io::Error::other(code(short)))));
+        }
+        assert!(is_own_shortage(&std::io::Error::other(TooManyLookups)));
+        assert!(!is_own_shortage(&code(111)) && !is_own_shortage(&std::io::Error::other("refused")));
     }
 
     #[test]

@@ -64,6 +64,12 @@ fn since_1970(now: SystemTime) -> Option<UnixTime> {
 #[derive(Debug)]
 pub struct SetupError(String);
 
+impl SetupError {
+    pub(crate) fn new(message: String) -> Self {
+        Self(message)
+    }
+}
+
 impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

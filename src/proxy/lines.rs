@@ -1,27 +1,32 @@
-//! The access log: a line per request, written by a thread of its own, so that no request waits for a slow disk.
+//! Lines that are written by a thread of their own, so that nobody waits for a slow disk or for a pipe that is not read: the
+//! access log, and the log.
 //!
-//! Not here: what a line says: `record`.
+//! Not here: what a line says: `record` and `log`.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{JoinHandle, Thread};
+use std::sync::mpsc;
+use std::thread::Thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tracing::warn;
 
 /// More than that waits in one buffer only if it cannot be written; then further lines are lost, and counted.
 const MAX_WAITING: usize = 4 << 20;
 /// While there is traffic, lines are written together: a wakeup and a write for each one costs more than the request's share
 /// of everything else that the gateway does by itself.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long the end waits for what is left to be written.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is written, and by whom.
-pub(crate) struct AccessLog {
+pub(crate) struct LineWriter {
     shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
+    writer: Thread,
+    /// Its other end goes when the writer has written all.
+    has_ended: Mutex<mpsc::Receiver<()>>,
 }
 
 #[derive(Default)]
@@ -40,24 +45,31 @@ struct Buffer {
     lines: u64,
 }
 
-impl AccessLog {
-    pub(crate) fn new(writer: impl Write + Send + 'static) -> Self {
+impl LineWriter {
+    /// `name`: of the thread. `failed` is told of the first write of a row that fails.
+    ///
+    /// # Errors
+    ///
+    /// If the thread cannot be started.
+    pub(crate) fn new(name: &str, writer: impl Write + Send + 'static, failed: fn(&io::Error)) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
+        let (ends, has_ended) = mpsc::channel();
         let write = {
             let shared = Arc::clone(&shared);
-            move || shared.write(writer)
+            move || {
+                shared.write(writer, failed);
+                drop(ends);
+            }
         };
-        let writer =
-            std::thread::Builder::new().name("access-log".into()).spawn(write).expect("a thread can be started");
-        Self { shared, writer: Some(writer) }
+        let writer = std::thread::Builder::new().name(name.into()).spawn(write)?.thread().clone();
+        Ok(Self { shared, writer, has_ended: Mutex::new(has_ended) })
     }
 
     /// For one thread, or for who does not mind to wait for others.
     pub(crate) fn lines(&self) -> Lines {
         let buffer = Arc::default();
         self.shared.buffers.lock().push(Arc::clone(&buffer));
-        let writer = self.writer.as_ref().expect("it ends with the log").thread().clone();
-        Lines { buffer, shared: Arc::clone(&self.shared), writer }
+        Lines { buffer, shared: Arc::clone(&self.shared), writer: self.writer.clone() }
     }
 
     /// Lines that could not be written, or not fast enough.
@@ -66,21 +78,25 @@ impl AccessLog {
     }
 }
 
-impl Drop for AccessLog {
-    /// Waits until what is left has been written.
-    fn drop(&mut self) {
+impl LineWriter {
+    /// Waits until what is left has been written, but not for ever: what it is written to may be stuck.
+    pub(crate) fn end(&self) {
         self.shared.is_over.store(true, Ordering::Relaxed);
-        if let Some(writer) = self.writer.take() {
-            writer.thread().unpark();
-            // A panic in there has been printed.
-            let _ = writer.join();
-        }
+        self.writer.unpark();
+        // An error says either that the writer has ended or that the time is up.
+        let _ = self.has_ended.lock().recv_timeout(PATIENCE);
     }
 }
 
-impl fmt::Debug for AccessLog {
+impl Drop for LineWriter {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl fmt::Debug for LineWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessLog").field("lost", &self.lost()).finish_non_exhaustive()
+        f.debug_struct("LineWriter").field("lost", &self.lost()).finish_non_exhaustive()
     }
 }
 
@@ -114,12 +130,12 @@ impl Lines {
 impl Shared {
     /// Sleeps until there is a line; then looks every now and then, as long as there are more.
     #[expect(clippy::disallowed_methods, reason = "it is a thread of its own, and no test")]
-    fn write(&self, mut writer: impl Write) {
+    fn write(&self, mut writer: impl Write, failed: fn(&io::Error)) {
         let mut is_failing = false;
         let mut taken = Buffer::default();
         loop {
             let is_over = self.is_over.load(Ordering::Relaxed);
-            if self.write_all(&mut writer, &mut taken, &mut is_failing) {
+            if self.write_all(&mut writer, &mut taken, &mut is_failing, failed) {
                 std::thread::sleep(PAUSE);
             } else if is_over {
                 return;
@@ -130,7 +146,13 @@ impl Shared {
     }
 
     /// Whether there was anything.
-    fn write_all(&self, writer: &mut impl Write, taken: &mut Buffer, is_failing: &mut bool) -> bool {
+    fn write_all(
+        &self,
+        writer: &mut impl Write,
+        taken: &mut Buffer,
+        is_failing: &mut bool,
+        failed: fn(&io::Error),
+    ) -> bool {
         // Whoever had the others is gone, and what was in them is written.
         self.buffers.lock().retain(|buffer| Arc::strong_count(buffer) > 1 || buffer.lock().lines > 0);
         let buffers = self.buffers.lock().clone();
@@ -154,7 +176,7 @@ impl Shared {
             self.lost.fetch_add(lines, Ordering::Relaxed);
             // Once, and not fifty times a second as long as the disk is full.
             if !*is_failing {
-                warn!(%error, "the access log cannot be written");
+                failed(error);
             }
         }
         *is_failing = result.is_err();
@@ -188,7 +210,7 @@ mod tests {
     #[test]
     fn no_request_waits_for_a_writer_that_is_stuck_and_what_is_lost_is_counted() {
         let gate = Gate::default();
-        let log = AccessLog::new(gate.clone());
+        let log = LineWriter::new("test", gate.clone(), |_| {}).unwrap();
         let lines = MAX_WAITING as u64 / 8 * 3;
         let mine = log.lines();
         for number in 0..lines {
@@ -205,6 +227,15 @@ mod tests {
         assert!(text.starts_with("      0\n      1\n      2\n"));
     }
 
+    #[test]
+    fn the_end_does_not_wait_for_ever_for_a_writer_that_is_stuck() {
+        let log = LineWriter::new("test", Gate::default(), |_| {}).unwrap();
+        log.lines().push(|line| line.push(b'x'));
+        let start = std::time::Instant::now();
+        drop(log);
+        assert!(start.elapsed() < 10 * PATIENCE);
+    }
+
     struct Broken;
 
     impl Write for Broken {
@@ -219,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_writer_that_fails_ends_neither_the_log_nor_the_gateway() {
-        let log = AccessLog::new(Broken);
+        let log = LineWriter::new("test", Broken, |_| {}).unwrap();
         for _ in 0..2 {
             log.lines().push(|line| line.push(b'x'));
         }

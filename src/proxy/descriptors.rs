@@ -1,0 +1,68 @@
+//! How a process's file descriptors are shared out: whoever connects must not take those that providers and operators need.
+//!
+//! Not here: taking connections: `server`.
+
+use std::io;
+
+/// For listeners, logs, and what each core's runtime has for itself.
+const KEPT: u64 = 32;
+const KEPT_FOR_A_CORE: u64 = 4;
+/// Operators need few connections.
+const MAX_OPERATORS: u64 = 256;
+
+/// How many connections there may be at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shares {
+    pub(crate) clients: u64,
+    pub(crate) operators: u64,
+}
+
+impl Shares {
+    /// Of the descriptors that this process may have, where the system limits them.
+    ///
+    /// # Errors
+    ///
+    /// If there are too few to take any connection.
+    pub(crate) fn of_this_process(max_clients: u64, cores: u64) -> io::Result<Self> {
+        #[cfg(unix)]
+        let limit = rlimit::Resource::NOFILE.get_soft()?;
+        #[cfg(not(unix))]
+        let limit = u64::MAX;
+        Self::of(limit, max_clients, cores)
+    }
+
+    /// A client's request takes a connection to a provider, so that each of the two gets half of what is left.
+    fn of(limit: u64, max_clients: u64, cores: u64) -> io::Result<Self> {
+        let operators = MAX_OPERATORS.min(limit / 8);
+        let kept = KEPT + KEPT_FOR_A_CORE * cores + operators;
+        let clients = (limit.saturating_sub(kept) / 2).min(max_clients);
+        if clients == 0 || operators == 0 {
+            let least = 2 * (KEPT + KEPT_FOR_A_CORE * cores);
+            let message =
+                format!("the limit of open files is {limit}, expected at least {least} (ulimit -n, LimitNOFILE)");
+            return Err(io::Error::other(message));
+        }
+        Ok(Self { clients, operators })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shares;
+
+    #[test]
+    fn clients_leave_as_many_descriptors_for_providers_and_some_for_operators() {
+        let shares = |limit, max_clients| Shares::of(limit, max_clients, 2).ok().map(|it| (it.clients, it.operators));
+        assert_eq!(shares(1024, 10_000), Some((428, 128)));
+        assert_eq!(shares(65_536, 10_000), Some((10_000, 256)));
+        assert_eq!(shares(u64::MAX, 10_000), Some((10_000, 256)));
+        assert_eq!(shares(80, 10_000), Some((15, 10)));
+        for (limit, clients) in [(1024, 428), (4096, 1900)] {
+            let Shares { clients: share, operators } = Shares::of(limit, u64::MAX, 2).unwrap();
+            assert_eq!(share, clients);
+            assert!(2 * share + operators + 40 <= limit);
+        }
+        assert_eq!(shares(40, 10_000), None);
+        assert!(Shares::of(40, 1, 2).unwrap_err().to_string().contains("is 40, expected at least 80"));
+    }
+}
