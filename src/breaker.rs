@@ -387,10 +387,12 @@ impl CircuitBreaker {
         })
     }
 
+    #[inline]
     pub(super) fn reject(&self, reason: RejectionReason, ticks_left: u32) -> Rejection {
         Rejection::new(self.number, reason, ticks_left)
     }
 
+    #[inline]
     fn blocked_by_open(&self, word: Snapshot, open_left: u32) -> Blocked {
         let reason = if word.silent { RejectionReason::Silent } else { RejectionReason::Open };
         Blocked::Refused(self.reject(reason, open_left))
@@ -424,20 +426,31 @@ impl CircuitBreaker {
                 }
                 Admit::Refuse { open_left } => return Err(self.blocked_by_open(before, open_left)),
             };
-            let past = self.past(before);
-            let claimed = claim.pack();
-            if self.swap(word, claimed) {
-                // A subscriber may panic: until it is over, the claim belongs to something that gives it back.
-                let probe = Permit::new(self, claimed).cancel_on_drop();
-                if before.state == CircuitState::Open {
-                    event::half_opened(self, claim, &past);
-                } else if before.probe_in_flight {
-                    event::probe_taken_over(self, claim, &past);
-                }
-                return Ok(probe.into_claim());
+            if self.claim(word, claim) {
+                return Ok(claim.pack());
             }
             word = self.look_again();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn claim(&self, word: u64, claim: Snapshot) -> bool {
+        let before = Snapshot::unpack(word);
+        let past = self.past(before);
+        let claimed = claim.pack();
+        if self.swap(word, claimed) {
+            // A subscriber may panic: until it is over, the claim belongs to something that gives it back.
+            let probe = Permit::new(self, claimed).cancel_on_drop();
+            if before.state == CircuitState::Open {
+                event::half_opened(self, claim, &past);
+            } else if before.probe_in_flight {
+                event::probe_taken_over(self, claim, &past);
+            }
+            probe.into_claim();
+            return true;
+        }
+        false
     }
 
     // ---- the protocol: recording ----

@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::duration;
 use crate::sync::Instant;
 
 /// Why a call was refused.
@@ -28,6 +27,11 @@ pub enum RejectionReason {
     TooManyWaiters,
 }
 
+impl RejectionReason {
+    const ALL: [Self; 6] =
+        [Self::Open, Self::Silent, Self::ProbeInFlight, Self::Reopened, Self::WaitLimit, Self::TooManyWaiters];
+}
+
 impl fmt::Display for RejectionReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -43,31 +47,31 @@ impl fmt::Display for RejectionReason {
 
 /// A call that may not pass: why, and when to come back. It costs no allocation;
 /// [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) of the breaker that refused tells the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rejection {
-    reason: RejectionReason,
-    /// The number of the breaker that refused, as far as it fits.
-    breaker: u16,
-    retry_after_ms: u32,
+    /// From the lowest: 8 bits of the reason, 16 of the number of the breaker that refused, and from bit 32 on the time in
+    /// milliseconds. In one piece, since it is made whenever a call is refused.
+    bits: u64,
 }
 
 impl Rejection {
+    #[inline]
     pub(crate) fn new(breaker: u16, reason: RejectionReason, ticks_left: u32) -> Self {
-        Self { reason, breaker, retry_after_ms: ticks_left }
+        Self { bits: u64::from(ticks_left) << 32 | u64::from(breaker) << 8 | reason as u64 }
     }
 
     pub(crate) fn is_by(self, breaker: u16) -> bool {
-        self.breaker == breaker
+        self.bits >> 8 & 0xffff == u64::from(breaker)
     }
 
     /// The same for another reason.
     pub(crate) fn because(self, reason: RejectionReason) -> Self {
-        Self { reason, ..self }
+        Self { bits: self.bits & !0xff | reason as u64 }
     }
 
     /// Why.
     pub fn reason(&self) -> RejectionReason {
-        self.reason
+        RejectionReason::ALL[(self.bits & 0xff) as usize]
     }
 
     /// How long until a call has a chance, at the latest: until the open time has passed or, with a probe in flight,
@@ -75,13 +79,20 @@ impl Rejection {
     /// milliseconds; while the circuit is open for longer than 20 ms, it may be a tick of the system's coarse clock too long,
     /// which is 10 ms at most.
     pub fn retry_after(&self) -> Duration {
-        duration(self.retry_after_ms)
+        Duration::from_millis(self.bits >> 32)
+    }
+}
+
+impl fmt::Debug for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (reason, retry_after) = (self.reason(), self.retry_after());
+        f.debug_struct("Rejection").field("reason", &reason).field("retry_after", &retry_after).finish()
     }
 }
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, retry after {:?}", self.reason, self.retry_after())
+        write!(f, "{}, retry after {:?}", self.reason(), self.retry_after())
     }
 }
 

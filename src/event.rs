@@ -7,35 +7,66 @@ use crate::breaker::{CircuitBreaker, Past};
 use crate::error::Escaped;
 use crate::word::Snapshot;
 
-/// A function that logs a transition with what an operator asks for first, as it was when the transition was made: events of
-/// several threads may come out of order, and `generation` tells their order. A macro, since `tracing` wants level and message
-/// at compile time.
+/// Logs a transition with what an operator asks for first, as it was when the transition was made: events of several threads
+/// may come out of order, and `generation` tells their order. A macro, since `tracing` wants level and message at compile time.
 macro_rules! transition {
-    ($name:ident, $level:ident, $message:literal) => {
-        #[cold]
-        #[inline(never)]
-        pub(crate) fn $name(breaker: &CircuitBreaker, word: Snapshot, past: &Past) {
-            tracing::event!(
-                tracing::Level::$level,
-                provider = breaker.name(),
-                failure_count = word.failure_count,
-                last_error = past.last_error.as_ref().map(|error| tracing::field::display(Escaped(error))),
-                trip_count = past.trips,
-                generation = word.generation,
-                $message
-            );
-        }
-    };
+    ($level:ident, $breaker:expr, $word:expr, $past:expr, $message:literal) => {{
+        let (breaker, past): (&CircuitBreaker, &Past) = ($breaker, $past);
+        tracing::event!(
+            tracing::Level::$level,
+            provider = breaker.name(),
+            failure_count = $word.failure_count,
+            last_error = past.last_error.as_ref().map(|error| tracing::field::display(Escaped(error))),
+            trip_count = past.trips,
+            generation = $word.generation,
+            $message
+        );
+    }};
 }
 
-transition!(failed, WARN, "circuit opened");
-transition!(fell_silent, WARN, "circuit opened, requests go unanswered");
-transition!(half_opened, INFO, "circuit half-open, probing");
-transition!(probe_taken_over, WARN, "the probe's lease ended, the next call takes it over");
-transition!(probe_failed, WARN, "circuit opened again, the probe failed");
-transition!(probe_fell_silent, WARN, "circuit opened again, the probe goes unanswered");
+#[cold]
+pub(crate) fn failed(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
+    transition!(WARN, breaker, after, past, "circuit opened");
+}
 
-// Of the word before: closing resets the failure count.
-transition!(probe_succeeded, INFO, "circuit closed, the probe succeeded");
-transition!(silence_ended, INFO, "circuit closed, an answer came after all");
-transition!(probe_let_go, INFO, "circuit closed, its name was removed while a probe was in flight");
+#[cold]
+pub(crate) fn fell_silent(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
+    transition!(WARN, breaker, after, past, "circuit opened, requests go unanswered");
+}
+
+#[cold]
+pub(crate) fn half_opened(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
+    transition!(INFO, breaker, after, past, "circuit half-open, probing");
+}
+
+#[cold]
+pub(crate) fn probe_taken_over(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
+    transition!(WARN, breaker, after, past, "the probe's lease ended, the next call takes it over");
+}
+
+#[cold]
+pub(crate) fn probe_failed(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
+    transition!(WARN, breaker, after, past, "circuit opened again, the probe failed");
+}
+
+#[cold]
+pub(crate) fn probe_fell_silent(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
+    transition!(WARN, breaker, after, past, "circuit opened again, the probe goes unanswered");
+}
+
+// Closing resets the failure count, so that these are of the word before.
+
+#[cold]
+pub(crate) fn probe_succeeded(breaker: &CircuitBreaker, before: Snapshot, past: &Past) {
+    transition!(INFO, breaker, before, past, "circuit closed, the probe succeeded");
+}
+
+#[cold]
+pub(crate) fn silence_ended(breaker: &CircuitBreaker, before: Snapshot, past: &Past) {
+    transition!(INFO, breaker, before, past, "circuit closed, an answer came after all");
+}
+
+#[cold]
+pub(crate) fn probe_let_go(breaker: &CircuitBreaker, before: Snapshot, past: &Past) {
+    transition!(INFO, breaker, before, past, "circuit closed, its name was removed while a probe was in flight");
+}

@@ -255,7 +255,7 @@ fn reload(state: Arc<AppState>, file: PathBuf) -> impl Fn() + Send + 'static {
     move || {
         // Each takes no longer than its file may take, so that they end sooner or later.
         if Arc::strong_count(&under_way) > MAX_RELOADS {
-            tracing::error!("SIGHUP is ignored, since earlier ones still wait for their files");
+            tracing::warn!("SIGHUP is ignored, since earlier ones still wait for their files");
             return;
         }
         let (state, file, place) = (Arc::clone(&state), file.clone(), Arc::clone(&under_way));
@@ -264,7 +264,7 @@ fn reload(state: Arc<AppState>, file: PathBuf) -> impl Fn() + Send + 'static {
             drop(place);
         };
         if let Err(error) = std::thread::Builder::new().name("reload".into()).spawn(reload) {
-            tracing::error!(%error, "SIGHUP is ignored, since no thread can be started for it");
+            tracing::warn!(%error, "SIGHUP is ignored, since no thread can be started for it");
         }
     }
 }

@@ -15,7 +15,7 @@ use super::published::{Published, Silent};
 use crate::breaker::CircuitBreaker;
 use crate::error::LastError;
 use crate::permit::Permit;
-use crate::sync::unseen::ArcSwap;
+use crate::sync::unseen::{ArcSwap, AtomicUsize};
 use crate::sync::{Ordering, fence};
 use crate::word::{self, CircuitState, Snapshot, next_generation};
 
@@ -66,8 +66,49 @@ pub struct Ticket {
     dropped: Option<Arc<Dropped>>,
 }
 
-/// The numbers of tickets that were dropped.
-type Dropped = ArcSwap<Vec<u64>>;
+/// Tickets that were dropped.
+struct Dropped {
+    /// Whether there are any, which costs less to ask.
+    are_any: AtomicUsize,
+    numbers: ArcSwap<Vec<u64>>,
+}
+
+impl Dropped {
+    fn new() -> Self {
+        Self { are_any: AtomicUsize::new(0), numbers: ArcSwap::from_pointee(Vec::new()) }
+    }
+
+    fn are_any(&self) -> bool {
+        self.are_any.load(Ordering::Acquire) != 0
+    }
+
+    fn count(&self) -> usize {
+        if self.are_any() { self.numbers.load().len() } else { 0 }
+    }
+
+    #[cold]
+    fn put(&self, number: u64) {
+        self.numbers.rcu(|numbers| {
+            let mut numbers = Vec::clone(numbers);
+            numbers.push(number);
+            numbers
+        });
+        self.are_any.store(1, Ordering::Release);
+    }
+
+    #[cold]
+    fn take(&self) -> Arc<Vec<u64>> {
+        // In this order: one that comes in between is taken now or the next time.
+        self.are_any.store(0, Ordering::Release);
+        self.numbers.swap(Arc::default())
+    }
+}
+
+impl fmt::Debug for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dropped").field("count", &self.count()).finish()
+    }
+}
 
 impl Ticket {
     /// It is handed back.
@@ -80,11 +121,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(dropped) = self.dropped.take() {
-            dropped.rcu(|numbers| {
-                let mut numbers = Vec::clone(numbers);
-                numbers.push(self.number);
-                numbers
-            });
+            dropped.put(self.number);
         }
     }
 }
@@ -136,7 +173,7 @@ impl Watcher {
             first: 0,
             told: 0,
             in_flight: 0,
-            dropped: Arc::new(Dropped::from_pointee(Vec::new())),
+            dropped: Arc::new(Dropped::new()),
             tells: false,
             probe: None,
             last_look: 0,
@@ -147,7 +184,7 @@ impl Watcher {
 
     /// Requests that are neither answered nor withdrawn. While there are any, somebody has to [`look`](Self::look).
     pub fn in_flight(&self) -> usize {
-        self.in_flight.saturating_sub(self.dropped.load().len())
+        self.in_flight.saturating_sub(self.dropped.count())
     }
 
     /// A request is sent that holds this permit, of the detector's breaker.
@@ -199,11 +236,10 @@ impl Watcher {
     }
 
     fn withdraw_dropped(&mut self, now: u64) {
-        if self.dropped.load().is_empty() {
-            return;
-        }
-        for number in &*self.dropped.swap(Arc::default()) {
-            self.withdraw(*number, now);
+        if self.dropped.are_any() {
+            for number in &*self.dropped.take() {
+                self.withdraw(*number, now);
+            }
         }
     }
 
