@@ -69,8 +69,11 @@
 //!   counts, so that a front end's 401s do not hide a back end that hangs.
 //! - Nothing is believed before enough is learnt: the first answers at a high rate are the fastest ones. That takes 100
 //!   answers, and twice as many as there are requests in flight.
-//! - If a look comes late, its caller was held up, and everything seems silent. What it is late by, beyond two ticks, is taken
-//!   off every age.
+//! - If a look comes late, its caller was held up, and everything seems silent. What it is late by is taken off every age if that
+//!   is more than a tick; if it is more than two, the machine is busy, and no silence is believed for the next ten ticks. (The
+//!   [ceiling](ConfigBuilder::ceiling) holds all the same.)
+//! - What has come before a look has to be read before it: the caller reads its sockets first, and then says how things stood when
+//!   the tick began.
 //! - A probe that waits for longer than 99% of answers do (and 50 ms) is silent, too: one request alone never reaches phi 9.
 //! - If an answer to a silent request shows that the upstream is not silent but slow, how long answers take is learnt again: from
 //!   requests that are sent then, and not from those that waited.

@@ -80,9 +80,9 @@ pub(crate) fn timed_out() -> Response<Bytes> {
     error(StatusCode::GATEWAY_TIMEOUT, "server_error", "provider_timeout", None, message)
 }
 
-/// The gateway has no descriptor, port or memory left for a connection to a provider.
+/// The gateway has no descriptor, port or memory left.
 pub(crate) fn short() -> Response<Bytes> {
-    let message = "The gateway has no room for another connection to a provider at the moment.";
+    let message = "The gateway has no room for another request at the moment.";
     let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "server_error", "gateway_overloaded", None, message);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response

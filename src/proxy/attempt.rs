@@ -18,8 +18,10 @@ use tracing::warn;
 use super::classify::Outcome;
 use super::client_body::Payload;
 use super::config::{ServerConfig, Timeouts};
+use super::cores::Core;
 use super::hold::{Held, begin, hold, late};
 use super::model::{Format, Named};
+use super::parts::Parts;
 use super::provider::Provider;
 use super::record::Record;
 use super::stream::JudgedStream;
@@ -84,6 +86,7 @@ pub(crate) struct Question {
     pub(crate) progress: Option<Arc<Progress>>,
     /// Longer answers are passed on as they come.
     pub(crate) max_held: u64,
+    pub(crate) core: Arc<Core>,
     pub(crate) started: Instant,
     pub(crate) timer: Timer,
 }
@@ -169,7 +172,7 @@ impl Provider {
     async fn head(&self, question: &mut Question) -> Result<Response<UpstreamBody>, First> {
         let timeouts = &self.config.timeouts;
         let Question { upstream, request, body, progress, started, timer, .. } = question;
-        let body = std::mem::replace(body, RequestBody::Whole(Bytes::new()));
+        let body = std::mem::replace(body, RequestBody::Whole(Parts::default()));
         // While the client's body is still coming, it is not the provider who is late.
         let since = || since(*started, progress.as_deref());
         let until = || since() + timeouts.first_byte.min(timeouts.total);
@@ -197,7 +200,7 @@ impl Provider {
         let (mut head, mut body) = response.into_parts();
         async move {
             let timeouts = &self.config.timeouts;
-            let Question { progress, max_held, started, timer, upstream, .. } = question;
+            let Question { progress, max_held, core, started, timer, upstream, .. } = question;
             let since = || since(*started, progress.as_deref());
             let until = || since() + timeouts.first_byte.min(timeouts.total);
             // Otherwise its end is the connection's, and looks the same whether it was meant or not.
@@ -217,7 +220,7 @@ impl Provider {
             let is_events = is_event_stream && !head.headers.contains_key(header::CONTENT_ENCODING);
             let is_stream = is_event_stream || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
             if !is_stream && *max_held > 0 {
-                return match hold(timer, &mut body, *max_held, since(), timeouts).await {
+                return match hold(timer, &mut body, *max_held, &core.app.budget, since(), timeouts).await {
                     Ok(Held::Whole(whole)) => {
                         if !has_an_end && has_type(&head.headers, &["application/json"]) && !is_json(&whole) {
                             let message = "the connection was closed within a JSON document";
@@ -312,16 +315,10 @@ impl Asking {
     /// # Cancel safety
     ///
     /// Dropping it, because the client has left, changes nothing.
-    pub(crate) async fn refused(
-        &self,
-        refusal: Refusal,
-        limits: &ServerConfig,
-        timer: Timer,
-        is_needed: bool,
-    ) -> Asked {
+    pub(crate) async fn refused(&self, refusal: Refusal, core: &Core, limits: &ServerConfig, is_needed: bool) -> Asked {
         let (outcome, head, body) = *refusal;
         let since = since(self.started, self.progress.as_deref());
-        let said = if is_needed { self.excuse(outcome, body, limits, timer, since).await } else { None };
+        let said = if is_needed { self.excuse(outcome, body, core, limits, since).await } else { None };
         self.provider.refused(outcome, head, said, &self.upstream)
     }
 
@@ -330,12 +327,13 @@ impl Asking {
         &self,
         outcome: Outcome,
         mut body: UpstreamBody,
+        core: &Core,
         limits: &ServerConfig,
-        mut timer: Timer,
         since: Instant,
     ) -> Option<Held> {
+        let mut timer = core.timers.timer();
         let max = limits.replay_answer_bytes.max(MIN_HELD);
-        let said = hold(&mut timer, &mut body, max, since, &self.provider.config.timeouts);
+        let said = hold(&mut timer, &mut body, max, &core.app.budget, since, &self.provider.config.timeouts);
         match outcome {
             Outcome::ClientError => said.await.ok(),
             // Who could do better should not have to wait for it.

@@ -18,6 +18,7 @@ use super::classify::Outcome;
 use super::client_body::Payload;
 use super::cores::{Local, ProviderPermit};
 use super::model;
+use super::parts::Parts;
 use super::record::Record;
 use super::silence::Awaited;
 use super::state::Live;
@@ -124,7 +125,7 @@ impl<'a> Failover<'a> {
         let Prepared { body, format, named, .. } = &*self.request;
         let body = match named.as_ref().and_then(|named| Some((named, provider.config.models.get(&named.model)?))) {
             Some((named, there)) if *there != named.model => model::rename(format, body, named, there),
-            _ => body.clone(),
+            _ => Parts::from(body.clone()),
         };
         let (body, progress) = match self.rest.take() {
             None => (RequestBody::Whole(body), None),
@@ -146,6 +147,7 @@ impl<'a> Failover<'a> {
             body,
             progress: progress.clone(),
             max_held: self.live.server.replay_answer_bytes,
+            core: Arc::clone(self.record.core()),
             started: self.record.attempt_started(attempt),
             timer: self.record.timer(),
         };
@@ -216,7 +218,7 @@ impl<'a> Failover<'a> {
     }
 
     async fn refuse(&mut self, asking: &Asking, refusal: Refusal, is_needed: bool) -> Option<Answer> {
-        let asked = asking.refused(refusal, &self.live.server, self.record.timer(), is_needed).await;
+        let asked = asking.refused(refusal, self.record.core(), &self.live.server, is_needed).await;
         self.keep(asking, asked)
     }
 

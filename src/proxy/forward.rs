@@ -107,7 +107,7 @@ where
         return Err(invalid("There is more than one content type."));
     }
     let format = Format::of(head.headers.get(header::CONTENT_TYPE)).map_err(invalid)?;
-    let (body, rest) = match upload::read(body, &live.server, record.timer()).await {
+    let (body, rest) = match upload::read(body, &live.server, &record.core().app.budget, record.timer()).await {
         Ok(Read::Whole(body)) => {
             record.set_closes(false);
             (body, None)
@@ -122,6 +122,7 @@ where
         None if format == Format::Json && rest.is_none() => return Err(invalid("The body has no 'model'.")),
         // A form may do without: a file belongs to no model.
         None if rest.is_none() || takes_files(head.uri.path()) => {}
+        None if (body.len() as u64) < live.server.replay_body_bytes => return Err(answer::short()),
         None => {
             let limit = live.server.replay_body_bytes;
             let message = format!("The body is long, and its 'model' does not come within the first {limit} bytes.");

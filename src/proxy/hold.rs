@@ -3,12 +3,14 @@
 //! Not here: what an answer means: `attempt` and `classify`.
 
 use std::pin::pin;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
+use super::budget::Budget;
 use super::classify::Outcome;
 use super::config::Timeouts;
 use super::pieces::Pieces;
@@ -19,7 +21,7 @@ use super::upstream::{Chain, UpstreamBody};
 /// As much of a body as was read.
 pub(crate) enum Held {
     Whole(Bytes),
-    /// More than it may have.
+    /// More than it may have, or than there is room for at the moment.
     TooLong(Bytes),
 }
 
@@ -44,6 +46,7 @@ pub(crate) async fn hold(
     timer: &mut Timer,
     body: &mut UpstreamBody,
     max: u64,
+    budget: &Arc<Budget>,
     since: Instant,
     timeouts: &Timeouts,
 ) -> Result<Held, (Outcome, String)> {
@@ -58,8 +61,9 @@ pub(crate) async fn hold(
             Some(Err(error)) => return Err((Outcome::Cut, Chain(&error).to_string())),
             None => return Err(late(limit, since, timeouts)),
         };
+        let has_room = pieces.has_room(data.len(), budget);
         pieces.push(data);
-        if pieces.len() > max {
+        if pieces.len() > max || !has_room {
             return Ok(Held::TooLong(pieces.into_bytes()));
         }
         if body.is_end_stream() {

@@ -10,6 +10,7 @@
 
 mod answer;
 mod attempt;
+mod budget;
 mod classify;
 mod client_body;
 mod config;
@@ -30,6 +31,7 @@ mod lines;
 pub mod log;
 mod metrics;
 mod model;
+mod parts;
 mod path;
 mod pieces;
 mod provider;

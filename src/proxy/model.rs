@@ -18,6 +18,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::budget::FREE;
+use super::parts::Parts;
+
 /// How a body is written.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -70,17 +73,21 @@ pub(crate) fn find(format: &Format, body: &[u8], complete: bool) -> Result<Optio
     }
 }
 
-/// The body with another name for the model.
-pub(crate) fn rename(format: &Format, body: &Bytes, named: &Named, to: &str) -> Bytes {
+/// The body with another name for the model. Of a long one nothing is copied.
+pub(crate) fn rename(format: &Format, body: &Bytes, named: &Named, to: &str) -> Parts {
     let to = match format {
         Format::Json => Cow::Owned(serde_json::to_string(to).expect("a string can be written")),
         Format::Multipart { .. } => Cow::Borrowed(to),
     };
+    if body.len() as u64 > FREE {
+        let (before, after) = (body.slice(..named.place.start), body.slice(named.place.end..));
+        return Parts::new([before, Bytes::from(to.into_owned()), after]);
+    }
     let mut renamed = BytesMut::with_capacity(body.len() - named.place.len() + to.len());
     renamed.put_slice(&body[..named.place.start]);
     renamed.put_slice(to.as_bytes());
     renamed.put_slice(&body[named.place.end..]);
-    renamed.freeze()
+    renamed.freeze().into()
 }
 
 fn find_in_json(body: &[u8], complete: bool) -> Result<Option<Named>, String> {
@@ -284,6 +291,14 @@ impl<'a> Iterator for Parameters<'a> {
 mod tests {
     use super::*;
 
+    fn all_of(mut parts: Parts) -> Bytes {
+        let mut all = BytesMut::new();
+        while let Some(part) = parts.take() {
+            all.put(part);
+        }
+        all.freeze()
+    }
+
     fn json(body: &str, complete: bool) -> Result<Option<String>, String> {
         find(&Format::Json, body.as_bytes(), complete).map(|found| found.map(|named| named.model))
     }
@@ -333,7 +348,7 @@ mod tests {
         let body = Bytes::from_static(b"{ \"x\" : [ 1.50 ],\n \"model\":  \"m\\u006d\", \"y\":\"\xc3\xa9\" }");
         let named = find(&Format::Json, &body, true).unwrap().unwrap();
         let renamed = rename(&Format::Json, &body, &named, "a \"b\"");
-        assert_eq!(renamed, "{ \"x\" : [ 1.50 ],\n \"model\":  \"a \\\"b\\\"\", \"y\":\"é\" }");
+        assert_eq!(all_of(renamed), "{ \"x\" : [ 1.50 ],\n \"model\":  \"a \\\"b\\\"\", \"y\":\"é\" }");
     }
 
     const FORM: &str = "--xx\r\nContent-Disposition: form-data; name=\"file\"; filename=\"; name=\\\"model\\\"\"\r\n\
@@ -350,7 +365,12 @@ mod tests {
         let named = find(&form(), &body, true).unwrap().unwrap();
         assert_eq!(named.model, "whisper");
         let renamed = rename(&form(), &body, &named, "w");
-        assert_eq!(renamed, FORM.replace("whisper", "w"));
+        assert_eq!(all_of(renamed), FORM.replace("whisper", "w"));
+        let long = FORM.replace("wav\r\n\r\n", &format!("wav\r\n\r\n{}", "x".repeat(20_000)));
+        let body = Bytes::from(long.clone());
+        let named = find(&form(), &body, true).unwrap().unwrap();
+        let renamed = rename(&form(), &body, &named, "w");
+        assert_eq!((renamed.len() as usize, all_of(renamed)), (long.len() - 6, long.replace("whisper", "w").into()));
     }
 
     #[test]

@@ -2,8 +2,12 @@
 //!
 //! Not here: limits of time and size: those who read have them.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use http_body::SizeHint;
+
+use super::budget::{Budget, FREE, Share};
 
 /// Room for several pieces at first: events are small, and many.
 const MIN_SEVERAL: usize = 4 << 10;
@@ -13,9 +17,21 @@ const MIN_SEVERAL: usize = 4 << 10;
 pub(crate) struct Pieces {
     only: Bytes,
     several: BytesMut,
+    share: Option<Share>,
 }
 
 impl Pieces {
+    /// Whether there is room to hold so many bytes more.
+    pub(crate) fn has_room(&mut self, bytes: usize, budget: &Arc<Budget>) -> bool {
+        let length = self.len() + bytes as u64;
+        length <= FREE || {
+            let share = self.share.get_or_insert_with(|| Share::new(Arc::clone(budget)));
+            // What is copied has room for more than that.
+            let room = if self.only.is_empty() && self.several.is_empty() { length } else { 2 * length };
+            share.grow_to(room)
+        }
+    }
+
     pub(crate) fn push(&mut self, piece: Bytes) {
         if self.len() == 0 {
             self.only = piece;
@@ -33,13 +49,19 @@ impl Pieces {
     }
 
     pub(crate) fn into_bytes(self) -> Bytes {
-        if self.several.is_empty() { self.only } else { self.several.freeze() }
+        let Self { only, several, share } = self;
+        let capacity = several.capacity();
+        let bytes = if several.is_empty() { only } else { several.freeze() };
+        let Some(mut share) = share else { return bytes };
+        // A body that is held for long should not keep room for another one.
+        let bytes = if capacity > bytes.len() + bytes.len() / 4 { Bytes::copy_from_slice(&bytes) } else { bytes };
+        share.shrink_to(bytes.len().max(capacity.min(bytes.len() + bytes.len() / 4)) as u64);
+        share.with(bytes)
     }
 }
 
-/// The size of a body of which a piece was read ahead.
-pub(crate) fn size_with(ahead: Option<&Bytes>, rest: &SizeHint) -> SizeHint {
-    let ahead = ahead.map_or(0, Bytes::len) as u64;
+/// The size of a body of which so many bytes were read ahead.
+pub(crate) fn size_with(ahead: u64, rest: &SizeHint) -> SizeHint {
     let mut hint = SizeHint::new();
     // The upper bound first: `SizeHint` asserts that the lower one is not above it.
     if let Some(upper) = rest.upper() {

@@ -110,6 +110,10 @@ impl Record {
         &self.local
     }
 
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     pub(crate) fn timer(&self) -> Timer {
         self.core.timers.timer()
     }

@@ -78,7 +78,7 @@ async fn metrics(State(state): State<Arc<AppState>>) -> Response {
     let lost = state.access_log().map_or(0, LineWriter::lost);
     let live = state.live();
     let detectors = live.providers.iter().filter_map(|provider| Some((provider.name(), &**provider.silence.as_ref()?)));
-    let text = state.metrics.encode(&state.circuit_breakers, detectors, lost, log::lost());
+    let text = state.metrics.encode(&state.circuit_breakers, detectors, lost, log::lost(), state.budget.held());
     (StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
@@ -307,6 +307,9 @@ fn has_a_host<B>(request: &hyper::Request<B>) -> bool {
     }
 }
 
+/// Of what a client sends, as long as nobody has read it. hyper's own limit is 400 KiB, for each connection.
+const MAX_BUFFERED: u64 = 64 << 10;
+
 /// hyper's own limit.
 const USUAL_HEADERS: u64 = 100;
 
@@ -315,6 +318,7 @@ fn http(server: &ServerConfig, timers: &Arc<Timers>, stream: TcpStream) -> (http
     http.timer(HyperTimer(Arc::clone(timers))).header_read_timeout(server.header_timeout);
     let bytes = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
     http.max_header_size(bytes(server.max_header_bytes));
+    http.max_buf_size(bytes(server.max_header_bytes.max(MAX_BUFFERED)));
     // Any limit that is set costs an allocation for each request.
     if server.max_headers != USUAL_HEADERS {
         http.max_headers(bytes(server.max_headers));

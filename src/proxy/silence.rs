@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::timers::{Timers, watch};
+use super::timers::Timers;
 use crate::silence::{Config, Detector, DetectorSnapshot, TICK, Ticket, Watcher};
 use crate::{CircuitBreaker, Permit};
 
@@ -244,6 +245,9 @@ impl Chunks {
     }
 }
 
+/// What is read in the first one may take another one to be seen, as where it is decrypted.
+const ROUNDS: usize = 2;
+
 /// Looks at everything that a core watches, every tick while there is something under way.
 pub(crate) struct Looks {
     timers: Arc<Timers>,
@@ -266,13 +270,27 @@ impl Looks {
         list.watched.push(Arc::clone(watched));
         if !std::mem::replace(&mut list.is_running, true) {
             let looks = Arc::clone(self);
-            tokio::spawn(watch(move |_| looks.look()));
+            tokio::spawn(async move {
+                let mut next = Some(Instant::now());
+                while let Some(at) = next {
+                    sleep_until(at).await;
+                    next = looks.look_at(Instant::now()).await;
+                }
+            });
         }
     }
 
-    /// When to look again.
-    fn look(&self) -> Option<Instant> {
-        let now = Instant::now();
+    /// Looks at how things stood at `now`, after everything that had come by then was read: a core that was held up, or that has
+    /// more to do than it can, has answers lying about, and their provider is not silent. When to look again.
+    async fn look_at(&self, now: Instant) -> Option<Instant> {
+        for _ in 0..ROUNDS {
+            // The runtime lets those go first that can run, and asks the system who can, before it comes back here.
+            yield_now().await;
+        }
+        self.look(now)
+    }
+
+    fn look(&self, now: Instant) -> Option<Instant> {
         let mut is_alarm = false;
         let mut list = self.list.lock();
         list.watched.retain(|watched| {

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::budget::Budget;
 use super::config::{GatewayConfig, ProviderConfig, ServerConfig};
 use super::lines::LineWriter;
 use super::metrics::Metrics;
@@ -38,6 +39,7 @@ pub struct AppState {
     /// Held by who replaces `live`: which of those times it was.
     reloaded: Mutex<u64>,
     told_of_shortage: Mutex<Option<Instant>>,
+    pub(crate) budget: Arc<Budget>,
     resolver: Resolver,
     /// What cannot be replaced.
     started_with: ServerConfig,
@@ -122,6 +124,7 @@ impl AppState {
             reloads_begun: AtomicU64::new(0),
             reloaded: Mutex::new(0),
             told_of_shortage: Mutex::new(None),
+            budget: Budget::new(config.server.max_held_bytes),
             resolver: Resolver::new(),
             started_with: config.server.clone(),
         }))
@@ -155,6 +158,7 @@ impl AppState {
         let live = Live::new(config, tls, Some(&before), &self.circuit_breakers, &self.metrics, cores);
         let is_kept = |name: &str| live.providers.iter().any(|provider| provider.name() == name);
         let gone: Vec<_> = before.providers.iter().filter(|provider| !is_kept(provider.name())).collect();
+        self.budget.set_max(config.server.max_held_bytes);
         self.metrics.keep_only(is_kept);
         self.live.store(Arc::new(live));
         for provider in gone {

@@ -89,7 +89,7 @@ impl JudgedStream {
             // It may end otherwise than the provider meant it.
             return SizeHint::default();
         }
-        size_with(self.first.as_ref(), &self.body.size_hint())
+        size_with(self.first.as_ref().map_or(0, Bytes::len) as u64, &self.body.size_hint())
     }
 
     pub(crate) fn poll(&mut self, record: &mut Record, cx: &mut Context<'_>) -> Passed {

@@ -19,7 +19,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::answer;
+use super::budget::Budget;
 use super::config::ServerConfig;
+use super::parts::Parts;
 use super::pieces::{Pieces, size_with};
 use super::timers::{Timer, within};
 
@@ -59,7 +61,7 @@ impl Fault {
 /// As much of a body as was read.
 pub(crate) enum Read {
     Whole(Bytes),
-    /// More than `replay_body_bytes`.
+    /// More than `replay_body_bytes`, or than there is room for at the moment.
     Begun(Bytes, Box<Rest>),
 }
 
@@ -106,7 +108,12 @@ impl Patience {
 }
 
 /// Reads a body, up to what is kept.
-pub(crate) async fn read<B>(mut body: B, limits: &ServerConfig, mut timer: Timer) -> Result<Read, Fault>
+pub(crate) async fn read<B>(
+    mut body: B,
+    limits: &ServerConfig,
+    budget: &Arc<Budget>,
+    mut timer: Timer,
+) -> Result<Read, Fault>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -124,12 +131,13 @@ where
         };
         let Ok(data) = frame.into_data() else { continue };
         patience.receive(data.len());
+        let has_room = pieces.has_room(data.len(), budget);
         pieces.push(data);
         let length = pieces.len();
         if length > max {
             return Err(Fault::TooLong { limit: max });
         }
-        if length > limits.replay_body_bytes {
+        if length > limits.replay_body_bytes || !has_room {
             let body = body.map_err(|_| Fault::Broken).boxed_unsync();
             return Ok(Read::Begun(
                 pieces.into_bytes(),
@@ -177,13 +185,13 @@ impl Progress {
 
 /// A body that is passed on as it comes.
 pub(crate) struct Upload {
-    begun: Option<Bytes>,
+    begun: Parts,
     rest: Box<Rest>,
     progress: Arc<Progress>,
 }
 
 impl Upload {
-    pub(crate) fn new(begun: Bytes, rest: Box<Rest>) -> (Self, Arc<Progress>) {
+    pub(crate) fn new(begun: Parts, rest: Box<Rest>) -> (Self, Arc<Progress>) {
         let progress = Arc::new(Progress(Mutex::new(State {
             moved: Instant::now(),
             waits_for_client: false,
@@ -191,7 +199,7 @@ impl Upload {
             is_whole: false,
             fault: None,
         })));
-        (Self { begun: Some(begun), rest, progress: Arc::clone(&progress) }, progress)
+        (Self { begun, rest, progress: Arc::clone(&progress) }, progress)
     }
 
     fn pass(&mut self, data: &Bytes) {
@@ -249,11 +257,11 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.begun.is_none() && self.rest.body.is_end_stream()
+        self.begun.is_empty() && self.rest.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        size_with(self.begun.as_ref(), &self.rest.body.size_hint())
+        size_with(self.begun.len(), &self.rest.body.size_hint())
     }
 }
 

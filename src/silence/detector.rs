@@ -154,10 +154,10 @@ impl Detector {
             && (self.is_surprising(silent) || self.is_too_long(silent, now))
     }
 
-    /// Whether it opens one.
-    pub(super) fn alarms(&self, silent: Silent, now: u64) -> bool {
+    /// Whether it opens one. `is_calm`: whether the caller has not been held up of late.
+    pub(super) fn alarms(&self, silent: Silent, is_calm: bool, now: u64) -> bool {
         let floor = Duration::from_millis(self.floor_ms.load(Ordering::Relaxed).into());
-        let believed = self.has_learnt() && self.is_surprising(silent) && silent.age(now) >= floor;
+        let believed = is_calm && self.has_learnt() && self.is_surprising(silent) && silent.age(now) >= floor;
         silent.members >= self.breaker.failure_threshold() && (believed || self.is_too_long(silent, now))
     }
 

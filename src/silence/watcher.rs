@@ -21,7 +21,11 @@ use crate::word::{self, CircuitState, Snapshot, next_generation};
 
 const TICK_MICROS: u64 = 5_000;
 /// A look that comes later than that was held up.
-const LATE_MICROS: u64 = 3 * TICK_MICROS;
+const LATE_MICROS: u64 = 2 * TICK_MICROS;
+/// One that comes later than that shows that there is too much to do here, or in the whole machine.
+const VERY_LATE_MICROS: u64 = 3 * TICK_MICROS;
+/// For so long after it no silence is believed: what is late here is late for other reasons.
+const CALM_MICROS: u64 = 10 * TICK_MICROS;
 /// No probe is given up before.
 const MIN_PATIENCE: Duration = Duration::from_millis(50);
 
@@ -161,6 +165,8 @@ pub struct Watcher {
     probe: Option<Probe>,
     last_look: u64,
     held_up: u64,
+    /// When a look came very late.
+    disturbed: u64,
     surprise: Surprise,
 }
 
@@ -178,6 +184,7 @@ impl Watcher {
             probe: None,
             last_look: 0,
             held_up: 0,
+            disturbed: 0,
             surprise: Surprise::new(),
         }
     }
@@ -275,6 +282,9 @@ impl Watcher {
         let now = detector.micros(now);
         self.withdraw_dropped(now);
         self.held_up = self.held_up_by(now);
+        if now.saturating_sub(self.last_look) > VERY_LATE_MICROS {
+            self.disturbed = now;
+        }
         self.last_look = now;
         // Before anything that the look decides by: an alarm is about the circuit as it was.
         let word = detector.breaker.load();
@@ -288,7 +298,7 @@ impl Watcher {
             return None;
         }
         let silent = detector.silent(newest);
-        let alarming = detector.alarms(silent, now);
+        let alarming = detector.alarms(silent, self.is_calm(now), now);
         let before = Snapshot::unpack(word);
         if alarming && before.state == CircuitState::Closed {
             let error = self.error(silent, now);
@@ -319,6 +329,10 @@ impl Watcher {
     fn held_up_by(&self, now: u64) -> u64 {
         let since = now.saturating_sub(self.last_look);
         if since > LATE_MICROS { self.held_up + since - TICK_MICROS } else { self.held_up }
+    }
+
+    fn is_calm(&self, now: u64) -> bool {
+        self.disturbed == 0 || now.saturating_sub(self.disturbed) >= CALM_MICROS
     }
 
     /// For how long a request has waited, without the time in which no answer could be read.
@@ -380,14 +394,14 @@ impl Watcher {
     }
 
     /// How long a probe may go unanswered.
-    fn patience(&self) -> Duration {
+    fn patience(&self, now: u64) -> Duration {
         let learnt = self.surprise.samples() >= ENOUGH as u64;
-        let patience = if learnt { self.surprise.p99().max(MIN_PATIENCE) } else { Duration::MAX };
+        let patience = if learnt && self.is_calm(now) { self.surprise.p99().max(MIN_PATIENCE) } else { Duration::MAX };
         patience.min(self.detector.ceiling().unwrap_or(Duration::MAX))
     }
 
     fn give_up_probe(&mut self, newest: u64, silent: Silent, now: u64) {
-        let patience = self.patience();
+        let patience = self.patience(now);
         let age = |probe: &Probe| Duration::from_micros(self.age(probe.request, now));
         if self.probe.as_ref().is_some_and(|probe| age(probe) >= patience)
             && let Some(Probe { claimed, .. }) = self.probe.take()

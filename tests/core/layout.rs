@@ -19,6 +19,8 @@ const LEVELS: &[&[&str]] = &[
     &["silence"],
     // The gateway: what a message is made of,
     &["proxy::path"],
+    &["proxy::budget"],
+    &["proxy::parts"],
     &["proxy::pieces"],
     &["proxy::sse"],
     &["proxy::headers"],

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{Request, Response};
@@ -166,6 +166,52 @@ async fn a_beginning_in_the_smallest_pieces_is_found_all_the_same() {
     };
     let (response, ()) = tokio::join!(gateway.begin(), sending);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), text);
+}
+
+#[tokio::test]
+async fn a_body_for_which_there_is_no_room_is_passed_on_as_it_comes_and_so_is_such_an_answer() {
+    let (a, b) =
+        (Provider::with_status(500).await, Provider::start(|_| Response::new(Body::from("x".repeat(700_000)))).await);
+    let mut gateway = Gateway::start(&[&a, &b], "max_held_bytes = 1048576", "failure_threshold = 100", "").await;
+    let body = |length: usize| format!(r#"{{"model":"m","x":"{}"}}"#, "x".repeat(length));
+    for (length, status, replay) in [(1000, 200, ""), (300_000, 200, ""), (900_000, 502, "no"), (300_000, 200, "")] {
+        let answer = gateway.post("/v1/chat/completions", &body(length)).await;
+        let status = if replay == "no" { 500 } else { status };
+        assert_eq!((answer.status, answer.header("x-fusebox-replay")), (status, replay), "{length}");
+        assert!(replay == "no" || answer.body.len() == 700_000);
+    }
+    let start = Instant::now();
+    while !gateway.metrics().await.contains("\nfusebox_held_bytes 0\n") {
+        assert!(start.elapsed() < DEADLINE, "what was held is given back");
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_held_small_requests_pass_and_one_whose_model_comes_late_is_told_to_come_again() {
+    let a = Provider::start(|_| hang()).await;
+    let b = Provider::with_status(200).await;
+    let gateway = Gateway::start(&[&a, &b], "max_held_bytes = 1048576\nreplay_body_bytes = 2097152", "", "").await;
+    // What hangs takes all there is.
+    let mut hanging = Vec::new();
+    for _ in 0..2 {
+        let hits = a.hits();
+        let body = format!(r#"{{"model":"m","x":"{}"}}"#, "x".repeat(260_000));
+        hanging.push(tokio::spawn(gateway.sending(gateway.request("/v1/chat/completions", &body))));
+        gateway.until(|_| a.hits() > hits).await;
+    }
+    gateway.breaker("a").try_acquire().unwrap().failure("test", "");
+    gateway.breaker("a").try_acquire().unwrap().failure("test", "");
+    gateway.breaker("a").try_acquire().unwrap().failure("test", "");
+    assert!(gateway.ask().await.is_by(&b));
+    let late = format!(r#"{{"x":"{}","model":"m"}}"#, "x".repeat(600_000));
+    let answer = gateway.post("/v1/chat/completions", &late).await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("gateway_overloaded")));
+    let early = format!(r#"{{"model":"m","x":"{}"}}"#, "x".repeat(600_000));
+    let answer = gateway.post("/v1/chat/completions", &early).await;
+    assert_eq!((answer.status, answer.header("x-fusebox-replay")), (200, "no"));
+    for task in hanging {
+        task.abort();
+    }
 }
 
 // ---- the machine ----
@@ -356,4 +402,93 @@ async fn ports_that_are_none_are_refused() {
         let text = format!("[[providers]]\nname = 'a'\nurl = 'http://{authority}/v1'\nmodels = ['m']");
         assert!(fusebox::proxy::GatewayConfig::from_toml(&text).is_ok(), "{authority}");
     }
+}
+
+// ---- a busy machine ----
+
+/// Answers every request after 20 ms.
+async fn steady_provider() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = axum::Router::new().fallback(async || {
+        wait(LATENCY).await;
+        "{}"
+    });
+    tokio::spawn(axum::serve(listener, app).into_future());
+    address
+}
+
+const LATENCY: Duration = Duration::from_millis(20);
+
+/// For what takes time by itself.
+async fn wait(time: Duration) {
+    let _ = tokio::time::timeout(time, std::future::pending::<()>()).await;
+}
+
+/// Processes that do nothing but take the time of a core.
+struct Spinners(Vec<Child>);
+
+impl Spinners {
+    fn start(count: usize) -> Self {
+        let spin = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        Self((0..count).map(|_| spin()).collect())
+    }
+}
+
+impl Drop for Spinners {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_gets_no_time_takes_no_provider_for_silent() {
+    let provider = steady_provider().await;
+    let process = Process::start("starved", provider, Stdio::null()).await;
+    let address = process.address;
+    let mut clients = tokio::task::JoinSet::new();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    for _ in 0..24 {
+        let stopped = stopped.clone();
+        clients.spawn(async move {
+            let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+            let mut answers = 0;
+            while !*stopped.borrow() {
+                let request = Request::post(format!("http://{address}/v1/chat/completions"));
+                let response = client.request(request.body(Full::from(CHAT)).unwrap()).await.unwrap();
+                assert_eq!(response.status(), 200);
+                response.into_body().collect().await.unwrap();
+                answers += 1;
+            }
+            answers
+        });
+    }
+    // It learns.
+    wait(30 * LATENCY).await;
+    for _ in 0..4 {
+        process.signal("-STOP");
+        wait(20 * LATENCY).await;
+        process.signal("-CONT");
+        wait(5 * LATENCY).await;
+    }
+    // As a control group's quota of a twentieth would.
+    for _ in 0..20 {
+        process.signal("-STOP");
+        wait(Duration::from_millis(95)).await;
+        process.signal("-CONT");
+        wait(Duration::from_millis(5)).await;
+    }
+    let spinners = Spinners::start(6);
+    wait(50 * LATENCY).await;
+    drop(spinners);
+    stop.send(true).unwrap();
+    let answers: usize = tokio::time::timeout(DEADLINE, clients.join_all()).await.unwrap().into_iter().sum();
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let metrics = client.get(format!("http://{address}/metrics").parse().unwrap()).await.unwrap();
+    let metrics = String::from_utf8(metrics.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(metrics.contains("fusebox_silence_learnt{provider=\"a\",model=\"m\",awaited=\"answer\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("fusebox_circuit_trips_total{provider=\"a\"} 0\n"), "after {answers} answers: {metrics}");
 }

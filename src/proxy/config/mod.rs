@@ -4,6 +4,7 @@
 
 mod ca_file;
 mod file;
+mod memory;
 mod read;
 mod section;
 
@@ -147,6 +148,9 @@ pub struct ServerConfig {
     pub replay_body_bytes: u64,
     /// Answers that are no streams are passed on when they are whole, if they are no longer.
     pub replay_answer_bytes: u64,
+    /// How many bytes of bodies and answers are held by all requests together. Beyond that a body is not kept, and an answer is
+    /// passed on as it comes. The default is a quarter of the memory of the machine, or of its control group.
+    pub max_held_bytes: u64,
     /// The longest request line and headers together.
     pub max_header_bytes: u64,
     /// The most headers.
@@ -165,6 +169,9 @@ pub struct ServerConfig {
     pub drain_limit: Duration,
 }
 
+/// As much as `max_held_bytes` is at least.
+const MIN_HELD_BYTES: u64 = 1 << 20;
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
@@ -177,6 +184,7 @@ impl Default for ServerConfig {
             max_body_bytes: 512 << 20,
             replay_body_bytes: 8 << 20,
             replay_answer_bytes: 1 << 20,
+            max_held_bytes: memory::of_this_process().map_or(1 << 30, |memory| memory / 4).max(MIN_HELD_BYTES),
             max_header_bytes: 64 << 10,
             max_headers: 100,
             max_connections: 10_000,

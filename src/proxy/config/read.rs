@@ -12,7 +12,7 @@ use toml::de::DeTable;
 
 use super::ca_file::read_ca_file;
 use super::section::{MAX_DURATION, Report, Section, Text};
-use super::{Connections, GatewayConfig, ProviderConfig, ServerConfig, Strategy, Timeouts};
+use super::{Connections, GatewayConfig, MIN_HELD_BYTES, ProviderConfig, ServerConfig, Strategy, Timeouts};
 use crate::{Config, ConfigBuilder, ConfigError, silence};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -123,6 +123,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.count("max_body_bytes", 1..=1 << 40, &mut server.max_body_bytes);
     section.count("replay_body_bytes", 1024..=1 << 30, &mut server.replay_body_bytes);
     section.count("replay_answer_bytes", 0..=1 << 30, &mut server.replay_answer_bytes);
+    section.count("max_held_bytes", MIN_HELD_BYTES..=1 << 50, &mut server.max_held_bytes);
     section.count("max_header_bytes", 8 << 10..=1 << 20, &mut server.max_header_bytes);
     section.count("max_headers", 1..=10_000, &mut server.max_headers);
     section.count("max_connections", 1..=1_000_000, &mut server.max_connections);

@@ -23,9 +23,12 @@ impl Metrics {
         detectors: impl Iterator<Item = (&'a str, &'a Detectors)>,
         access_log_lines_lost: u64,
         log_lines_lost: u64,
+        held_bytes: u64,
     ) -> Vec<u8> {
         let mut page = Page::default();
         self.encode_gateway(&mut page, access_log_lines_lost, log_lines_lost);
+        let help = "Bytes of bodies and answers that are held.";
+        page.gauge("fusebox_held_bytes", help, &[], float(held_bytes));
         for breaker in breakers.snapshots() {
             encode_breaker(&mut page, &breaker);
         }

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use super::http1::Http1;
 use super::http2::Http2;
 use super::idle::Idle;
+use crate::proxy::parts::Parts;
 use crate::proxy::pieces::Pieces;
 use crate::proxy::upload::{Fault, Upload};
 
@@ -113,7 +114,7 @@ impl Loan {
 
 /// What it is asked with.
 pub(crate) enum RequestBody {
-    Whole(Bytes),
+    Whole(Parts),
     /// Can be sent only once.
     Upload(Box<Upload>),
 }
@@ -124,22 +125,21 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         match &mut *self {
-            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Whole(parts) => Poll::Ready(parts.take().map(|part| Ok(Frame::data(part)))),
             Self::Upload(upload) => Pin::new(&mut **upload).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Whole(parts) => parts.is_empty(),
             Self::Upload(upload) => upload.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Whole(parts) => SizeHint::with_exact(parts.len()),
             Self::Upload(upload) => upload.size_hint(),
         }
     }

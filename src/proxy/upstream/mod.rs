@@ -152,10 +152,10 @@ impl Upstream {
     ) -> Result<Response<UpstreamBody>, SendError> {
         behind_the_others().await;
         let can_be_sent_again = matches!(body, RequestBody::Whole(_));
-        if let RequestBody::Whole(bytes) = &body
+        if let RequestBody::Whole(parts) = &body
             && let Some(connection) = self.rested()
         {
-            match self.ask(connection, head, RequestBody::Whole(bytes.clone())).await {
+            match self.ask(connection, head, RequestBody::Whole(parts.clone())).await {
                 Ok(response) => return Ok(response),
                 Err(error) if is_an_answer(&error) => return Err(SendError::Connection(error)),
                 Err(error) => debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed"),
@@ -325,6 +325,7 @@ impl fmt::Debug for Upstream {
 mod tests {
     use super::*;
     use crate::proxy::GatewayConfig;
+    use crate::proxy::parts::Parts;
 
     fn upstream(url: &str) -> Upstream {
         let config = format!("[[providers]]\nname = 'a'\nurl = '{url}'\nmodels = ['m']");
@@ -373,7 +374,7 @@ mod tests {
         let sent = Arc::clone(&is_sent);
         let sending = tokio::spawn(async move {
             sent.store(true, std::sync::atomic::Ordering::Relaxed);
-            upstream.send(&head, RequestBody::Whole(Bytes::new())).await.map(drop)
+            upstream.send(&head, RequestBody::Whole(Parts::default())).await.map(drop)
         });
         // As if it were read meanwhile: it has its turn when the other one has begun.
         tokio::spawn(async move {

@@ -1,0 +1,33 @@
+//! A body in at most three parts, one behind the other: what a name was cut out of, and the name in its place.
+//!
+//! Not here: sending it.
+
+use bytes::Bytes;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parts([Bytes; 3]);
+
+impl Parts {
+    pub(crate) fn new(parts: [Bytes; 3]) -> Self {
+        Self(parts)
+    }
+
+    /// The next part; empty ones are left out.
+    pub(crate) fn take(&mut self) -> Option<Bytes> {
+        self.0.iter_mut().find(|part| !part.is_empty()).map(std::mem::take)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(Bytes::is_empty)
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.0.iter().map(|part| part.len() as u64).sum()
+    }
+}
+
+impl From<Bytes> for Parts {
+    fn from(whole: Bytes) -> Self {
+        Self([whole, Bytes::new(), Bytes::new()])
+    }
+}
