@@ -370,7 +370,7 @@ mod tests {
         let body = Bytes::from(long.clone());
         let named = find(&form(), &body, true).unwrap().unwrap();
         let renamed = rename(&form(), &body, &named, "w");
-        assert_eq!((renamed.len() as usize, all_of(renamed)), (long.len() - 6, long.replace("whisper", "w").into()));
+        assert_eq!((renamed.len(), all_of(renamed)), (long.len() as u64 - 6, long.replace("whisper", "w").into()));
     }
 
     #[test]

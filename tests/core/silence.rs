@@ -121,6 +121,37 @@ async fn what_the_caller_is_held_up_for_is_nobodys_silence() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_that_is_held_up_a_little_at_every_tick_takes_nobody_for_silent() {
+    let mut watched = Watched::warm();
+    let calls = watched.calls(30);
+    // A core that gets its time in small pieces: what came in between lies about unread.
+    for _ in 0..3 {
+        watched.now += 14 * MS;
+        assert!(watched.look().is_empty());
+    }
+    for call in calls {
+        watched.answer(call);
+    }
+    assert_eq!(watched.state(), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_a_busy_machine_silence_is_believed_once_that_is_calm_again() {
+    let mut watched = Watched::warm();
+    let calls = watched.calls(30);
+    watched.now += 40 * MS;
+    assert!(watched.look().is_empty());
+    // Whoever answers has no time either.
+    for _ in 0..9 {
+        assert!(watched.tick().is_empty());
+    }
+    let alarm = watched.tick();
+    assert_eq!(alarm.len(), 1, "ten ticks later it is the upstream");
+    assert!(watched.breaker.snapshot().silent);
+    drop(calls);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_that_comes_after_all_closes_the_circuit_at_once() {
     let mut watched = Watched::warm();
     let mut calls = watched.fall_silent();
