@@ -22,6 +22,9 @@ pub mod demo;
 mod drain;
 mod failover;
 mod forward;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod health;
 mod hold;

@@ -54,6 +54,7 @@ const LEVELS: &[&[&str]] = &[
     &["proxy::failover"],
     &["proxy::forward"],
     &["proxy::server"],
+    &["proxy::fuzz"],
     &["proxy::demo"],
 ];
 

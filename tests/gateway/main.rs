@@ -9,6 +9,7 @@ mod failover;
 mod health;
 mod hostile;
 mod http2;
+mod machine;
 mod program;
 mod raw;
 mod reload;

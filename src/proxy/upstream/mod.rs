@@ -18,6 +18,7 @@ mod wake;
 use std::error::Error;
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -165,7 +166,14 @@ impl Upstream {
         let connected = Box::pin(timeout(self.connect_timeout, self.connect(can_be_sent_again))).await;
         let connected = connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?;
         let connection = connected.map_err(|error| {
-            if is_own_shortage(&*error) { SendError::Shortage(error) } else { SendError::Connect(error) }
+            if is_own_shortage(&*error) {
+                SendError::Shortage(error)
+            } else if any_io_error(&*error, |error| error.kind() == io::ErrorKind::TimedOut) {
+                // hyper's own limit passes first where this thread was held up beyond both.
+                SendError::ConnectTimeout(self.connect_timeout)
+            } else {
+                SendError::Connect(error)
+            }
         })?;
         self.ask(connection, head, body).await.map_err(SendError::Connection)
     }
@@ -295,12 +303,17 @@ fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
     const SHORT: [i32; 6] = [24, 23, 99, 105, 12, 11];
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     const SHORT: [i32; 6] = [24, 23, 49, 55, 12, 35];
+    any_io_error(error, |error| {
+        error.raw_os_error().is_some_and(|code| SHORT.contains(&code))
+            || error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<TooManyLookups>)
+    })
+}
+
+/// Whether one of an error's causes is such a one. What is inside of an `io::Error` is not its source.
+fn any_io_error(error: &(dyn Error + 'static), is_it: fn(&io::Error) -> bool) -> bool {
     std::iter::successors(Some(error), |error| (*error).source()).any(|error| {
-        // What is inside of an `io::Error` is not its source.
-        let io = error.downcast_ref::<std::io::Error>();
-        io.and_then(std::io::Error::raw_os_error).is_some_and(|code| SHORT.contains(&code))
-            || error.is::<TooManyLookups>()
-            || io.and_then(std::io::Error::get_ref).is_some_and(|inside| is_own_shortage(inside))
+        let io = error.downcast_ref::<io::Error>();
+        io.is_some_and(is_it) || io.and_then(io::Error::get_ref).is_some_and(|inside| any_io_error(inside, is_it))
     })
 }
 
