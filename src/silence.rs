@@ -70,7 +70,7 @@
 //! - Nothing is believed before enough is learnt: the first answers at a high rate are the fastest ones. That takes 100
 //!   answers, and twice as many as there are requests in flight.
 //! - If a look comes late, its caller was held up, and everything seems silent. What it is late by is taken off every age if that
-//!   is more than a tick; if it is more than two, the machine is busy, and no silence is believed for the next ten ticks. (The
+//!   is more than a tick and a half; if it is more than two, the machine is busy, and no silence is believed for the next ten ticks. (The
 //!   [ceiling](ConfigBuilder::ceiling) holds all the same.)
 //! - What has come before a look has to be read before it: the caller reads its sockets first, and then says how things stood when
 //!   the tick began.

@@ -21,7 +21,7 @@ use crate::word::{self, CircuitState, Snapshot, next_generation};
 
 const TICK_MICROS: u64 = 5_000;
 /// A look that comes later than that was held up.
-const LATE_MICROS: u64 = 2 * TICK_MICROS;
+const LATE_MICROS: u64 = 5 * TICK_MICROS / 2;
 /// One that comes later than that shows that there is too much to do here, or in the whole machine.
 const VERY_LATE_MICROS: u64 = 3 * TICK_MICROS;
 /// For so long after it no silence is believed: what is late here is late for other reasons.
