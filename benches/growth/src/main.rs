@@ -91,7 +91,8 @@ fn main() -> ExitCode {
     println!("|---|---|---|---|---|");
     let mut fails = false;
     for Case { name, size, .. } in &CASES {
-        let [one, two, four] = [1, 2, 4].map(|times| instructions(name, times * size));
+        let counting = [1, 2, 4].map(|times| std::thread::spawn(move || instructions(name, times * size)));
+        let [one, two, four] = counting.map(|counted| counted.join().expect("it has said why"));
         let (first, second) = ((two - one).max(0.0), (four - two).max(0.0));
         // A few thousand more or less are the noise of hashes and addresses.
         let ratio = second / first.max(50_000.0);
