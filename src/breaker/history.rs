@@ -121,9 +121,8 @@ impl Errors {
     fn with_confirmed(&self, generation: u32, error: &Arc<LastError>) -> Self {
         let mut errors = self.clone();
         let known = [&self.confirmed, &self.published].into_iter().flatten().find(|it| it.generation == generation);
-        if let Some(opening) = known
-            && self.confirmed.as_ref().is_none_or(|old| !generation_is_older(generation, old.generation))
-        {
+        // Nothing is known any more of one that two others have followed: who confirms it has been asleep for that long.
+        if let Some(opening) = known {
             errors.confirmed = Some(Opening { error: Arc::clone(error), ..opening.clone() });
         }
         errors
