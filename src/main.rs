@@ -1,5 +1,7 @@
 //! `fusebox`, the LLM gateway: arguments, configuration, run. What it then does is in the library.
 
+mod demo;
+
 use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -8,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use fusebox::proxy::{AppState, GatewayConfig, demo, log, run_server};
+use fusebox::proxy::{AppState, GatewayConfig, log, run_server};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;

@@ -1,13 +1,41 @@
 //! Answers that the gateway gives by itself, in the form that `OpenAI`'s SDKs understand.
 //!
-//! Not here: when one is given: `failover` and `forward`.
+//! Not here: when each is given: `request`, `route` and `edge`.
 
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderValue, Response, StatusCode, header};
 use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
+use strum::IntoStaticStr;
+#[cfg(test)]
+use strum::VariantArray;
+
+/// What an error is about, for programs. `docs/OPERATIONS.md` explains each; a test compares the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[cfg_attr(test, derive(VariantArray))]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum Code {
+    BodyTimeout,
+    BodyTooLong,
+    GatewayOverloaded,
+    IncompleteBody,
+    InvalidApiKey,
+    InvalidHost,
+    InvalidModel,
+    InvalidPath,
+    MethodNotAllowed,
+    ModelNotFound,
+    ModelNotFoundInTime,
+    NotFound,
+    PathTooLong,
+    ProviderRefused,
+    ProviderStreamBroken,
+    ProviderTimeout,
+    ProviderUnreachable,
+    ProvidersUnavailable,
+    UnknownTransferCoding,
+}
 
 pub(crate) fn json(status: StatusCode, body: &Value) -> Response<Bytes> {
     let mut response = Response::new(body.to_string().into());
@@ -16,21 +44,33 @@ pub(crate) fn json(status: StatusCode, body: &Value) -> Response<Bytes> {
     response
 }
 
-fn error(status: StatusCode, kind: &str, code: &str, param: Option<&str>, message: &str) -> Response<Bytes> {
-    json(status, &json!({"error": {"message": message, "type": kind, "param": param, "code": code}}))
+/// The body of an error.
+fn error_body(kind: &str, code: Code, param: Option<&str>, message: &str) -> Value {
+    let code: &str = code.into();
+    json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
 }
 
-pub(crate) fn invalid(status: StatusCode, code: &str, param: Option<&str>, message: &str) -> Response<Bytes> {
-    error(status, "invalid_request_error", code, param, message)
+/// An error that is the client's fault.
+pub(crate) fn invalid(status: StatusCode, code: Code, param: Option<&str>, message: &str) -> Response<Bytes> {
+    json(status, &error_body("invalid_request_error", code, param, message))
 }
 
-/// No client should have to guess what it may ask for.
+fn server_error(status: StatusCode, code: Code, message: &str) -> Response<Bytes> {
+    json(status, &error_body("server_error", code, None, message))
+}
+
+/// The error that a stream ends with if its provider breaks off.
+pub(crate) fn broken_stream(message: &str) -> Value {
+    error_body("server_error", Code::ProviderStreamBroken, None, message)
+}
+
+/// How many models an error lists, so that a client need not guess which ones there are.
 const MAX_LISTED: usize = 50;
 
-/// Longer names of models are cut where they are repeated to a client.
+/// An error repeats no more of a model's name than this.
 const MAX_SHOWN_MODEL: usize = 200;
 
-/// The first `bytes` of a text, or a few more where a character would be cut.
+/// The first `bytes` of a text, or a few more if a character would be cut.
 pub(crate) fn start_of(text: &str, bytes: usize) -> &str {
     let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= bytes).unwrap_or(text.len());
     &text[..end]
@@ -40,75 +80,88 @@ pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item 
     let more = known.len().saturating_sub(MAX_LISTED);
     let names: Vec<_> = known.take(MAX_LISTED).collect();
     let known = match (names.as_slice(), more) {
-        ([], _) => "There are none.".to_owned(),
-        (_, 0) => format!("There are: {}.", names.join(", ")),
-        _ => format!("There are: {}, and {more} more.", names.join(", ")),
+        ([], _) => "No models are available.".to_owned(),
+        (_, 0) => format!("Available models: {}.", names.join(", ")),
+        _ => format!("Available models: {}, and {more} more.", names.join(", ")),
     };
-    // A body may be all model.
+    // The name may be as long as a body.
     let shown = start_of(model, MAX_SHOWN_MODEL);
-    let message = format!("The model '{shown}' is served by no provider of this gateway. {known}");
-    invalid(StatusCode::NOT_FOUND, "model_not_found", Some("model"), &message)
+    let message = format!("No provider of this gateway serves the model '{shown}'. {known}");
+    invalid(StatusCode::NOT_FOUND, Code::ModelNotFound, Some("model"), &message)
 }
 
-/// In the form of `OpenAI`'s own, so that SDKs tell a wrong key.
+/// In the form of `OpenAI`'s own answer, so that SDKs report a wrong key.
 pub(crate) fn unauthorized() -> Response<Bytes> {
-    let message = "This gateway needs 'authorization: Bearer' with one of its tokens.";
-    let mut response = invalid(StatusCode::UNAUTHORIZED, "invalid_api_key", None, message);
+    let message = "This gateway requires 'authorization: Bearer' with one of its tokens.";
+    let mut response = invalid(StatusCode::UNAUTHORIZED, Code::InvalidApiKey, None, message);
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
-/// Instead of a provider's own words, which may show a part of the gateway's key.
+/// Replaces a provider's own message, which may show a part of the gateway's key.
 pub(crate) fn refused_by_provider(status: StatusCode) -> Response<Bytes> {
-    let message = "The provider refused the request of the gateway, and no other one could answer.";
-    error(status, "server_error", "provider_refused", None, message)
+    let message = "The provider refused the gateway's request, and no other provider could answer.";
+    server_error(status, Code::ProviderRefused, message)
 }
 
-/// No provider may be asked now.
+/// No provider may be asked at the moment.
 pub(crate) fn unavailable(model: Option<&str>, retry_after: Duration) -> Response<Bytes> {
     let seconds = retry_after.as_millis().div_ceil(1000).max(1);
-    let of_the_model = model.map_or(String::new(), |model| format!(" of the model '{model}'"));
+    let of_the_model = model.map_or(String::new(), |model| format!(" for the model '{model}'"));
     let message = format!("Every provider{of_the_model} is failing. The next one is tried again in {seconds} s.");
-    let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "server_error", "providers_unavailable", None, &message);
+    let mut response = server_error(StatusCode::SERVICE_UNAVAILABLE, Code::ProvidersUnavailable, &message);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_str(&seconds.to_string()).expect("digits"));
     response
 }
 
-/// The last provider that could be asked did not answer in time.
+/// The provider did not answer in time, and no other one could.
 pub(crate) fn timed_out() -> Response<Bytes> {
-    let message = "The provider did not answer in time, and no other one could.";
-    error(StatusCode::GATEWAY_TIMEOUT, "server_error", "provider_timeout", None, message)
+    let message = "The provider did not answer in time, and no other provider could answer.";
+    server_error(StatusCode::GATEWAY_TIMEOUT, Code::ProviderTimeout, message)
 }
 
-/// The gateway has no descriptor, port or memory left.
+/// The gateway has run out of descriptors, ports or memory.
 pub(crate) fn short() -> Response<Bytes> {
     let message = "The gateway has no room for another request at the moment.";
-    let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "server_error", "gateway_overloaded", None, message);
+    let mut response = server_error(StatusCode::SERVICE_UNAVAILABLE, Code::GatewayOverloaded, message);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
-/// The last provider that could be asked gave no answer that could be passed on.
+/// The provider gave no answer that could be passed on.
 pub(crate) fn unreachable() -> Response<Bytes> {
-    let message = "The provider could not be reached, and no other one could answer.";
-    error(StatusCode::BAD_GATEWAY, "server_error", "provider_unreachable", None, message)
+    let message = "The provider could not be reached, and no other provider could answer.";
+    server_error(StatusCode::BAD_GATEWAY, Code::ProviderUnreachable, message)
 }
 
-/// RFC 9112 section 3.2: who reads another one than the gateway would take the request for another host's.
+/// RFC 9112 section 3.2. A server that reads another `host` than the gateway would take the request for another host's.
 pub(crate) fn invalid_host() -> Response<Bytes> {
-    let message = "A request needs one 'host' header, and no more than one.";
-    invalid(StatusCode::BAD_REQUEST, "invalid_host", None, message)
+    let message = "A request needs exactly one 'host' header.";
+    invalid(StatusCode::BAD_REQUEST, Code::InvalidHost, None, message)
 }
 
 pub(crate) fn not_found() -> Response<Bytes> {
-    invalid(StatusCode::NOT_FOUND, "not_found", None, "There is nothing at this path.")
+    invalid(StatusCode::NOT_FOUND, Code::NotFound, None, "Nothing is served at this path.")
 }
 
 pub(crate) fn method_not_allowed() -> Response<Bytes> {
-    invalid(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None, "This path does not take that method.")
+    invalid(StatusCode::METHOD_NOT_ALLOWED, Code::MethodNotAllowed, None, "This path does not support that method.")
 }
 
-/// For a handler.
-pub(crate) fn finished(response: Response<Bytes>) -> Response<Body> {
-    response.map(Body::from)
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_operators_page_explains_every_code_and_no_other() {
+        let (_, page) = include_str!("../../docs/OPERATIONS.md").split_once("## What clients get\n").unwrap();
+        let (table, _) = page.split_once("\n## ").unwrap();
+        let rows = table.lines().filter(|line| line.starts_with('|')).filter_map(|line| line.split('|').nth(2));
+        let codes = rows.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+        let is_code = |text: &&str| text.contains('_') && text.bytes().all(|it| it.is_ascii_lowercase() || it == b'_');
+        let explained: BTreeSet<&str> = codes.filter(is_code).collect();
+        assert_eq!(explained, Code::VARIANTS.iter().map(|code| code.into()).collect());
+    }
 }

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Request, header};
 use bytes::{BufMut, Bytes, BytesMut};
+use http::{Request, header};
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,10 +17,10 @@ use tokio::time::timeout;
 use tower::ServiceExt;
 
 use super::config::GatewayConfig;
-use super::model::{Format, Named, find, rename};
-use super::path::leaves_its_base;
+use super::request::model::{Format, Named, find, rename};
+use super::request::path::leaves_its_base;
+use super::route::sse::{Events, has_content};
 use super::server::create_router;
-use super::sse::{Events, has_content};
 use super::state::AppState;
 
 /// A path that stays below its base does so for whoever decodes it once more.

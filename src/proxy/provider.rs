@@ -1,16 +1,56 @@
-//! One provider: its settings, its breaker, what is counted of it, and what is known of its silence. All cores share it.
+//! One provider: its settings, its breaker, its counts, and the detectors of its silence. All cores share it.
 //!
-//! Not here: how it is asked (`attempt`), and each core's connections to it (`cores`).
+//! Not here: how it is asked (`route`), and each core's connections to it (`core`).
 
+use std::ops::Index;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
 use super::config::ProviderConfig;
-use super::metrics::ProviderMetrics;
+use super::observe::metrics::ProviderMetrics;
 use super::silence::Detectors;
 use crate::CircuitBreaker;
+
+/// A provider's place in the configuration. It is meaningful only together with the configuration that it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProviderId(usize);
+
+/// One value for each provider of a configuration.
+pub(crate) struct PerProvider<T>(Vec<T>);
+
+impl<T> PerProvider<T> {
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+
+    /// The first value that `is_it`, with the id of its provider.
+    pub(crate) fn find(&self, is_it: impl Fn(&T) -> bool) -> Option<ProviderId> {
+        self.0.iter().position(is_it).map(ProviderId)
+    }
+}
+
+impl PerProvider<()> {
+    /// The ids of some providers by their positions in the configuration.
+    pub(crate) fn ids(positions: &[usize]) -> Box<[ProviderId]> {
+        positions.iter().map(|position| ProviderId(*position)).collect()
+    }
+}
+
+impl<T> FromIterator<T> for PerProvider<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        Self(values.into_iter().collect())
+    }
+}
+
+impl<T> Index<ProviderId> for PerProvider<T> {
+    type Output = T;
+
+    fn index(&self, id: ProviderId) -> &T {
+        &self.0[id.0]
+    }
+}
 
 /// A provider and its breaker.
 #[derive(Debug)]
@@ -18,11 +58,12 @@ pub(crate) struct Provider {
     pub(crate) config: ProviderConfig,
     pub(crate) breaker: Arc<CircuitBreaker>,
     pub(crate) metrics: Arc<ProviderMetrics>,
-    /// `None`: silence is not looked at.
+    /// `None` if silence detection is switched off.
     pub(crate) silence: Option<Arc<Detectors>>,
-    since: Instant,
-    /// When the newest request was sent that failed, in microseconds after `since`.
+    created: Instant,
+    /// When the newest failed request was sent, in microseconds since `created`.
     newest_failure: AtomicU64,
+    breaks_off: AtomicBool,
 }
 
 impl Provider {
@@ -31,27 +72,55 @@ impl Provider {
         breaker: Arc<CircuitBreaker>,
         metrics: Arc<ProviderMetrics>,
         silence: Option<Arc<Detectors>>,
+        breaks_off: bool,
     ) -> Self {
-        Self { config, breaker, metrics, silence, since: Instant::now(), newest_failure: AtomicU64::new(0) }
+        Self {
+            config,
+            breaker,
+            metrics,
+            silence,
+            created: Instant::now(),
+            newest_failure: AtomicU64::new(0),
+            breaks_off: AtomicBool::new(breaks_off),
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// A request failed that was sent then.
-    pub(crate) fn note_failure(&self, sent: Instant) {
+    /// Notes that a request that was sent at `sent` failed. Call it before the breaker is told: the failure may open the
+    /// circuit, and the next probe asks how.
+    pub(crate) fn note_failure(&self, sent: Instant, breaks_off: bool) {
         self.newest_failure.fetch_max(self.micros(sent), Ordering::Relaxed);
+        // Late failures do not change why the circuit is open.
+        if self.breaker.state() != crate::CircuitState::Open {
+            self.breaks_off.store(breaks_off, Ordering::Relaxed);
+        }
     }
 
-    /// Whether a request failed that was sent later. What was sent before an outage may well be answered during it; that says
-    /// nothing about now, and must not end a row of failures.
+    /// Notes that a request succeeded.
+    pub(crate) fn note_success(&self) {
+        // Nearly always false, so that cores share the line without writing to it.
+        if self.breaks_off() {
+            self.breaks_off.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request failed that was sent after `sent`. A request from before an outage may be answered during it. Such an
+    /// answer says nothing about the present, and must not end a row of failures.
     pub(crate) fn has_failed_since(&self, sent: Instant) -> bool {
         self.newest_failure.load(Ordering::Relaxed) > self.micros(sent)
     }
 
-    /// Never 0: no failure has been at 0.
+    /// Whether the circuit was opened by answers that began well and broke off. Of such a provider a good first byte proves
+    /// nothing.
+    pub(crate) fn breaks_off(&self) -> bool {
+        self.breaks_off.load(Ordering::Relaxed)
+    }
+
+    /// Never 0, which stands for no failure.
     fn micros(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX).saturating_add(1)
+        u64::try_from(at.saturating_duration_since(self.created).as_micros()).unwrap_or(u64::MAX).saturating_add(1)
     }
 }

@@ -1,7 +1,7 @@
-//! Watching providers for silence. Each core watches what it has sent itself, by provider, by model and by what is awaited; what
-//! is learnt of one kind of answer says nothing about another one.
+//! Watching providers for silence. Detectors are shared by all cores; each core has a watcher for each of them. There is one
+//! detector for each provider, model and kind of answer: what is learnt of one kind of answer says nothing about another.
 //!
-//! Not here: what silence is: `fusebox::silence`; what is done about it: `failover`.
+//! Not here: when a provider is silent: `fusebox::silence`; what a request does then: `route::failover`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -12,83 +12,79 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use strum::{EnumCount, IntoStaticStr, VariantArray};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::timers::Timers;
-use crate::silence::{Config, Detector, DetectorSnapshot, TICK, Ticket, Watcher};
+use super::timers::{Group, Timers};
+use crate::silence::{self, Config, Detector, DetectorSnapshot, TICK, Watcher};
 use crate::{CircuitBreaker, Permit};
 
-/// A stream that pauses cannot be moved to another provider, so there is no hurry; and streams of one provider pause together,
-/// whenever that schedules its work anew.
-const MIN_CHUNK_FLOOR: Duration = Duration::from_secs(1);
+/// A stream that pauses cannot be moved to another provider, so there is no hurry. And all streams of a provider pause together
+/// whenever it reschedules its work.
+const MIN_PIECE_FLOOR: Duration = Duration::from_secs(1);
 
-/// How many requests of one core, that another provider has answered, are listened to for the answer of the one that was
-/// silent, and for how long: by them a short silence is known to be over.
+/// A silent request that another provider has answered is kept open, to learn from a late answer that the silence was short.
+/// A core keeps at most this many of one provider's requests, each for at most `LISTEN_FOR`.
 const MAX_LISTENING: usize = 16;
 const LISTEN_FOR: Duration = Duration::from_secs(30);
 
-/// What is awaited of a provider.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What a request waits for. Its text is a label in the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(const_into_str, serialize_all = "snake_case")]
 pub(crate) enum Awaited {
-    /// All of an answer.
+    /// A whole answer.
     Answer,
     /// The first content of a stream.
     Stream,
-    /// The next piece of one.
+    /// The next piece of a stream.
     Chunk,
 }
 
 impl Awaited {
-    const ALL: [Self; 3] = [Self::Answer, Self::Stream, Self::Chunk];
-
-    /// In metrics.
     pub(crate) fn as_str(self) -> &'static str {
-        ["answer", "stream", "chunk"][self as usize]
+        self.into_str()
     }
 }
 
-/// One provider's detectors, for all cores.
+/// The detectors of one provider, for all cores.
 pub(crate) struct Detectors {
     breaker: Arc<CircuitBreaker>,
     cores: usize,
-    state: Mutex<State>,
-}
-
-struct State {
     config: Config,
-    by_kind: BTreeMap<(Box<str>, Awaited), Arc<Detector>>,
+    by_kind: Mutex<BTreeMap<(Box<str>, Awaited), Arc<Detector>>>,
 }
 
 impl Detectors {
     pub(crate) fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
-        Self { breaker, cores, state: Mutex::new(State { config, by_kind: BTreeMap::new() }) }
+        Self { breaker, cores, config, by_kind: Mutex::default() }
     }
 
-    /// What was learnt is kept.
-    pub(crate) fn set_config(&self, config: Config) {
-        let mut state = self.state.lock();
-        state.config = config;
-        for ((_, awaited), detector) in &state.by_kind {
+    /// The same detectors with other settings, without those of models that the provider does not serve any more. What they
+    /// have learnt is kept. Requests that began before keep using the old ones, which go when the last of them ends.
+    pub(crate) fn reconfigured(&self, config: Config, is_served: impl Fn(&str) -> bool) -> Self {
+        let mut by_kind = self.by_kind.lock().clone();
+        // A request without a model belongs to no model that could be removed.
+        by_kind.retain(|(model, _), _| model.is_empty() || is_served(model));
+        for ((_, awaited), detector) in &by_kind {
             detector.set_config(&config_of(config, *awaited));
         }
+        Self { breaker: Arc::clone(&self.breaker), cores: self.cores, config, by_kind: Mutex::new(by_kind) }
     }
 
     fn of(&self, model: &str, awaited: Awaited) -> Arc<Detector> {
-        let mut state = self.state.lock();
-        let config = config_of(state.config, awaited);
         let new = || {
-            let detector = Detector::new(Arc::clone(&self.breaker), &config, self.cores);
+            let detector = Detector::new(Arc::clone(&self.breaker), &config_of(self.config, awaited), self.cores);
             Arc::new(detector.with_label(format!("{model}, {}", awaited.as_str())))
         };
-        Arc::clone(state.by_kind.entry((model.into(), awaited)).or_insert_with(new))
+        Arc::clone(self.by_kind.lock().entry((model.into(), awaited)).or_insert_with(new))
     }
 
-    /// What is known of each kind of answer.
+    /// What each detector knows, by model and kind of answer.
     pub(crate) fn snapshots(&self) -> Vec<(Box<str>, Awaited, DetectorSnapshot)> {
         let now = Instant::now().into_std();
-        let state = self.state.lock();
-        state.by_kind.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now))).collect()
+        let by_kind = self.by_kind.lock();
+        by_kind.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now))).collect()
     }
 }
 
@@ -102,26 +98,38 @@ fn config_of(config: Config, awaited: Awaited) -> Config {
     match awaited {
         Awaited::Answer | Awaited::Stream => config,
         Awaited::Chunk => {
-            let floor = config.floor().max(MIN_CHUNK_FLOOR);
-            config.to_builder().floor(floor).build().expect("one of two that are right")
+            let floor = config.floor().max(MIN_PIECE_FLOOR);
+            config.to_builder().floor(floor).build().expect("both floors are valid")
         }
     }
 }
 
-/// By what is awaited. `None`: there are more cores than were configured.
-type Kinds = [Option<Arc<Watched>>; 3];
+/// The watchers of one model, by what is awaited. `None` if there are more cores than were configured.
+type OfModel = [Option<Arc<CoreWatcher>>; Awaited::COUNT];
 
-/// What one core watches of one provider.
+/// One core's watchers of one provider.
 pub(crate) struct Watchers {
     pub(crate) detectors: Arc<Detectors>,
-    looks: Arc<Looks>,
-    by_model: Mutex<HashMap<Box<str>, Kinds, foldhash::fast::RandomState>>,
+    ticker: Arc<Ticker>,
+    by_model: Mutex<HashMap<Box<str>, OfModel, foldhash::fast::RandomState>>,
     listening: Arc<AtomicUsize>,
 }
 
 impl Watchers {
-    pub(crate) fn new(detectors: Arc<Detectors>, looks: Arc<Looks>) -> Self {
-        Self { detectors, looks, by_model: Mutex::default(), listening: Arc::default() }
+    /// `before`: the core's watchers of the same provider before a reload. Those whose detectors are still there are kept.
+    pub(crate) fn new(detectors: Arc<Detectors>, ticker: Arc<Ticker>, before: Option<&Self>) -> Self {
+        let mut by_model = HashMap::default();
+        if let Some(before) = before {
+            let known = detectors.by_kind.lock();
+            by_model.clone_from(&before.by_model.lock());
+            by_model.retain(|model, of_model: &mut OfModel| {
+                Awaited::VARIANTS.iter().zip(of_model).all(|(awaited, watcher)| {
+                    let is_of = |detector| watcher.as_ref().is_none_or(|it| Arc::ptr_eq(detector, &it.detector));
+                    known.get(&(model.clone(), *awaited)).is_some_and(is_of)
+                })
+            });
+        }
+        Self { detectors, ticker, by_model: Mutex::new(by_model), listening: Arc::default() }
     }
 
     /// Watches a request that is sent with this permit.
@@ -131,33 +139,34 @@ impl Watchers {
         awaited: Awaited,
         permit: &Permit<B>,
         now: Instant,
-    ) -> Option<Watch> {
-        self.watched(model, awaited)
-            .map(|watched| watched.start(&self.looks, |watcher| watcher.start(permit, now.into_std())))
+    ) -> Option<Ticket> {
+        let watcher = self.watcher(model, awaited)?;
+        Some(watcher.start(&self.ticker, |watcher| watcher.start(permit, now.into_std())))
     }
 
-    /// What waits for the pieces of a stream.
-    pub(crate) fn chunks(&self, model: &str) -> Option<Chunks> {
-        let watched = self.watched(model, Awaited::Chunk)?;
-        Some(Chunks { watched, looks: Arc::clone(&self.looks), awaited: None })
+    /// What watches the pieces of a stream.
+    pub(crate) fn pieces(&self, model: &str) -> Option<PieceWatch> {
+        let watcher = self.watcher(model, Awaited::Chunk)?;
+        Some(PieceWatch { watcher, ticker: Arc::clone(&self.ticker), awaited: None })
     }
 
-    fn watched(&self, model: &str, awaited: Awaited) -> Option<Arc<Watched>> {
+    fn watcher(&self, model: &str, awaited: Awaited) -> Option<Arc<CoreWatcher>> {
         let mut by_model = self.by_model.lock();
-        if let Some(kinds) = by_model.get(model) {
-            return kinds[awaited as usize].clone();
+        if let Some(watchers) = by_model.get(model) {
+            return watchers[awaited as usize].clone();
         }
-        let kinds = Awaited::ALL.map(|awaited| {
-            let watcher = self.detectors.of(model, awaited).watcher()?;
-            Some(Arc::new(Watched { state: Mutex::new((watcher, false)), alarms: AtomicU64::new(0) }))
-        });
-        let found = kinds[awaited as usize].clone();
-        by_model.insert(model.into(), kinds);
+        let mut watchers = OfModel::default();
+        for (watcher, awaited) in watchers.iter_mut().zip(Awaited::VARIANTS) {
+            *watcher = CoreWatcher::new(self.detectors.of(model, *awaited));
+        }
+        let found = watchers[awaited as usize].clone();
+        by_model.insert(model.into(), watchers);
         found
     }
 
-    /// Goes on listening for the answer to a request that another provider has answered. `answer`: whether there is one.
-    pub(crate) fn listen(&self, answer: impl Future<Output = bool> + Send + 'static, mut watch: Watch) {
+    /// Keeps waiting for the answer to a silent request that another provider has answered. `answer` returns whether there is
+    /// one.
+    pub(crate) fn listen(&self, answer: impl Future<Output = bool> + Send + 'static, mut ticket: Ticket) {
         let listening = Arc::clone(&self.listening);
         if listening.load(Ordering::Relaxed) >= MAX_LISTENING {
             return;
@@ -165,150 +174,172 @@ impl Watchers {
         listening.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             if timeout(LISTEN_FOR, answer).await == Ok(true) {
-                watch.answered(Instant::now());
+                ticket.answered(Instant::now());
             }
             listening.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
 
-/// One kind of answer, on one core.
-struct Watched {
-    /// Locked by this core alone. The flag: whether somebody looks.
-    state: Mutex<(Watcher, bool)>,
+/// One core's watcher of one detector.
+struct CoreWatcher {
+    detector: Arc<Detector>,
+    /// No other core locks it.
+    state: Mutex<State>,
+    /// How often it has found silence.
     alarms: AtomicU64,
+    /// The timers of its requests.
+    group: Group,
 }
 
-impl Watched {
-    fn start(self: Arc<Self>, looks: &Arc<Looks>, start: impl FnOnce(&mut Watcher) -> Ticket) -> Watch {
+struct State {
+    watcher: Watcher,
+    /// Whether the ticker has it in its list.
+    is_ticking: bool,
+}
+
+impl CoreWatcher {
+    fn new(detector: Arc<Detector>) -> Option<Arc<Self>> {
+        let state = Mutex::new(State { watcher: detector.watcher()?, is_ticking: false });
+        Some(Arc::new(Self { detector, state, alarms: AtomicU64::new(0), group: Group::new() }))
+    }
+
+    fn start(self: Arc<Self>, ticker: &Arc<Ticker>, start: impl FnOnce(&mut Watcher) -> silence::Ticket) -> Ticket {
         let mut state = self.state.lock();
-        let ticket = start(&mut state.0);
-        let is_looked_at = std::mem::replace(&mut state.1, true);
+        let ticket = start(&mut state.watcher);
+        let is_ticking = std::mem::replace(&mut state.is_ticking, true);
         drop(state);
-        if !is_looked_at {
-            looks.begin(&self);
+        if !is_ticking {
+            ticker.add(&self);
         }
-        Watch { alarms: self.alarms.load(Ordering::Relaxed), watched: self, ticket: Some(ticket) }
+        Ticket { alarms: self.alarms.load(Ordering::Relaxed), watcher: self, ticket: Some(ticket) }
     }
 }
 
-/// A request that is watched until it is answered. Dropped before, it says nothing.
-pub(crate) struct Watch {
-    watched: Arc<Watched>,
-    ticket: Option<Ticket>,
+/// A request that is watched until it is answered. Dropped before that, it is withdrawn and says nothing about the provider.
+pub(crate) struct Ticket {
+    watcher: Arc<CoreWatcher>,
+    /// `None` once it is answered.
+    ticket: Option<silence::Ticket>,
+    /// The watcher's alarms when the request began.
     alarms: u64,
 }
 
-impl Watch {
-    /// Whether it is one of those that had better ask somebody else.
+impl Ticket {
+    /// Whether silence was found since the request began: another provider should be asked.
     pub(crate) fn is_silent(&self) -> bool {
-        self.watched.alarms.load(Ordering::Relaxed) != self.alarms
+        self.watcher.alarms.load(Ordering::Relaxed) != self.alarms
+    }
+
+    /// The timers to be woken when [`is_silent`](Self::is_silent) becomes true.
+    pub(crate) fn group(&self) -> Group {
+        self.watcher.group
     }
 
     pub(crate) fn answered(&mut self, now: Instant) {
         if let Some(ticket) = self.ticket.take() {
-            self.watched.state.lock().0.answered(ticket, now.into_std());
+            self.watcher.state.lock().watcher.answered(ticket, now.into_std());
         }
     }
 }
 
-impl Drop for Watch {
+impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.watched.state.lock().0.withdrawn(ticket, Instant::now().into_std());
+            self.watcher.state.lock().watcher.withdrawn(ticket, Instant::now().into_std());
         }
     }
 }
 
-/// The pieces of one stream.
-pub(crate) struct Chunks {
-    watched: Arc<Watched>,
-    looks: Arc<Looks>,
-    awaited: Option<Watch>,
+/// Watches the pieces of one stream.
+pub(crate) struct PieceWatch {
+    watcher: Arc<CoreWatcher>,
+    ticker: Arc<Ticker>,
+    /// `None` while no piece is awaited.
+    awaited: Option<Ticket>,
 }
 
-impl Chunks {
-    /// The next piece is waited for, if it was not already.
+impl PieceWatch {
+    /// Begins to wait for the next piece, unless it is awaited already.
     pub(crate) fn wait(&mut self) {
         if self.awaited.is_none() {
             let now = Instant::now().into_std();
-            let watch = Arc::clone(&self.watched).start(&self.looks, |watcher| watcher.start_piece(now));
-            self.awaited = Some(watch);
+            let ticket = Arc::clone(&self.watcher).start(&self.ticker, |watcher| watcher.start_piece(now));
+            self.awaited = Some(ticket);
         }
     }
 
-    /// Something has come, which may be the next piece. Nobody looks at it unless that was waited for.
+    /// Something has come. `is_a_piece` is called only if a piece was awaited.
     pub(crate) fn come(&mut self, is_a_piece: impl FnOnce() -> bool) {
-        if let Some(mut watch) = self.awaited.take_if(|_| is_a_piece()) {
-            watch.answered(Instant::now());
+        if let Some(mut ticket) = self.awaited.take_if(|_| is_a_piece()) {
+            ticket.answered(Instant::now());
         }
     }
 }
 
-/// What is read in the first one may take another one to be seen, as where it is decrypted.
+/// What is read in the first round may need another one to become an answer, as when it has to be decrypted.
 const ROUNDS: usize = 2;
 
-/// Looks at everything that a core watches, every tick while there is something under way.
-pub(crate) struct Looks {
+/// Lets all watchers of a core look for silence, at every tick while a request is under way.
+pub(crate) struct Ticker {
     timers: Arc<Timers>,
     list: Mutex<List>,
 }
 
 #[derive(Default)]
 struct List {
-    watched: Vec<Arc<Watched>>,
+    watchers: Vec<Arc<CoreWatcher>>,
     is_running: bool,
 }
 
-impl Looks {
+impl Ticker {
     pub(crate) fn new(timers: Arc<Timers>) -> Self {
         Self { timers, list: Mutex::default() }
     }
 
-    fn begin(self: &Arc<Self>, watched: &Arc<Watched>) {
+    fn add(self: &Arc<Self>, watcher: &Arc<CoreWatcher>) {
         let mut list = self.list.lock();
-        list.watched.push(Arc::clone(watched));
+        list.watchers.push(Arc::clone(watcher));
         if !std::mem::replace(&mut list.is_running, true) {
-            let looks = Arc::clone(self);
+            let ticker = Arc::clone(self);
             tokio::spawn(async move {
                 let mut next = Some(Instant::now());
                 while let Some(at) = next {
                     sleep_until(at).await;
-                    next = looks.look_at(Instant::now()).await;
+                    next = ticker.tick(Instant::now()).await;
                 }
             });
         }
     }
 
-    /// Looks at how things stood at `now`, after everything that had come by then was read: a core that was held up, or that has
-    /// more to do than it can, has answers lying about, and their provider is not silent. When to look again.
-    async fn look_at(&self, now: Instant) -> Option<Instant> {
+    /// Looks at the state as of `now`, after everything that had arrived by then was read. A core that was held up, or is
+    /// overloaded, has unread answers; their provider is not silent. Returns the time of the next tick.
+    async fn tick(&self, now: Instant) -> Option<Instant> {
         for _ in 0..ROUNDS {
-            // The runtime lets those go first that can run, and asks the system who can, before it comes back here.
+            // The runtime polls every ready task, and asks the system which sockets are ready, before it resumes this one.
             yield_now().await;
         }
         self.look(now)
     }
 
     fn look(&self, now: Instant) -> Option<Instant> {
-        let mut is_alarm = false;
+        let mut silent = Vec::new();
         let mut list = self.list.lock();
-        list.watched.retain(|watched| {
-            let mut state = watched.state.lock();
-            let (watcher, is_looked_at) = &mut *state;
-            if watcher.look(now.into_std()).is_some() {
-                watched.alarms.fetch_add(1, Ordering::Relaxed);
-                is_alarm = true;
+        list.watchers.retain(|it| {
+            let mut state = it.state.lock();
+            if state.watcher.look(now.into_std()).is_some() {
+                it.alarms.fetch_add(1, Ordering::Relaxed);
+                silent.push(it.group);
             }
-            *is_looked_at = watcher.in_flight() > 0;
-            *is_looked_at
+            state.is_ticking = state.watcher.in_flight() > 0;
+            state.is_ticking
         });
-        list.is_running = !list.watched.is_empty();
+        list.is_running = !list.watchers.is_empty();
         let is_running = list.is_running;
         drop(list);
-        if is_alarm {
-            // Whoever waits for a provider has set a timeout.
-            self.timers.wake_all();
+        for group in silent {
+            // A request that waits for a provider has set a timeout.
+            self.timers.wake(group);
         }
         is_running.then(|| now + TICK)
     }

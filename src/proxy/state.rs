@@ -1,8 +1,9 @@
-//! What every request needs: providers and breakers, and how they are replaced while requests are under way.
+//! What all requests share: the configuration with its providers and breakers, and how it is replaced while requests are under
+//! way.
 //!
-//! Not here: connections: each core has its own, in `cores`.
+//! Not here: connections: each core has its own, in `core`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,18 +13,21 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use strum::VariantArray;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::budget::Budget;
+use super::body::budget::Budget;
 use super::config::{GatewayConfig, ProviderConfig, ServerConfig};
-use super::lines::LineWriter;
-use super::metrics::Metrics;
-use super::provider::Provider;
-use super::silence::Detectors;
+use super::observe::lines::LineWriter;
+use super::observe::log;
+use super::observe::metrics::{Metrics, ProviderMetrics};
+use super::outcome::Outcome;
+use super::provider::{PerProvider, Provider, ProviderId};
+use super::silence::{Awaited, Detectors};
 use super::upstream::{Resolver, SetupError, Tls};
 use crate::error::Escaped;
-use crate::{CircuitBreaker, CircuitBreakerRegistry, silence};
+use crate::{CircuitBreaker, CircuitBreakerRegistry};
 
 /// The gateway's state, shared by all its connections.
 #[derive(Debug)]
@@ -34,46 +38,48 @@ pub struct AppState {
     pub(crate) metrics: Metrics,
     is_draining: AtomicBool,
     access_log: Option<LineWriter>,
-    /// How many times `live` was going to be replaced.
+    /// How many reloads have begun.
     reloads_begun: AtomicU64,
-    /// Held by who replaces `live`: which of those times it was.
+    /// The number of the reload that replaced `live` last. Locked while `live` is replaced.
     reloaded: Mutex<u64>,
-    told_of_shortage: Mutex<Option<Instant>>,
+    /// When a shortage was logged last.
+    shortage_logged: Mutex<Option<Instant>>,
     pub(crate) budget: Arc<Budget>,
     resolver: Resolver,
-    /// What cannot be replaced.
+    /// For the settings that a reload does not change.
     started_with: ServerConfig,
 }
 
-/// What a configuration turned into. A request keeps the one that it began with.
+/// A configuration in use. A request keeps the one that it began with.
 pub(crate) struct Live {
     pub(crate) server: ServerConfig,
-    pub(crate) providers: Vec<Arc<Provider>>,
-    /// Indexes into `providers`, in the order in which they are asked.
-    by_model: HashMap<String, Box<[usize]>, foldhash::fast::RandomState>,
+    pub(crate) providers: PerProvider<Arc<Provider>>,
+    /// In the order in which they are asked.
+    by_model: HashMap<String, Box<[ProviderId]>, foldhash::fast::RandomState>,
     /// For requests that name no model.
-    all: Box<[usize]>,
+    all: Box<[ProviderId]>,
     pub(crate) tls: Tls,
 }
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Live").field("server", &self.server).field("providers", &self.providers).finish_non_exhaustive()
+        let names: Vec<_> = self.providers.iter().map(|provider| provider.name()).collect();
+        f.debug_struct("Live").field("server", &self.server).field("providers", &names).finish_non_exhaustive()
     }
 }
 
 impl Live {
     /// The providers of a model, in the order in which they are asked.
-    pub(crate) fn candidates(&self, model: &str) -> Option<&[usize]> {
+    pub(crate) fn candidates(&self, model: &str) -> Option<&[ProviderId]> {
         self.by_model.get(model).map(|candidates| &**candidates)
     }
 
     /// Every provider, in the order in which they are asked.
-    pub(crate) fn all(&self) -> &[usize] {
+    pub(crate) fn all(&self) -> &[ProviderId] {
         &self.all
     }
 
-    /// The models and who is asked first for them, sorted.
+    /// The models in alphabetical order, each with the provider that is asked first.
     pub(crate) fn models(&self) -> Vec<(&str, &Provider)> {
         let models = self.by_model.iter();
         let mut models: Vec<(&str, &Provider)> =
@@ -94,7 +100,7 @@ impl AppState {
     }
 
     /// As [`new`](Self::new), with an access log: a JSON object and a line break for each request, unless the configuration
-    /// switches it off. A thread of its own writes to `writer`; if that is too slow, lines are lost and counted.
+    /// switches it off. A separate thread writes to `writer`. If that is too slow, lines are lost and counted.
     ///
     /// # Errors
     ///
@@ -123,20 +129,20 @@ impl AppState {
             access_log,
             reloads_begun: AtomicU64::new(0),
             reloaded: Mutex::new(0),
-            told_of_shortage: Mutex::new(None),
+            shortage_logged: Mutex::new(None),
             budget: Budget::new(config.server.max_held_bytes),
             resolver: Resolver::new(),
             started_with: config.server.clone(),
         }))
     }
 
-    /// Applies another configuration. Requests under way end with the one they began with; no connection of a client is
-    /// closed. A provider of the same name keeps its breaker's state, and one that is configured as before its connections
-    /// too. `listen`, `cores`, `admin_listen` and `max_connections` are not applied.
+    /// Applies another configuration. Requests under way keep the one they began with, and no client's connection is closed. A
+    /// provider of the same name keeps its breaker's state; one whose settings are unchanged keeps its connections as well.
+    /// `listen`, `cores`, `admin_listen` and `max_connections` are not applied.
     ///
     /// # Errors
     ///
-    /// If `ca_file` cannot be used, or if another reload that was begun later is done already. Then nothing has changed.
+    /// If `ca_file` cannot be used, or if a reload that began later has been applied already. Then nothing has changed.
     pub fn reload(&self, config: &GatewayConfig) -> Result<(), SetupError> {
         self.reload_as(self.begin_reload(), config)
     }
@@ -146,11 +152,11 @@ impl AppState {
     }
 
     fn reload_as(&self, number: u64, config: &GatewayConfig) -> Result<(), SetupError> {
-        // Before anybody has to wait for it: the file may be where nothing answers.
+        // Before the lock is taken: the file may be on a disk that does not answer.
         let tls = Tls::new(config.server.ca_file.as_deref())?;
         let mut reloaded = self.reloaded.lock();
         if *reloaded > number {
-            return Err(SetupError::new("a later reload was quicker".to_owned()));
+            return Err(SetupError::new("a reload that began later has been applied already".to_owned()));
         }
         *reloaded = number;
         let before = self.live();
@@ -167,9 +173,8 @@ impl AppState {
         Ok(())
     }
 
-    /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used or has no providers, everything stays as
-    /// it is: a file that is being written is empty for a moment. Says in the log what came of it, and returns whether it was
-    /// applied.
+    /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used or has no providers, nothing changes: a
+    /// file that is being written is empty for a moment. Logs the result, and returns whether the file was applied.
     pub fn reload_file(&self, path: &Path) -> bool {
         let number = self.begin_reload();
         let applied = GatewayConfig::from_file(path)
@@ -183,14 +188,14 @@ impl AppState {
                 for warning in config.warnings().iter().chain(&self.not_applied(&config.server)) {
                     warn!("{warning}");
                 }
-                info!(file = %path.display(), providers = config.providers.len(), "the configuration was read anew");
+                info!(file = %path.display(), providers = config.providers.len(), "configuration reloaded");
                 (&self.metrics.reloads, true)
             }
             Err(mistakes) => {
                 for mistake in &mistakes {
                     error!("{mistake}");
                 }
-                error!(file = %path.display(), "the configuration was refused, the old one goes on");
+                error!(file = %path.display(), "configuration not reloaded, the old one stays in force");
                 (&self.metrics.failed_reloads, false)
             }
         };
@@ -208,7 +213,7 @@ impl AppState {
         ]
         .iter()
         .filter(|(_, differs)| *differs)
-        .map(|(field, _)| format!("server.{field} has changed, which takes a restart"))
+        .map(|(field, _)| format!("server.{field} has changed, which takes effect after a restart"))
         .collect()
     }
 
@@ -216,7 +221,7 @@ impl AppState {
         self.live.load_full()
     }
 
-    /// Whether a configuration is the one in force.
+    /// Whether a configuration is the current one.
     pub(crate) fn is_live(&self, live: &Arc<Live>) -> bool {
         std::ptr::eq(Arc::as_ptr(live), Arc::as_ptr(&*self.live.load()))
     }
@@ -229,15 +234,43 @@ impl AppState {
         self.access_log.as_ref()
     }
 
-    /// Once a second: a shortage is everybody's at once.
-    pub(crate) fn may_tell_of_shortage(&self) -> bool {
-        let mut told = self.told_of_shortage.lock();
+    /// True at most once a second: a shortage concerns all requests at once.
+    pub(crate) fn may_log_shortage(&self) -> bool {
+        let mut logged = self.shortage_logged.lock();
         let now = Instant::now();
-        if told.is_some_and(|told| now - told < Duration::from_secs(1)) {
+        if logged.is_some_and(|logged| now - logged < Duration::from_secs(1)) {
             return false;
         }
-        *told = Some(now);
+        *logged = Some(now);
         true
+    }
+
+    /// The page of `/metrics`.
+    pub(crate) fn encode_metrics(&self) -> Vec<u8> {
+        let lost = self.access_log().map_or(0, LineWriter::lost);
+        let live = self.live();
+        let detectors =
+            live.providers.iter().filter_map(|provider| Some((provider.name(), &**provider.silence.as_ref()?)));
+        self.metrics.encode(&self.circuit_breakers, detectors, lost, log::lost(), self.budget.held())
+    }
+
+    /// What is counted of a provider since the gateway began, as `/metrics` shows it. `None` if there is no such provider.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::proxy::{AppState, GatewayConfig};
+    ///
+    /// let text = "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
+    /// let state = AppState::new(&GatewayConfig::from_toml(text)?)?;
+    /// assert_eq!(state.provider_stats("a").unwrap().requests, 0);
+    /// assert!(state.provider_stats("b").is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn provider_stats(&self, name: &str) -> Option<ProviderStats> {
+        let live = self.live();
+        let provider = &live.providers[live.providers.find(|provider| provider.name() == name)?];
+        Some(ProviderStats::of(&provider.metrics, provider.silence.as_deref()))
     }
 
     pub(crate) fn begin_drain(&self) {
@@ -246,6 +279,37 @@ impl AppState {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.is_draining.load(Ordering::Relaxed)
+    }
+}
+
+/// What is counted of one provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProviderStats {
+    /// Requests that were sent to it, probes included.
+    pub requests: u64,
+    /// Those of them that have not ended.
+    pub in_flight: u64,
+    /// Those of them that were probes.
+    pub probes: u64,
+    /// How many ended in each way, by the names that `docs/METRICS.md` lists.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// What requests to it wait for of which the usual time is known: `answer`, `stream`, `chunk`.
+    pub learnt: Vec<&'static str>,
+}
+
+impl ProviderStats {
+    fn of(metrics: &ProviderMetrics, silence: Option<&Detectors>) -> Self {
+        let known = silence.map(Detectors::snapshots).unwrap_or_default();
+        let is_learnt =
+            |wanted: &Awaited| known.iter().any(|(_, awaited, snapshot)| awaited == wanted && snapshot.learnt);
+        Self {
+            requests: metrics.asked(),
+            in_flight: metrics.in_flight(),
+            probes: metrics.probes(),
+            outcomes: Outcome::VARIANTS.iter().map(|it| (it.as_str(), metrics.outcome(*it))).collect(),
+            learnt: Awaited::VARIANTS.iter().copied().filter(is_learnt).map(Awaited::as_str).collect(),
+        }
     }
 }
 
@@ -267,15 +331,22 @@ impl Live {
                 _ => {
                     let breaker = breaker_for(config, breakers);
                     let known = old.filter(|old| old.config.url == config.url).and_then(|old| old.silence.as_ref());
-                    let silence = config.silence.map(|silence| detectors_for(known, &breaker, silence, cores));
-                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name), silence))
+                    let is_served = |model: &str| config.models.contains_key(model);
+                    let silence = config.silence.map(|settings| {
+                        Arc::new(match known {
+                            Some(known) => known.reconfigured(settings, is_served),
+                            None => Detectors::new(Arc::clone(&breaker), settings, cores),
+                        })
+                    });
+                    let breaks_off = old.is_some_and(|old| old.breaks_off());
+                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name), silence, breaks_off))
                 }
             }
         };
-        let providers: Vec<_> = config.providers.iter().map(provider).collect();
-        let by_model = config.candidates();
-        let by_model = by_model.into_iter().map(|(model, candidates)| (model.to_owned(), candidates.into())).collect();
-        Self { server: config.server.clone(), providers, by_model, all: config.order().into(), tls }
+        let providers = config.providers.iter().map(provider).collect();
+        let candidates = config.candidates().into_iter();
+        let by_model = candidates.map(|(model, positions)| (model.to_owned(), PerProvider::ids(&positions))).collect();
+        Self { server: config.server.clone(), providers, by_model, all: PerProvider::ids(&config.order()), tls }
     }
 }
 
@@ -290,20 +361,4 @@ fn breaker_for(config: &ProviderConfig, breakers: &CircuitBreakerRegistry) -> Ar
         .unwrap_or_else(|| breakers.insert_breaker(CircuitBreaker::new(config.name.as_str(), config.breaker.clone())));
     breaker.set_config(&config.breaker);
     breaker
-}
-
-/// What is known of a provider, with new settings.
-fn detectors_for(
-    known: Option<&Arc<Detectors>>,
-    breaker: &Arc<CircuitBreaker>,
-    config: silence::Config,
-    cores: usize,
-) -> Arc<Detectors> {
-    match known {
-        Some(known) => {
-            known.set_config(config);
-            Arc::clone(known)
-        }
-        None => Arc::new(Detectors::new(Arc::clone(breaker), config, cores)),
-    }
 }

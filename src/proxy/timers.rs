@@ -1,14 +1,13 @@
-//! Timeouts that cost little as long as they do not pass, which is nearly always.
+//! Timeouts that cost little as long as they do not expire, which is nearly always.
 //!
-//! Not here: what a timeout means: whoever set it knows.
-//!
-//! Each of a core's timeouts has a place in a list. A task sleeps until the earliest of them and then looks through the list; it
-//! ends when nothing waits. A timeout that is set later than that one only writes to its place, where a timer of the runtime
-//! would be put in order with all others, and would interrupt a runtime that is just falling asleep.
+//! Each timeout of a core has a place in a list. One task sleeps until the earliest of them and then looks through the list. It
+//! ends when no timeout is set. Setting a timeout that expires later only writes to its place. A timer of the runtime would
+//! have to be sorted among all others, and would interrupt a runtime that is about to go to sleep.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -23,36 +22,55 @@ pub(crate) struct Timers(Mutex<List>);
 struct List {
     places: Vec<Place>,
     free: Vec<usize>,
-    /// Until when the task sleeps.
+    /// When the task will wake up.
     next: Option<Instant>,
     task: Option<Waker>,
+    /// Whether the task runs.
     is_watched: bool,
 }
 
 #[derive(Default)]
 struct Place {
-    /// `None` while nobody waits.
+    /// `None` while the timeout is not set.
     until: Option<Instant>,
-    has_passed: bool,
+    has_expired: bool,
     waker: Option<Waker>,
+    group: Option<Group>,
+}
+
+/// Timers that can be woken together, for another reason than the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Group(u64);
+
+impl Group {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl Timers {
     pub(crate) fn timer(self: &Arc<Self>) -> Timer {
-        Timer { timers: Arc::clone(self), place: None }
+        self.timer_in(None)
     }
 
-    /// Wakes everybody who waits, for another reason than a time.
-    pub(crate) fn wake_all(&self) {
+    /// A timer that [`wake`](Self::wake) wakes with the others of its group.
+    pub(crate) fn timer_in(self: &Arc<Self>, group: Option<Group>) -> Timer {
+        Timer { timers: Arc::clone(self), place: None, group }
+    }
+
+    /// Wakes the tasks whose timers are set and belong to the group.
+    pub(crate) fn wake(&self, group: Group) {
         let list = self.0.lock();
-        let wakers: Vec<_> = list.places.iter().filter_map(|place| place.waker.clone()).collect();
+        let members = list.places.iter().filter(|place| place.group == Some(group));
+        let wakers: Vec<_> = members.filter_map(|place| place.waker.clone()).collect();
         drop(list);
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes those whose time has come. When the next one will come.
+    /// Wakes those whose timeouts have expired. Returns when the next one expires.
     fn sweep(&self, task: &Waker) -> Option<Instant> {
-        // Woken and dropped without the lock: what becomes of them then is not known here.
+        // Wakers run foreign code, so they are woken and dropped without the lock.
         let mut woken = Vec::new();
         let mut list = self.0.lock();
         let now = Instant::now();
@@ -62,7 +80,7 @@ impl Timers {
             match place.until {
                 Some(until) if until <= now => {
                     place.until = None;
-                    place.has_passed = true;
+                    place.has_expired = true;
                     woken.extend(place.waker.take());
                 }
                 Some(until) if next.is_none_or(|next| until < next) => *next = Some(until),
@@ -78,15 +96,16 @@ impl Timers {
     }
 }
 
-/// One timeout, which can be used again and again.
+/// One timeout, which can be set again and again.
 pub(crate) struct Timer {
     timers: Arc<Timers>,
-    /// `None` as long as nothing had to wait.
+    /// `None` until it is first set.
     place: Option<usize>,
+    group: Option<Group>,
 }
 
 impl Timer {
-    /// Ready once it is `until`. Another time than before begins a new wait.
+    /// Ready at `until`. Another time than in the poll before replaces it.
     ///
     /// # Panics
     ///
@@ -95,14 +114,16 @@ impl Timer {
         let mut guard = self.timers.0.lock();
         let list = &mut *guard;
         let index = *self.place.get_or_insert_with(|| {
-            list.free.pop().unwrap_or_else(|| {
+            let index = list.free.pop().unwrap_or_else(|| {
                 list.places.push(Place::default());
                 list.places.len() - 1
-            })
+            });
+            list.places[index].group = self.group;
+            index
         });
         let place = &mut list.places[index];
-        if std::mem::take(&mut place.has_passed) {
-            // It may have been for an earlier time, so this one is looked at.
+        if std::mem::take(&mut place.has_expired) {
+            // An earlier time may have expired, so `until` is compared.
             if until <= Instant::now() {
                 return Poll::Ready(());
             }
@@ -139,10 +160,10 @@ impl Drop for Timer {
     }
 }
 
-/// A wait for the next piece of something. Its time runs only while somebody is ready for that piece.
+/// A limit for the pause before the next piece. It counts only the time during which the receiver is ready for that piece.
 pub(crate) struct Pause {
     timer: Timer,
-    /// While it runs.
+    /// `None` while there is no pause.
     until: Option<Instant>,
 }
 
@@ -151,19 +172,19 @@ impl Pause {
         Self { timer, until: None }
     }
 
-    /// Ready when it has lasted too long. `until` says when that is, at its beginning.
+    /// Ready when the pause has lasted too long. `until` gives the end of the limit; it is asked when a pause begins.
     pub(crate) fn poll(&mut self, until: impl FnOnce() -> Instant, cx: &mut Context<'_>) -> Poll<()> {
         let until = *self.until.get_or_insert_with(until);
         self.timer.poll_until(until, cx)
     }
 
-    /// The piece has come.
+    /// Call it when the piece has come.
     pub(crate) fn end(&mut self) {
         self.until = None;
     }
 }
 
-/// Sweeps now, whenever it is woken, and whenever `sweep` says that it will be time again; ends when it says nothing.
+/// Calls `sweep` now, whenever it is woken, and at each time that `sweep` returns. Ends when `sweep` returns `None`.
 pub(crate) async fn watch(mut sweep: impl FnMut(&Waker) -> Option<Instant>) {
     let mut timer = pin!(sleep_until(Instant::now()));
     poll_fn(|cx| {
@@ -178,7 +199,7 @@ pub(crate) async fn watch(mut sweep: impl FnMut(&Waker) -> Option<Instant>) {
     .await;
 }
 
-/// For hyper.
+/// A core's timeouts, as hyper wants them.
 pub(crate) struct HyperTimer(pub(crate) Arc<Timers>);
 
 impl hyper::rt::Timer for HyperTimer {
@@ -211,8 +232,8 @@ impl Future for Sleep {
 
 impl hyper::rt::Sleep for Sleep {}
 
-/// Runs a future until the time that `until` tells, which may move on meanwhile. The timer is only set if the future has to
-/// wait. No `async fn`, which would keep the future twice.
+/// Runs a future until the time that `until` returns, which may change meanwhile. The timer is set only if the future has to
+/// wait. This is no `async fn`, which would store the future twice.
 pub(crate) fn within<T>(
     timer: &mut Timer,
     mut until: impl FnMut() -> Instant,
@@ -241,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_passes_in_its_time_whatever_the_order_in_which_they_were_set() {
+    async fn each_timeout_expires_in_time_whatever_the_order_in_which_they_were_set() {
         let timers = Arc::new(Timers::default());
         let start = Instant::now();
         let mut tasks = tokio::task::JoinSet::new();
@@ -257,11 +278,11 @@ mod tests {
         assert_eq!(passed, [50, 100, 200, 300, 400].map(|millis| (millis, u128::from(millis))));
         assert_eq!(timers.0.lock().free.len(), 5);
         tokio::task::yield_now().await;
-        assert!(!timers.0.lock().is_watched, "nothing waits, so nobody watches");
+        assert!(!timers.0.lock().is_watched, "no timeout is set, so the task has ended");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_moved_passes_when_it_was_moved_to() {
+    async fn a_timeout_that_is_moved_expires_at_its_new_time() {
         let timers = Arc::new(Timers::default());
         let start = Instant::now();
         let mut timer = timers.timer();
@@ -276,7 +297,7 @@ mod tests {
         wait(&mut timer, until).await;
         assert_eq!(start.elapsed(), Duration::from_secs(3));
 
-        // Nobody waits for this one to its end.
+        // This wait is given up before its end.
         poll_fn(|cx| {
             assert!(timer.poll_until(start + Duration::from_secs(4), cx).is_pending());
             Poll::Ready(())
@@ -287,7 +308,7 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::from_secs(20));
     }
 
-    /// Waking each request once would be what this is there to save.
+    /// Waking each request once would cost what this list is there to save.
     #[tokio::test(start_paused = true)]
     async fn a_timeout_that_is_never_reached_wakes_nobody() {
         let timers = Arc::new(Timers::default());
@@ -309,7 +330,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_ends_in_time_and_begins_anew_with_the_next_piece() {
+    async fn waking_a_group_wakes_its_timers_and_no_other() {
+        struct Count(AtomicU64);
+        impl std::task::Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let timers = Arc::new(Timers::default());
+        let [ours, theirs] = [Group::new(), Group::new()];
+        let counts = [(); 4].map(|()| Arc::new(Count(AtomicU64::new(0))));
+        let mut all = [Some(ours), Some(theirs), None, Some(ours)].map(|group| timers.timer_in(group));
+        let until = Instant::now() + Duration::from_secs(60);
+        for (timer, count) in all.iter_mut().zip(&counts) {
+            assert!(timer.poll_until(until, &mut Context::from_waker(&Arc::clone(count).into())).is_pending());
+        }
+        timers.wake(ours);
+        assert_eq!(counts.each_ref().map(|count| count.0.load(Ordering::Relaxed)), [1, 0, 0, 1]);
+        // The place of a timer that is gone belongs to no group.
+        drop(all);
+        let mut other = timers.timer();
+        assert!(other.poll_until(until, &mut Context::from_waker(&Arc::clone(&counts[0]).into())).is_pending());
+        timers.wake(ours);
+        assert_eq!(counts[0].0.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_has_its_full_limit_again_after_each_piece() {
         let mut pause = Pause::new(Arc::<Timers>::default().timer());
         let begun = Instant::now();
         let wait = async |pause: &mut Pause| {
@@ -318,7 +365,7 @@ mod tests {
         };
         tokio::select! {
             biased;
-            () = wait(&mut pause) => panic!("it has not lasted"),
+            () = wait(&mut pause) => panic!("the limit has not passed"),
             () = tokio::time::sleep(Duration::from_millis(600)) => {}
         }
         pause.end();

@@ -74,12 +74,21 @@ pub(crate) fn used(code: &str, module: &[&str]) -> Vec<Vec<String>> {
     found
 }
 
-/// `[["a"], ["b"]]` of `{a::{x, y}, b}`, and `[["proxy", "a"]]` of `proxy::a::x`.
+/// `[["a"], ["b"]]` of `{a::{x, y}, b}`, and `[["a", "b", "f"]]` of `a::b::f`: what begins with a small letter, as far as it is
+/// written out.
 fn firsts(path: &str) -> Vec<Vec<String>> {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let names = |path: &str| match path.strip_prefix("proxy::") {
-        Some(rest) => vec!["proxy".to_owned(), word(rest)],
-        None => vec![word(path)],
+    let names = |path: &str| {
+        let mut names = vec![word(path)];
+        let mut rest = path;
+        while let Some(after) =
+            rest.strip_prefix(names.last().map_or("", |name| name)).and_then(|it| it.strip_prefix("::"))
+            && after.starts_with(|c: char| c.is_lowercase())
+        {
+            names.push(word(after));
+            rest = after;
+        }
+        names
     };
     let Some(list) = path.strip_prefix('{') else { return vec![names(path)] };
     let mut depth = 0;
@@ -106,6 +115,8 @@ fn paths_are_read_as_the_compiler_reads_them() {
     let code = "use super::{answer, headers};\nsuper::super::pieces::size_with(a, b)";
     assert_eq!(
         of(code, &["proxy", "upstream", "body"]),
-        ["proxy::upstream::answer", "proxy::upstream::headers", "proxy::pieces"]
+        ["proxy::upstream::answer", "proxy::upstream::headers", "proxy::pieces::size_with"]
     );
+    let code = "use super::observe::metrics::Metrics;\nuse crate::proxy::route::{self, sse::Events};";
+    assert_eq!(of(code, &["proxy", "state"]), ["proxy::route", "proxy::observe::metrics"]);
 }

@@ -99,7 +99,7 @@ async fn an_unknown_model_is_answered_with_the_names_that_exist() {
     let gateway = Gateway::start(&[&a], "", "", "").await;
     let answer = gateway.post("/v1/x", r#"{"model": "other"}"#).await;
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert_eq!(message, "The model 'other' is served by no provider of this gateway. There are: m.");
+    assert_eq!(message, "No provider of this gateway serves the model 'other'. Available models: m.");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ async fn a_5xx_fails_over_and_the_circuit_opens_at_the_threshold() {
 #[tokio::test]
 async fn nobody_waits_for_what_a_failing_provider_has_to_say() {
     let (quiet, mut endless) = streamed();
-    *endless.status_mut() = axum::http::StatusCode::SERVICE_UNAVAILABLE;
+    *endless.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
     let (a, b) = (Provider::start(one_by_one(vec![endless])).await, Provider::with_status(200).await);
     // The timeouts of a whole answer are those of a test that failed.
     let gateway = Gateway::start(&[&a, &b], "", "", "").await;
@@ -132,7 +132,7 @@ async fn what_a_provider_says_of_the_gateways_key_reaches_no_client() {
     let quoting = |status: u16| {
         Provider::start(move |_| {
             let body = "{\"error\": {\"message\": \"Incorrect API key provided: provider-key\"}}";
-            axum::http::Response::builder().status(status).body(body.into()).unwrap()
+            http::Response::builder().status(status).body(body.into()).unwrap()
         })
     };
     for status in [400, 401, 403, 404, 429, 500] {

@@ -4,8 +4,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::http::{Request, Response};
 use bytes::Bytes;
+use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 
 use crate::raw::{Act, OK, Raw, gateway, head_length, post};

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::http::{Request, Response, Version};
 use bytes::Bytes;
 use fusebox::proxy::GatewayConfig;
 use h2::{Reason, RecvStream};
+use http::{Request, Response, Version};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;

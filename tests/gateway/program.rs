@@ -161,7 +161,7 @@ async fn sighup_reads_the_configuration_anew_and_refuses_one_with_mistakes() {
     let (a, b) = (Provider::with_status(200).await, Provider::with_status(200).await);
     let mut gateway = Serving::start("sighup", &provider("a", &a)).await;
     assert_eq!(gateway.ask().await, (200, "a".to_owned()));
-    gateway.reload(&provider("b", &b), "the configuration was read anew");
+    gateway.reload(&provider("b", &b), "configuration reloaded");
     assert_eq!(gateway.ask().await, (200, "b".to_owned()));
     let log = gateway.reload("[[providers]]\nname = 'c'\nmodels = 3", "the configuration was refused");
     for mistake in [":3: providers[0].url is missing", ":5: providers[0].models is 3"] {
@@ -208,7 +208,7 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_lose_no_breaker_stat
     });
     let mut gateway = tokio::task::spawn_blocking(move || {
         for number in 1..=200 {
-            gateway.reload(&config(number), "the configuration was read anew");
+            gateway.reload(&config(number), "configuration reloaded");
             // So that some requests come in between.
             std::thread::park_timeout(Duration::from_millis(10));
         }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use axum::http::Response;
 use bytes::Bytes;
 use fusebox::proxy::GatewayConfig;
+use http::Response;
 use http_body_util::BodyExt;
 use http_body_util::channel::Sender;
 use serde_json::json;

@@ -329,7 +329,7 @@ async fn slow_clients_are_cut_off_and_counted_and_others_do_not_notice() {
             return answer(200);
         }
         // More than all buffers on the way.
-        axum::http::Response::builder()
+        http::Response::builder()
             .header("content-type", "audio/mpeg")
             .body(axum::body::Body::from(vec![b'x'; 50_000_000]))
             .unwrap()

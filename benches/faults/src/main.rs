@@ -6,8 +6,8 @@ mod contender;
 mod load;
 #[path = "../../gateway/src/process.rs"]
 mod process;
-#[expect(dead_code, unreachable_pub, reason = "what only the demo shows")]
-#[path = "../../../src/proxy/demo/provider.rs"]
+#[expect(dead_code, reason = "what only the demo shows")]
+#[path = "../../../src/demo/provider.rs"]
 mod provider;
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::http::Uri;
+use http::Uri;
 use toml::de::DeTable;
 
 use super::ca_file::read_ca_file;

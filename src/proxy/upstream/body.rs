@@ -14,9 +14,9 @@ use hyper::body::Incoming;
 use super::http1::Http1;
 use super::http2::Http2;
 use super::idle::Idle;
-use crate::proxy::parts::Parts;
-use crate::proxy::pieces::Pieces;
-use crate::proxy::upload::{Fault, Upload};
+use crate::proxy::body::parts::Parts;
+use crate::proxy::body::pieces::Pieces;
+use crate::proxy::request::upload::{Fault, Upload};
 
 /// Frames that are there at once are handed on as one, up to this size: each that is handed on alone is a write of its own.
 const MAX_MERGED: u64 = 16 << 10;

@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
-use axum::http::{Request, Response};
 use bytes::Bytes;
+use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};

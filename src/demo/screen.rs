@@ -1,0 +1,245 @@
+//! The circuits and the traffic, live on a terminal.
+//!
+//! Not here: what happens: it only looks.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fusebox::{BreakerSnapshot, CircuitState};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::layout::{Constraint, Layout, Position};
+use ratatui::style::{Color, Style, Stylize};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Cell, Row, Sparkline, Table};
+use ratatui::{DefaultTerminal, Frame, TerminalOptions, Viewport};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval};
+
+use super::load::{millis, percentile};
+use super::provider::Fault;
+use super::{OPEN_FOR, Stage};
+
+const HEIGHT: u16 = 12;
+const FRAME: Duration = Duration::from_millis(100);
+/// Over how many frames a rate is taken.
+const WINDOW: usize = 10;
+/// How many frames of the past are drawn.
+const PAST: usize = 300;
+
+/// Draws until somebody asks for the end.
+pub(super) async fn show(stage: &Stage) {
+    let terminal = ratatui::try_init_with_options(TerminalOptions { viewport: Viewport::Inline(HEIGHT) });
+    let Ok(terminal) = terminal else {
+        return super::view::print_changes(stage, false).await;
+    };
+    let mut screen = Screen(terminal);
+    let mut keys = Keys::start();
+    let mut traffic = Traffic::new(stage);
+    let mut frames = interval(FRAME);
+    loop {
+        tokio::select! {
+            _ = frames.tick() => {
+                traffic.look(stage);
+                if draw(&mut screen.0, stage, &traffic).is_err() {
+                    // A terminal that is gone is no reason to end the gateway.
+                    std::future::pending::<()>().await;
+                }
+            }
+            key = keys.next() => match key {
+                Some(Key::End) | None => return,
+                Some(Key::Set(fault)) => stage.providers[0].set(fault).await,
+            },
+        }
+    }
+}
+
+/// However its use ends, the terminal is as it was before, and what is printed next comes below.
+struct Screen(DefaultTerminal);
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let below = Position::new(0, self.0.get_frame().area().bottom().saturating_sub(1));
+        // If the terminal is gone, there is nothing to put in order.
+        let _ = self.0.set_cursor_position(below);
+        ratatui::restore();
+        let _ = writeln!(std::io::stdout());
+    }
+}
+
+enum Key {
+    End,
+    Set(Option<Fault>),
+}
+
+/// Keys are waited for by a thread, which looks every now and then whether it should end.
+struct Keys {
+    pressed: mpsc::UnboundedReceiver<Key>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Keys {
+    fn start() -> Self {
+        let (sender, pressed) = mpsc::unbounded_channel();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&is_over);
+        std::thread::spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                let Ok(true) = event::poll(FRAME) else { continue };
+                let Ok(Event::Key(key)) = event::read() else { continue };
+                let is_interrupt = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+                let key = match key.code {
+                    _ if key.kind != KeyEventKind::Press => continue,
+                    _ if is_interrupt => Key::End,
+                    KeyCode::Char('q') | KeyCode::Esc => Key::End,
+                    KeyCode::Char('0') => Key::Set(None),
+                    KeyCode::Char(digit @ '1'..='9') => match Fault::all().nth(digit as usize - '1' as usize) {
+                        Some(fault) => Key::Set(Some(fault)),
+                        None => continue,
+                    },
+                    _ => continue,
+                };
+                if sender.send(key).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { pressed, is_over }
+    }
+
+    async fn next(&mut self) -> Option<Key> {
+        self.pressed.recv().await
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What went on lately.
+struct Traffic {
+    started: Instant,
+    /// Requests sent to each provider, as of each frame, the newest last.
+    asked: Vec<[u64; 2]>,
+    seen: usize,
+    errors: usize,
+    recent: Vec<(Instant, Duration)>,
+}
+
+impl Traffic {
+    fn new(stage: &Stage) -> Self {
+        Self { started: Instant::now(), asked: vec![asked(stage)], seen: 0, errors: 0, recent: Vec::new() }
+    }
+
+    fn look(&mut self, stage: &Stage) {
+        self.asked.push(asked(stage));
+        if self.asked.len() > PAST {
+            self.asked.remove(0);
+        }
+        let now = Instant::now();
+        let new = stage.load.samples(self.seen);
+        self.seen += new.len();
+        self.errors += new.iter().filter(|sample| sample.error.is_some()).count();
+        self.recent.extend(new.iter().map(|sample| (now, sample.latency)));
+        self.recent.retain(|(at, _)| now - *at < FRAME * 50);
+    }
+
+    /// Requests per second to a provider.
+    fn rate(&self, provider: usize) -> u64 {
+        let newest = self.asked.len() - 1;
+        let oldest = newest.saturating_sub(WINDOW);
+        let frames = (newest - oldest).max(1) as u64;
+        (self.asked[newest][provider] - self.asked[oldest][provider]) * 10 / frames
+    }
+
+    /// Requests to a provider in each frame of the past.
+    fn past(&self, provider: usize) -> Vec<u64> {
+        self.asked.windows(2).map(|pair| pair[1][provider] - pair[0][provider]).collect()
+    }
+
+    fn latency(&self, percent: usize) -> f64 {
+        let mut latencies: Vec<_> = self.recent.iter().map(|(_, latency)| *latency).collect();
+        latencies.sort_unstable();
+        millis(percentile(&latencies, percent))
+    }
+}
+
+fn asked(stage: &Stage) -> [u64; 2] {
+    [0, 1].map(|provider| stage.stats(provider).requests)
+}
+
+fn draw(terminal: &mut DefaultTerminal, stage: &Stage, traffic: &Traffic) -> std::io::Result<()> {
+    terminal.draw(|frame| draw_frame(frame, stage, traffic)).map(|_| ())
+}
+
+fn draw_frame(frame: &mut Frame<'_>, stage: &Stage, traffic: &Traffic) {
+    let heights = [3, 1, 1, 1, 2, 2, 1, 1].map(Constraint::Length);
+    let [table, _, load, _, primary, fallback, _, keys] = Layout::vertical(heights).areas(frame.area());
+    let head =
+        Row::new(["provider", "it is", "circuit", "requests/s", "failures", "trips", "next probe", "last error"]);
+    let rows = stage.providers.iter().enumerate().filter_map(|(index, provider)| {
+        let breaker = stage.state.circuit_breakers.get(provider.name())?;
+        Some(row(&breaker.snapshot(), provider.fault(), traffic.rate(index)))
+    });
+    let widths = [10, 8, 10, 10, 8, 6, 22].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
+    frame.render_widget(Table::new(rows, widths).header(head.dim()), table);
+
+    let seconds = traffic.started.elapsed().as_secs();
+    let errors = Span::from(format!("{} client errors", traffic.errors));
+    let errors = if traffic.errors == 0 { errors.green() } else { errors.red().bold() };
+    let text = format!(
+        ", {} requests in {seconds} s, {} in flight, last 5 s: p50 {} ms, p99 {} ms",
+        traffic.seen,
+        stage.load.in_flight(),
+        traffic.latency(50),
+        traffic.latency(99)
+    );
+    frame.render_widget(Line::from(vec![errors, Span::from(text)]), load);
+
+    for (index, (area, colour)) in [(primary, Color::Cyan), (fallback, Color::Blue)].into_iter().enumerate() {
+        let [name, past] = Layout::horizontal([Constraint::Length(11), Constraint::Min(10)]).areas(area);
+        frame.render_widget(Line::from(stage.providers[index].name()).style(colour), name);
+        let all = traffic.past(index);
+        let shown = &all[all.len().saturating_sub(past.width.into())..];
+        frame.render_widget(Sparkline::default().data(shown).style(Style::new().fg(colour)), past);
+    }
+    let faults: Vec<_> =
+        Fault::all().enumerate().map(|(index, fault)| format!("{} {}", index + 1, fault.as_str())).collect();
+    frame.render_widget(Line::from(format!("break primary: {}   0 heal   q quit", faults.join("  "))).dim(), keys);
+}
+
+fn row(snapshot: &BreakerSnapshot, fault: Option<Fault>, rate: u64) -> Row<'static> {
+    let colour = match snapshot.state {
+        CircuitState::Closed => Color::Green,
+        CircuitState::HalfOpen => Color::Yellow,
+        _ => Color::Red,
+    };
+    let error = snapshot.last_error.as_ref().filter(|_| snapshot.state != CircuitState::Closed);
+    Row::new([
+        Cell::from(snapshot.name.to_string()),
+        Cell::from(fault.map_or("healthy", Fault::as_str)),
+        Cell::from(snapshot.state.to_string()).style(Style::new().fg(colour).bold()),
+        Cell::from(rate.to_string()),
+        Cell::from(snapshot.failure_count.to_string()),
+        Cell::from(snapshot.trip_count.to_string()),
+        Cell::from(next_probe(snapshot)),
+        Cell::from(error.map(ToString::to_string).unwrap_or_default()),
+    ])
+}
+
+/// A bar that runs out.
+fn next_probe(snapshot: &BreakerSnapshot) -> String {
+    match snapshot.next_probe_in {
+        _ if snapshot.probe_in_flight => "in flight".into(),
+        None => String::new(),
+        Some(left) if left.is_zero() => "with the next request".into(),
+        Some(left) => {
+            let tenths = (left.as_millis() * 10).div_ceil(OPEN_FOR.as_millis()).min(10);
+            let bar: String = (0..10).map(|tenth| if tenth < tenths { '█' } else { '░' }).collect();
+            format!("{bar} {:.1} s", left.as_secs_f64())
+        }
+    }
+}

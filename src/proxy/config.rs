@@ -1,0 +1,397 @@
+//! `fusebox.toml`, checked. `fusebox.example.toml` documents every field.
+//!
+//! Not here: how it is read: `read` and `section`; how it is applied: `state`.
+
+mod ca_file;
+mod file;
+mod memory;
+mod read;
+mod section;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Uri};
+use memchr::memmem;
+use serde::Deserialize;
+use subtle::ConstantTimeEq;
+
+pub(crate) use self::ca_file::read_ca_file;
+use crate::error::Escaped;
+use crate::{Config, silence};
+
+/// Every mistake in a configuration, each with its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(Vec<String>);
+
+impl ConfigErrors {
+    /// One line per mistake, in the order of the text: its place, the field, the value unless it is a secret, and what would
+    /// be right.
+    pub fn mistakes(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// A text that never shows itself in logs, errors or pages. Two are compared in constant time.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// `None` for what cannot be sent as a token in a header.
+    pub(crate) fn new(text: String) -> Option<Self> {
+        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then_some(Self(text))
+    }
+
+    /// Takes the same time wherever they differ; only its length can be told from outside.
+    pub(crate) fn is(&self, other: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(other).into()
+    }
+
+    /// `text` with stars wherever it has the secret.
+    pub(crate) fn strike_out(&self, text: Bytes) -> Bytes {
+        let places: Vec<_> = memmem::find_iter(&text, self.0.as_bytes()).collect();
+        if places.is_empty() {
+            return text;
+        }
+        let mut struck_out = text.to_vec();
+        for at in places {
+            struck_out[at..at + self.0.len()].fill(b'*');
+        }
+        struck_out.into()
+    }
+
+    /// A header's value with stars in place of the secret; `None` if it does not have it.
+    pub(crate) fn strike_out_of(&self, value: &HeaderValue) -> Option<HeaderValue> {
+        memmem::find(value.as_bytes(), self.0.as_bytes())?;
+        let struck_out = self.strike_out(Bytes::copy_from_slice(value.as_bytes()));
+        Some(HeaderValue::from_bytes(&struck_out).expect("stars may stand in a header"))
+    }
+
+    /// As the value of `authorization`.
+    pub(crate) fn bearer(&self) -> HeaderValue {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", self.0)).expect("visible ASCII");
+        value.set_sensitive(true);
+        value
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(other.0.as_bytes())
+    }
+}
+
+impl Eq for Secret {}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// In which order the providers of a model are asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Strategy {
+    /// As they stand in the file.
+    #[default]
+    Priority,
+    /// The lowest sum of input and output rate first; as they stand in the file where that is the same.
+    Cheapest,
+}
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct GatewayConfig {
+    /// What concerns clients and operators.
+    pub server: ServerConfig,
+    /// In which order providers are asked.
+    pub strategy: Strategy,
+    /// The providers, in the order of the file.
+    pub providers: Vec<ProviderConfig>,
+    warnings: Vec<String>,
+}
+
+/// `[server]`.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ServerConfig {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// How many threads serve clients, each with connections of its own to the providers.
+    pub cores: u64,
+    /// Where `/health`, `/ready` and `/metrics` are served apart from the clients' port.
+    pub admin_listen: Option<SocketAddr>,
+    /// A client has to present one of these. None: anybody may ask.
+    pub auth_tokens: Vec<Secret>,
+    /// PEM file of certificate authorities that are trusted beside the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// Whether each request is logged on standard output.
+    pub access_log: bool,
+    /// Longer request bodies are refused.
+    pub max_body_bytes: u64,
+    /// Longer request bodies are not kept, and so go to one provider only.
+    pub replay_body_bytes: u64,
+    /// Answers that are no streams are passed on when they are whole, if they are no longer.
+    pub replay_answer_bytes: u64,
+    /// How many bytes of bodies and answers are held by all requests together. Beyond that a body is not kept, and an answer is
+    /// passed on as it comes. The default is a quarter of the memory of the machine, or of its control group.
+    pub max_held_bytes: u64,
+    /// The longest request line and headers together.
+    pub max_header_bytes: u64,
+    /// The most headers.
+    pub max_headers: u64,
+    /// The most connections of clients at one time; further ones wait.
+    pub max_connections: u64,
+    /// How long a client may take for its headers.
+    pub header_timeout: Duration,
+    /// How long a client may pause within its body, and how long all of it may take beside a second for each KiB.
+    pub body_timeout: Duration,
+    /// How long a client may take nothing of its answer.
+    pub write_timeout: Duration,
+    /// How long `/ready` says no before connections are refused, after SIGTERM.
+    pub drain_delay: Duration,
+    /// How long requests in flight may then take to finish.
+    pub drain_limit: Duration,
+}
+
+/// As much as `max_held_bytes` is at least.
+const MIN_HELD_BYTES: u64 = 1 << 20;
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
+            admin_listen: None,
+            auth_tokens: Vec::new(),
+            ca_file: None,
+            access_log: true,
+            max_body_bytes: 512 << 20,
+            replay_body_bytes: 8 << 20,
+            replay_answer_bytes: 1 << 20,
+            max_held_bytes: memory::of_this_process().map_or(1 << 30, |memory| memory / 4).max(MIN_HELD_BYTES),
+            max_header_bytes: 64 << 10,
+            max_headers: 100,
+            max_connections: 10_000,
+            header_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            drain_delay: Duration::ZERO,
+            drain_limit: Duration::from_secs(30),
+        }
+    }
+}
+
+/// `[timeouts]`: how long a provider may take. Each one that passes is its failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Timeouts {
+    /// For a new connection, TLS included. More than a second is wise: a SYN that is lost, as when the provider's queue of
+    /// connections is full for a moment, is sent again after one (RFC 6298 section 2.1).
+    pub connect: Duration,
+    /// From the request to the first piece of the answer's body, connecting included.
+    pub first_byte: Duration,
+    /// Between two pieces.
+    pub idle: Duration,
+    /// For the whole answer.
+    pub total: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
+            total: Duration::from_secs(600),
+        }
+    }
+}
+
+/// `[connections]`: those to providers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Connections {
+    /// How many may rest unused. Each core has its share, rounded up.
+    pub max_idle: u64,
+    /// For how long.
+    pub idle_limit: Duration,
+    /// How long one is used at all.
+    pub max_age: Duration,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            max_idle: 256,
+            // Common servers (Node, uvicorn) close an idle connection after 5 s: one that is just being closed costs a second
+            // try.
+            idle_limit: Duration::from_secs(4),
+            max_age: Duration::from_secs(300),
+        }
+    }
+}
+
+/// One of the `[[providers]]`.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ProviderConfig {
+    /// Unique; what logs, health and metrics call it.
+    pub name: String,
+    /// The base that an SDK would take, `/v1` included.
+    pub url: Uri,
+    /// Sent as a bearer token.
+    pub api_key: Option<Secret>,
+    /// The models it serves: what clients call them, and what it calls them.
+    pub models: BTreeMap<String, String>,
+    /// What a million tokens of input cost.
+    pub input_rate: Option<f64>,
+    /// What a million tokens of output cost.
+    pub output_rate: Option<f64>,
+    /// Whether it is asked over HTTP/2. `None`: over TLS if both sides agree on it, otherwise not.
+    pub http2: Option<bool>,
+    /// Its connections.
+    pub connections: Connections,
+    /// Its limits.
+    pub timeouts: Timeouts,
+    /// Its breaker.
+    pub breaker: Config,
+    /// When it is given up though nothing has failed; `None`: never.
+    pub silence: Option<silence::Config>,
+}
+
+impl GatewayConfig {
+    /// Reads and checks a file, of up to 8 MiB and within 10 s: it may be a pipe, or on a disk that does not answer. Nothing
+    /// is bound.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake that could be found, each with file and line.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigErrors> {
+        let text = file::read_file(path)
+            .and_then(|text| String::from_utf8(text).map_err(|_| std::io::Error::other("it is not UTF-8")))
+            .map_err(|error| ConfigErrors(vec![format!("{}: cannot be read: {error}", Escaped(path.display()))]))?;
+        read::read(Some(path), &text).map_err(ConfigErrors)
+    }
+
+    /// As [`from_file`](Self::from_file), with the text at hand. `${NAME}` in a text is taken from the environment.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake that could be found, each with its line.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::proxy::GatewayConfig;
+    ///
+    /// let text = "[server]\nlisten = 'here'\n[[providers]]\nname = 'a'\nurl = 'ftp://a/v1'\nmodels = ['m']";
+    /// let errors = GatewayConfig::from_toml(text).unwrap_err();
+    /// assert_eq!(errors.mistakes(), [
+    ///     "line 2: server.listen is \"here\", expected an address such as \"127.0.0.1:8080\"",
+    ///     "line 5: providers[0].url is \"ftp://a/v1\", expected an http or https URL with a host",
+    /// ]);
+    /// ```
+    pub fn from_toml(text: &str) -> Result<Self, ConfigErrors> {
+        read::read(None, text).map_err(ConfigErrors)
+    }
+
+    /// What is legal but odd, a line each, with its place.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+/// The plan, for `fusebox check`.
+impl fmt::Display for GatewayConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use humantime::format_duration as time;
+        let server = &self.server;
+        writeln!(f, "listen    {}", server.listen)?;
+        if let Some(admin) = server.admin_listen {
+            writeln!(f, "admin     {admin}")?;
+        }
+        match server.auth_tokens.len() {
+            0 => writeln!(f, "clients   anybody")?,
+            tokens => writeln!(f, "clients   with one of {tokens} tokens")?,
+        }
+        for provider in &self.providers {
+            let Timeouts { connect, first_byte, idle, total } = provider.timeouts;
+            let breaker = &provider.breaker;
+            let model = |(name, there): (&String, &String)| {
+                let (name, there) = (Escaped(name), Escaped(there));
+                if name.0 == there.0 { name.to_string() } else { format!("{name} (there {there})") }
+            };
+            let models: Vec<_> = provider.models.iter().map(model).collect();
+            let key = if provider.api_key.is_some() { "set" } else { "none" };
+            writeln!(f, "\nprovider  {} at {}", provider.name, provider.url)?;
+            writeln!(f, "  models     {}", models.join(", "))?;
+            writeln!(f, "  api_key    {key}")?;
+            let limits = [("connect", connect), ("first byte", first_byte), ("idle", idle), ("total", total)];
+            let limits = limits.map(|(name, limit)| format!("{name} {}", time(limit)));
+            writeln!(f, "  timeouts   {}", limits.join(", "))?;
+            let (failures, open_for) = (breaker.failure_threshold(), time(breaker.open_for()));
+            writeln!(f, "  breaker    opens after {failures} failures in a row, for {open_for}")?;
+            match provider.silence {
+                None => writeln!(f, "  silence    is not looked at")?,
+                Some(silence) => {
+                    let ceiling =
+                        silence.ceiling().map_or(String::new(), |limit| format!(", or after {}", time(limit)));
+                    writeln!(
+                        f,
+                        "  silence    opens at phi {}, not before {}{ceiling}",
+                        silence.phi(),
+                        time(silence.floor())
+                    )?;
+                }
+            }
+        }
+        writeln!(f)?;
+        for (model, providers) in self.candidates() {
+            let names: Vec<_> = providers.iter().map(|index| self.providers[*index].name.as_str()).collect();
+            writeln!(f, "model     {}: {}", Escaped(model), names.join(", then "))?;
+        }
+        Ok(())
+    }
+}
+
+impl GatewayConfig {
+    /// The providers of each model by their index, in the order in which they are asked.
+    pub(crate) fn candidates(&self) -> BTreeMap<&str, Vec<usize>> {
+        let mut candidates: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for index in self.order() {
+            for model in self.providers[index].models.keys() {
+                candidates.entry(model).or_default().push(index);
+            }
+        }
+        candidates
+    }
+
+    /// All providers by their index, in the order in which they are asked.
+    pub(crate) fn order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.providers.len()).collect();
+        if self.strategy == Strategy::Cheapest {
+            let rate = |index: &usize| {
+                let provider = &self.providers[*index];
+                provider.input_rate.unwrap_or_default() + provider.output_rate.unwrap_or_default()
+            };
+            order.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
+        }
+        order
+    }
+}

@@ -1,0 +1,15 @@
+//! Where clients and operators connect: accepting connections, handing them to cores, serving them, and ending them in good
+//! order.
+//!
+//! Not here: what becomes of a request: `request` and `route`.
+
+pub(crate) mod accept;
+pub(crate) mod clients;
+pub(crate) mod cores;
+pub(crate) mod descriptors;
+mod draining;
+mod http1;
+pub(crate) mod operators;
+pub(crate) mod routes;
+mod socket;
+pub(crate) mod v1;

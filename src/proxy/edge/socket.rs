@@ -1,0 +1,213 @@
+//! A client's connection: given up where the client takes nothing of its answer, and closed so that it can still read it.
+//!
+//! Not here: HTTP.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::proxy::timers::{Pause, Timer};
+
+/// How long a client that is sending may take to read that it has been refused.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What hyper reads and writes.
+pub(crate) struct Socket {
+    stream: TokioIo<TcpStream>,
+    /// While the client takes nothing of what it is sent, and while it may still read why it was refused.
+    pause: Pause,
+    /// How long it may take nothing.
+    patience: Duration,
+    /// Once it is shut down.
+    lingers_until: Option<Instant>,
+    has_asked: Arc<AtomicBool>,
+    /// What came while hyper did not want to read: it stops when something is left behind a request, and would not notice then
+    /// that the client leaves.
+    ahead: BytesMut,
+    /// Whether hyper waits for bytes.
+    is_awaited: bool,
+}
+
+/// As much as that is read ahead. Of a client that sends more behind its request it is not noticed that it leaves.
+const MAX_AHEAD: usize = 4 << 10;
+
+impl Socket {
+    pub(crate) fn new(stream: TcpStream, timer: Timer, patience: Duration) -> Self {
+        let (stream, pause) = (TokioIo::new(stream), Pause::new(timer));
+        Self {
+            stream,
+            pause,
+            patience,
+            lingers_until: None,
+            has_asked: Arc::default(),
+            ahead: BytesMut::new(),
+            is_awaited: false,
+        }
+    }
+
+    /// Whether the client has sent something since it was last sent something.
+    pub(crate) fn has_asked(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.has_asked)
+    }
+
+    /// Reads ahead while hyper does not read.
+    ///
+    /// # Errors
+    ///
+    /// If the client has left.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        // What a client sends after its refusal is read otherwise.
+        while !self.is_awaited && self.lingers_until.is_none() && self.ahead.len() < MAX_AHEAD {
+            let mut scratch = [const { MaybeUninit::uninit() }; 1024];
+            let mut buffer = ReadBuf::uninit(&mut scratch);
+            if Pin::new(self.stream.inner_mut()).poll_read(cx, &mut buffer)?.is_pending() {
+                break;
+            }
+            if buffer.filled().is_empty() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            self.ahead.extend_from_slice(buffer.filled());
+        }
+        Ok(())
+    }
+
+    /// What came of writing: if nothing, it is an error in the end.
+    fn within_patience(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            ready!(self.pause.poll(|| Instant::now() + self.patience, cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.pause.end();
+        self.has_asked.store(false, Ordering::Relaxed);
+        written
+    }
+}
+
+impl Read for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        self.is_awaited = true;
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.is_awaited = false;
+        self.has_asked.store(true, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.within_patience(written, cx)
+    }
+
+    /// hyper flushes whenever it is polled, after it has read what it wants.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.read_ahead(cx)?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// A connection that is closed while the client still sends is reset, and what the client has not read by then is lost:
+    /// the answer that says why it was closed (RFC 9112 section 9.6). So what still comes is read, for a while.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let until = if let Some(until) = this.lingers_until {
+            until
+        } else {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            this.pause.end();
+            *this.lingers_until.insert(Instant::now() + LINGER)
+        };
+        let mut scratch = [const { MaybeUninit::uninit() }; 8 * 1024];
+        loop {
+            let mut buffer = ReadBuf::uninit(&mut scratch);
+            if Pin::new(this.stream.inner_mut()).poll_read(cx, &mut buffer)?.is_pending() {
+                return this.pause.poll(|| until, cx).map(Ok);
+            }
+            if buffer.filled().is_empty() || Instant::now() >= until {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        self.within_patience(written, cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::net::TcpListener;
+    use tokio::task::yield_now;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::proxy::timers::Timers;
+
+    async fn write(socket: &mut Socket) -> Poll<io::Result<usize>> {
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut *socket).poll_write(cx, &[0; 8 << 10]))).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_now_and_then_is_waited_for_and_one_that_stops_is_given_up() {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (client, timers) = (client.unwrap(), Arc::<Timers>::default());
+        let mut socket = Socket::new(accepted.unwrap().0, timers.timer(), PATIENCE);
+        for _ in 0..4 {
+            while let Poll::Ready(written) = write(&mut socket).await {
+                written.expect("it is in time");
+            }
+            advance(PATIENCE * 3 / 4).await;
+            let mut scratch = vec![0; 1 << 20];
+            loop {
+                while client.try_read(&mut scratch).is_ok() {}
+                match write(&mut socket).await {
+                    Poll::Ready(written) => {
+                        written.expect("it is in time");
+                        break;
+                    }
+                    Poll::Pending => yield_now().await,
+                }
+            }
+        }
+        let error = loop {
+            match write(&mut socket).await {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => break error,
+                Poll::Pending => advance(PATIENCE).await,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,172 @@
+//! One request below `/v1/` and its answer: the request is read and routed, and the answer's body takes the exchange with it to
+//! the end.
+//!
+//! Not here: the phases of a request: `route`.
+
+use std::error::Error;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, request};
+use http_body::{Body, Frame, SizeHint};
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+
+use crate::proxy::answer;
+use crate::proxy::core::Core;
+use crate::proxy::observe::facts::End;
+use crate::proxy::provider::{Provider, ProviderId};
+use crate::proxy::request::upload::Rest;
+use crate::proxy::request::{self as asked, Prepared, Received};
+use crate::proxy::route::exchange::Exchange;
+use crate::proxy::route::failover::Failover;
+use crate::proxy::route::judge::Answer;
+use crate::proxy::route::stream::Payload;
+use crate::proxy::state::Live;
+
+/// Serves a request below `/v1/`. This is no `async fn`, and no future is around it: each would store the request once more.
+pub(crate) fn serve<B, R>(
+    core: Arc<Core>,
+    request: Request<B>,
+    into: impl FnOnce(Response<ClientBody>) -> R,
+) -> impl Future<Output = R>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
+    let (mut head, body) = request.into_parts();
+    let mut exchange = Exchange::begin(core, &mut head);
+    async move {
+        let live = Arc::clone(exchange.attempts.local());
+        let own = |response: Response<Bytes>| Answer { response: response.map(Payload::Whole), provider: None };
+        let answer = match read(&live, &mut exchange, head, body).await {
+            Err(answer) => own(answer),
+            Ok((request, rest)) => match candidates(&live, &request) {
+                Err(answer) => own(*answer),
+                Ok(candidates) => {
+                    let mut failover = Failover::new(&live, candidates, &mut exchange, request, rest);
+                    let found = failover.run().await;
+                    failover.finish(found)
+                }
+            },
+        };
+        into(ClientBody::answer(exchange, answer))
+    }
+}
+
+/// Reads a request, and answers those that no provider is needed for. An error is the answer, which may be a good one.
+async fn read<B>(
+    live: &Live,
+    exchange: &mut Exchange,
+    head: request::Parts,
+    body: B,
+) -> Result<(Arc<Prepared>, Option<Box<Rest>>), Response<Bytes>>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
+    exchange.facts.closes = !body.is_end_stream();
+    asked::check(&head, &live.server.auth_tokens)?;
+    if matches!(head.method, Method::GET | Method::HEAD)
+        && let Some(answer) = models(live, head.uri.path())
+    {
+        return Err(answer);
+    }
+    if head.method != Method::POST {
+        return Err(answer::method_not_allowed());
+    }
+    let core = exchange.attempts.core();
+    let (timer, mut received) = (core.timers.timer(), Received { bytes: 0, is_whole: false });
+    let read = asked::read(head, body, &live.server, &core.app.budget, timer, &mut received).await;
+    exchange.facts.bytes_in = received.bytes;
+    exchange.facts.closes &= !received.is_whole;
+    let (request, rest) = read?;
+    if let Some(named) = &request.named {
+        exchange.facts.set_model(&named.model);
+    }
+    Ok((Arc::new(request), rest))
+}
+
+/// The providers that may answer a request, in the order in which they are asked. An error is the answer, if no provider serves
+/// its model.
+fn candidates<'a>(live: &'a Live, request: &Prepared) -> Result<&'a [ProviderId], Box<Response<Bytes>>> {
+    let Some(named) = &request.named else { return Ok(live.all()) };
+    live.candidates(&named.model).ok_or_else(|| {
+        let known = live.models();
+        Box::new(answer::unknown_model(&named.model, known.iter().map(|(model, _)| *model)))
+    })
+}
+
+/// Answers `GET /v1/models` and `GET /v1/models/{id}`.
+fn models(live: &Live, path: &str) -> Option<Response<Bytes>> {
+    let object = |model: &str, provider: &Provider| -> Value {
+        json!({"id": model, "object": "model", "created": 0, "owned_by": provider.name()})
+    };
+    let models = live.models();
+    let below = path.strip_prefix("/v1/models")?;
+    if below.is_empty() {
+        let data: Vec<_> = models.iter().map(|(model, provider)| object(model, provider)).collect();
+        return Some(answer::json(StatusCode::OK, &json!({"object": "list", "data": data})));
+    }
+    let wanted = percent_decode_str(below.strip_prefix('/')?).decode_utf8_lossy();
+    Some(match models.iter().find(|(model, _)| *model == wanted) {
+        Some((model, provider)) => answer::json(StatusCode::OK, &object(model, provider)),
+        None => answer::unknown_model(&wanted, models.iter().map(|(model, _)| *model)),
+    })
+}
+
+/// The body of an answer on its way to the client.
+pub(crate) struct ClientBody {
+    payload: Payload,
+    exchange: Exchange,
+}
+
+impl ClientBody {
+    fn answer(mut exchange: Exchange, answer: Answer) -> Response<Self> {
+        let (mut head, payload) = answer.response.into_parts();
+        exchange.answer_with(&mut head, answer.provider, matches!(payload, Payload::Stream(_)));
+        if matches!(&payload, Payload::Whole(bytes) if bytes.is_empty()) {
+            // An empty body is never polled.
+            exchange.facts.end = End::Complete;
+        }
+        Response::from_parts(head, Self { payload, exchange })
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Self { payload, exchange } = &mut *self;
+        let frame = match payload {
+            Payload::Whole(bytes) => {
+                exchange.facts.end = End::Complete;
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Payload::Stream(stream) => stream.poll(exchange, cx),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            exchange.facts.count_bytes_out(data.len());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.payload {
+            Payload::Whole(bytes) => bytes.is_empty(),
+            Payload::Stream(stream) => stream.is_over(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.payload {
+            Payload::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Payload::Stream(stream) => stream.size_hint(),
+        }
+    }
+}

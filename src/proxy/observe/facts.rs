@@ -1,0 +1,117 @@
+//! What is told of one request, collected while it is served, and the headers by which its answer tells of it.
+//!
+//! Not here: the line of the access log: `access_log`; the request's attempts: `route::attempts`.
+
+use std::time::Duration;
+
+use http::header::{CONNECTION, HeaderName};
+use http::{HeaderValue, Method, Uri, request, response};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::proxy::answer::start_of;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const PROVIDER: HeaderName = HeaderName::from_static("x-fusebox-provider");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-fusebox-attempts");
+const REPLAY: HeaderName = HeaderName::from_static("x-fusebox-replay");
+
+/// A client may send a name of any length.
+const MAX_LOGGED_MODEL: usize = 200;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum End {
+    /// The client got a complete answer, whatever its status.
+    Complete,
+    /// The provider broke off in the middle of the answer.
+    Cut,
+    ClientLeft,
+}
+
+/// What is told of a request, except for its attempts.
+pub(crate) struct Facts {
+    pub(crate) started: Instant,
+    pub(crate) id: HeaderValue,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    /// The model's name for the log, cut where it is long.
+    pub(crate) model: Option<Box<str>>,
+    /// `None` until there is an answer.
+    pub(crate) status: Option<u16>,
+    pub(crate) end: End,
+    pub(crate) is_stream: bool,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    /// From the request to the first byte that the client gets.
+    pub(crate) first_byte: Option<Duration>,
+    /// Whether the request could be sent to another provider.
+    pub(crate) is_replayable: bool,
+    /// Whether the client may still be sending a body that nobody will read, so that its connection has to be closed (RFC 9112
+    /// section 9.6).
+    pub(crate) closes: bool,
+}
+
+impl Facts {
+    /// Takes the client's id for the request, or sets a new one, which goes on to the provider as well.
+    pub(crate) fn of(head: &mut request::Parts) -> Self {
+        let is_usable =
+            |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+        let id = head.headers.get(&REQUEST_ID).filter(|id| is_usable(id)).cloned().unwrap_or_else(new_id);
+        head.headers.insert(REQUEST_ID, id.clone());
+        Self {
+            started: Instant::now(),
+            id,
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            model: None,
+            status: None,
+            end: End::ClientLeft,
+            is_stream: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            first_byte: None,
+            is_replayable: true,
+            closes: false,
+        }
+    }
+
+    pub(crate) fn set_model(&mut self, model: &str) {
+        self.model = Some(start_of(model, MAX_LOGGED_MODEL).into());
+    }
+
+    /// A piece of the answer goes to the client.
+    pub(crate) fn count_bytes_out(&mut self, bytes: usize) {
+        self.bytes_out += bytes as u64;
+        self.first_byte.get_or_insert_with(|| self.started.elapsed());
+    }
+
+    /// Puts the headers that tell of the request into its answer, and notes the answer's status. `provider` is whose answer it
+    /// is; `None` stands for the gateway's own.
+    pub(crate) fn answer_with(&mut self, head: &mut response::Parts, provider: Option<HeaderValue>, attempts: usize) {
+        head.headers.insert(REQUEST_ID, self.id.clone());
+        head.headers.insert(PROVIDER, provider.unwrap_or(HeaderValue::from_static("none")));
+        let attempts = match attempts {
+            1 => HeaderValue::from_static("1"),
+            attempts => HeaderValue::from(attempts),
+        };
+        head.headers.insert(ATTEMPTS, attempts);
+        if !self.is_replayable {
+            head.headers.insert(REPLAY, HeaderValue::from_static("no"));
+        }
+        if self.closes {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.status = Some(head.status.as_u16());
+    }
+}
+
+fn new_id() -> HeaderValue {
+    let mut id = [0; 32];
+    let random = fastrand::u128(..).to_le_bytes();
+    for (digits, byte) in id.chunks_exact_mut(2).zip(random) {
+        digits.copy_from_slice(&[byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+    }
+    HeaderValue::from_bytes(&id).expect("hexadecimal digits")
+}

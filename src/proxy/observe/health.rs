@@ -1,0 +1,75 @@
+//! `GET /health` and `GET /ready`.
+//!
+//! Not here: whether a request may pass: that is for breakers alone.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
+
+/// The whole gateway's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum HealthStatus {
+    /// Every circuit is closed.
+    Ok,
+    /// A circuit is not closed, but not every one is open.
+    Degraded,
+    /// Every circuit is open: no request can be served.
+    Unhealthy,
+}
+
+/// One provider's circuit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ProviderHealth {
+    /// `closed`, `open` or `half_open`. A circuit whose open time has passed is half-open here: its next request is the
+    /// probe.
+    pub state: &'static str,
+    /// Its failures in a row.
+    pub failure_count: u32,
+    /// Why the circuit is open if it was not failures that opened it: the provider is silent, with the numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The body of `GET /health`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Health {
+    /// Of all together.
+    pub status: HealthStatus,
+    /// By name.
+    pub providers: BTreeMap<String, ProviderHealth>,
+}
+
+impl Health {
+    /// Looks at every breaker.
+    pub fn of(breakers: &CircuitBreakerRegistry) -> Self {
+        let snapshots = breakers.snapshots();
+        let all = |state| snapshots.iter().all(|snapshot| visible(snapshot) == state);
+        let status = if all(CircuitState::Closed) {
+            HealthStatus::Ok
+        } else if all(CircuitState::Open) {
+            HealthStatus::Unhealthy
+        } else {
+            HealthStatus::Degraded
+        };
+        let provider = |snapshot: &BreakerSnapshot| {
+            let state = visible(snapshot).as_str();
+            // No other error's text: that may say what is none of the public's business.
+            let reason = snapshot.last_error.as_ref().filter(|_| snapshot.silent).map(ToString::to_string);
+            (snapshot.name.to_string(), ProviderHealth { state, failure_count: snapshot.failure_count, reason })
+        };
+        Self { status, providers: snapshots.iter().map(provider).collect() }
+    }
+}
+
+/// The breaker itself turns half-open with the next call. Were that call kept away by a load balancer because of a 503 from
+/// here, the circuit would stay open for good.
+fn visible(snapshot: &BreakerSnapshot) -> CircuitState {
+    if snapshot.next_probe_in == Some(Duration::ZERO) { CircuitState::HalfOpen } else { snapshot.state }
+}

@@ -1,0 +1,203 @@
+//! `GET /metrics`, in Prometheus' text format. `docs/METRICS.md` has every name; a test compares the two.
+//!
+//! Not here: counting.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, TextEncoder};
+use strum::VariantArray;
+
+use super::{BOUNDS, CloseReason, Metrics, ProviderMetrics, Sharded, Times};
+use crate::proxy::outcome::Outcome;
+use crate::proxy::silence::Detectors;
+use crate::silence::DetectorSnapshot;
+use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
+
+impl Metrics {
+    /// In Prometheus' text format.
+    pub(crate) fn encode<'a>(
+        &self,
+        breakers: &CircuitBreakerRegistry,
+        detectors: impl Iterator<Item = (&'a str, &'a Detectors)>,
+        access_log_lines_lost: u64,
+        log_lines_lost: u64,
+        held_bytes: u64,
+    ) -> Vec<u8> {
+        let mut page = Page::default();
+        self.encode_gateway(&mut page, access_log_lines_lost, log_lines_lost);
+        let help = "Bytes of bodies and answers that are held.";
+        page.gauge("fusebox_held_bytes", help, &[], float(held_bytes));
+        for breaker in breakers.snapshots() {
+            encode_breaker(&mut page, &breaker);
+        }
+        for (name, metrics) in &*self.providers.lock() {
+            encode_provider(&mut page, name, metrics);
+        }
+        for (provider, detectors) in detectors {
+            for (model, awaited, silence) in detectors.snapshots() {
+                let labels = [("provider", provider), ("model", &*model), ("awaited", awaited.as_str())];
+                encode_silence(&mut page, &labels, silence);
+            }
+        }
+        let families: Vec<_> = page.0.into_values().collect();
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families, &mut text).expect("names are valid, and each family has metrics");
+        text
+    }
+
+    fn encode_gateway(&self, page: &mut Page, access_log_lines_lost: u64, log_lines_lost: u64) {
+        let class = |index: usize| self.requests.sum(|counts| &counts.classes[index]);
+        let over: u64 = (0..6).map(class).sum();
+        for (index, name) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
+            let help = "Requests that are over, by the class of the answer's status; none: the client left before there was one.";
+            page.count("fusebox_requests_total", help, &[("status", name)], class(index));
+        }
+        let in_flight = self.requests.sum(|counts| &counts.begun).saturating_sub(over);
+        page.gauge("fusebox_requests_in_flight", "Requests that are not over.", &[], float(in_flight));
+        let help = "From a request's headers to the end of its answer.";
+        page.times("fusebox_request_seconds", help, &[], &self.requests, |counts| &counts.times);
+        let connections = u64::try_from(self.connections.load(Ordering::Relaxed)).unwrap_or_default();
+        page.gauge("fusebox_client_connections", "Connections of clients.", &[], float(connections));
+        for reason in CloseReason::VARIANTS {
+            let help = "Connections of clients that were closed for what the client did, or did not do.";
+            let count = self.closed[*reason as usize].load(Ordering::Relaxed);
+            page.count("fusebox_client_connections_cut_total", help, &[("reason", reason.as_str())], count);
+        }
+        for (result, counter) in [("applied", &self.reloads), ("refused", &self.failed_reloads)] {
+            let help = "Times the configuration was read anew.";
+            page.count("fusebox_config_reloads_total", help, &[("result", result)], counter.load(Ordering::Relaxed));
+        }
+        let help = "Lines of the access log that could not be written, or not fast enough.";
+        page.count("fusebox_access_log_lost_lines_total", help, &[], access_log_lines_lost);
+        let help = "Lines of the log, on standard error, that could not be written, or not fast enough.";
+        page.count("fusebox_log_lost_lines_total", help, &[], log_lines_lost);
+    }
+}
+
+fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
+    let provider = ("provider", &*breaker.name);
+    for state in [CircuitState::Closed, CircuitState::HalfOpen, CircuitState::Open] {
+        let is = if breaker.state == state { 1.0 } else { 0.0 };
+        let help = "1 for the state that the circuit is in, 0 for the others.";
+        page.gauge("fusebox_circuit_state", help, &[provider, ("state", state.as_str())], is);
+    }
+    let silent = if breaker.silent { 1.0 } else { 0.0 };
+    page.gauge("fusebox_circuit_silent", "1 while it is open because of silence.", &[provider], silent);
+    let failures = f64::from(breaker.failure_count);
+    page.gauge("fusebox_circuit_failures", "Failures in a row.", &[provider], failures);
+    let help = "Until the open circuit takes a probe; 0 if it is not open.";
+    let next = breaker.next_probe_in.unwrap_or_default().as_secs_f64();
+    page.gauge("fusebox_circuit_probe_in_seconds", help, &[provider], next);
+    let waiters = float(breaker.waiters as u64);
+    page.gauge("fusebox_circuit_waiters", "Requests that wait for the probe.", &[provider], waiters);
+    let help = "Times the circuit went from closed to open.";
+    page.count("fusebox_circuit_trips_total", help, &[provider], breaker.trip_count);
+    page.count("fusebox_circuit_failed_probes_total", "Probes that failed.", &[provider], breaker.failed_probe_count);
+}
+
+fn encode_silence(page: &mut Page, labels: &[(&str, &str)], silence: DetectorSnapshot) {
+    let mut gauge = |name, help: &str, value| page.gauge(name, help, labels, value);
+    let learnt = if silence.learnt { 1.0 } else { 0.0 };
+    gauge("fusebox_silence_learnt", "1 if enough answers are known to notice silence.", learnt);
+    gauge("fusebox_silence_phi", "How surprising it is that nothing is answered.", silence.phi.into());
+    let help = "Requests that are unanswered, and newer than all that were answered.";
+    gauge("fusebox_silence_unanswered", help, silence.unanswered.into());
+    gauge("fusebox_silence_oldest_seconds", "How long the oldest of them has waited.", silence.oldest.as_secs_f64());
+    gauge("fusebox_silence_median_seconds", "What half of the answers take at most.", silence.median.as_secs_f64());
+    gauge("fusebox_silence_p99_seconds", "What 99% of the answers take at most.", silence.p99.as_secs_f64());
+}
+
+fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {
+    let provider = ("provider", name);
+    page.count("fusebox_circuit_probes_total", "Requests that were the probe.", &[provider], metrics.probes());
+    let help = "Requests that the circuit kept away from the provider.";
+    page.count("fusebox_circuit_rejections_total", help, &[provider], metrics.0.sum(|counts| &counts.rejections));
+    for outcome in Outcome::VARIANTS {
+        let labels = [provider, ("outcome", outcome.as_str())];
+        let help = "Requests sent to the provider that are over, by how they ended.";
+        page.count("fusebox_attempts_total", help, &labels, metrics.outcome(*outcome));
+    }
+    let help = "Requests sent to the provider that are not over.";
+    page.gauge("fusebox_attempts_in_flight", help, &[provider], float(metrics.in_flight()));
+    let help = "From sending a request to a good answer: to all of it, or to the first piece of a stream.";
+    page.times("fusebox_first_byte_seconds", help, &[provider], &metrics.0, |counts| &counts.first_byte);
+    let help = "From sending a request to its end.";
+    page.times("fusebox_attempt_seconds", help, &[provider], &metrics.0, |counts| &counts.whole);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "the format has floats only")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+/// Families by name.
+#[derive(Default)]
+struct Page(BTreeMap<&'static str, MetricFamily>);
+
+impl Page {
+    fn add(&mut self, name: &'static str, help: &str, kind: MetricType, labels: &[(&str, &str)], mut metric: Metric) {
+        let label = |(name, value): &(&str, &str)| {
+            let mut label = LabelPair::default();
+            label.set_name((*name).to_owned());
+            label.set_value((*value).to_owned());
+            label
+        };
+        metric.set_label(labels.iter().map(label).collect());
+        let family = self.0.entry(name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(name.to_owned());
+            family.set_help(help.to_owned());
+            family.set_field_type(kind);
+            family
+        });
+        family.mut_metric().push(metric);
+    }
+
+    fn count(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], count: u64) {
+        let mut counter = Counter::default();
+        counter.set_value(float(count));
+        let mut metric = Metric::default();
+        metric.set_counter(counter);
+        self.add(name, help, MetricType::COUNTER, labels, metric);
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], value: f64) {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        let mut metric = Metric::default();
+        metric.set_gauge(gauge);
+        self.add(name, help, MetricType::GAUGE, labels, metric);
+    }
+
+    fn times<T>(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        labels: &[(&str, &str)],
+        counts: &Sharded<T>,
+        times: impl Fn(&T) -> &Times,
+    ) {
+        let in_bucket = |index: usize| counts.sum(|counts| &times(counts).buckets[index]);
+        let mut cumulated = 0;
+        let mut buckets = Vec::new();
+        for (index, bound) in BOUNDS.into_iter().enumerate() {
+            cumulated += in_bucket(index);
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(cumulated);
+            buckets.push(bucket);
+        }
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets);
+        // The encoder makes the last bucket, without a bound, of the count.
+        histogram.set_sample_count(cumulated + in_bucket(BOUNDS.len()));
+        let micros = counts.sum(|counts| &times(counts).micros);
+        histogram.set_sample_sum(Duration::from_micros(micros).as_secs_f64());
+        let mut metric = Metric::default();
+        metric.set_histogram(histogram);
+        self.add(name, help, MetricType::HISTOGRAM, labels, metric);
+    }
+}

@@ -1,0 +1,146 @@
+//! What a client asks for: a request is read as far as its routing needs. Everything else passes byte for byte.
+//!
+//! Not here: who may answer it: `state` and `route`.
+
+pub(crate) mod headers;
+pub(crate) mod model;
+pub(crate) mod path;
+pub(crate) mod upload;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::uri::Authority;
+use http::{HeaderMap, Response, StatusCode, Version, header, request};
+use http_body::Body;
+
+use self::model::{Format, Named};
+use self::path::leaves_its_base;
+use self::upload::{Read, Rest};
+use super::answer::{self, Code};
+use super::body::budget::Budget;
+use super::config::{Secret, ServerConfig};
+use super::timers::Timer;
+
+/// A longer path, query included, is refused: together with the provider's base a URI must stay below 64 KiB.
+const MAX_PATH: usize = 8 * 1024;
+
+/// A request that can be sent.
+pub(crate) struct Prepared {
+    pub(crate) head: request::Parts,
+    /// The whole body, or the beginning of a long one.
+    pub(crate) body: Bytes,
+    pub(crate) format: Format,
+    /// `None` if the request belongs to no model.
+    pub(crate) named: Option<Named>,
+}
+
+impl Prepared {
+    /// The model's name, empty if the request belongs to none.
+    pub(crate) fn model(&self) -> &str {
+        self.named.as_ref().map_or("", |named| &named.model)
+    }
+}
+
+/// What is known of a request's body, whether the request can be answered or not.
+pub(crate) struct Received {
+    pub(crate) bytes: u64,
+    pub(crate) is_whole: bool,
+}
+
+/// Checks what comes before the body. An error is the answer.
+pub(crate) fn check(head: &request::Parts, auth_tokens: &[Secret]) -> Result<(), Response<Bytes>> {
+    if !is_authorized(auth_tokens, &head.headers) {
+        return Err(answer::unauthorized());
+    }
+    if head
+        .headers
+        .get(header::TRANSFER_ENCODING)
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        let message = "The only supported transfer coding is 'chunked'.";
+        return Err(answer::invalid(StatusCode::NOT_IMPLEMENTED, Code::UnknownTransferCoding, None, message));
+    }
+    // The length first: the checks that follow read the path several times.
+    if head.uri.path_and_query().is_some_and(|path| path.as_str().len() > MAX_PATH) {
+        return Err(answer::invalid(StatusCode::URI_TOO_LONG, Code::PathTooLong, None, "The path is too long."));
+    }
+    if leaves_its_base(head.uri.path()) {
+        let message = "The path contains '.' or '..' segments, or characters that are not allowed in a path.";
+        return Err(answer::invalid(StatusCode::BAD_REQUEST, Code::InvalidPath, None, message));
+    }
+    Ok(())
+}
+
+/// Reads a request as far as its routing needs. An error is the answer.
+pub(crate) async fn read<B>(
+    mut head: request::Parts,
+    body: B,
+    limits: &ServerConfig,
+    budget: &Arc<Budget>,
+    timer: Timer,
+    received: &mut Received,
+) -> Result<(Prepared, Option<Box<Rest>>), Response<Bytes>>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+{
+    let invalid = |message: &str| answer::invalid(StatusCode::BAD_REQUEST, Code::InvalidModel, Some("model"), message);
+    if head.headers.get_all(header::CONTENT_TYPE).iter().count() > 1 {
+        return Err(invalid("The request has more than one content type."));
+    }
+    let format = Format::of(head.headers.get(header::CONTENT_TYPE)).map_err(invalid)?;
+    let (body, rest) = match upload::read(body, limits, budget, timer).await {
+        Ok(Read::Whole(body)) => {
+            received.is_whole = true;
+            (body, None)
+        }
+        Ok(Read::Begun(body, rest)) => (body, Some(rest)),
+        Err(fault) => return Err(fault.answer()),
+    };
+    received.bytes = body.len() as u64;
+    let named = model::find(&format, &body, rest.is_none()).map_err(|message| invalid(&message))?;
+    match &named {
+        Some(_) => {}
+        None if format == Format::Json && rest.is_none() => return Err(invalid("The body has no 'model'.")),
+        // A form may have no model: a file belongs to none.
+        None if rest.is_none() || takes_files(head.uri.path()) => {}
+        None if (body.len() as u64) < limits.replay_body_bytes => return Err(answer::short()),
+        None => {
+            let limit = limits.replay_body_bytes;
+            let message = format!("The body is long, and its 'model' is not within the first {limit} bytes.");
+            return Err(answer::invalid(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Code::ModelNotFoundInTime,
+                Some("model"),
+                &message,
+            ));
+        }
+    }
+    headers::to_provider(&mut head.headers);
+    Ok((Prepared { head, body, format, named }, rest))
+}
+
+/// Compares with every token even if one fits, so that the time reveals nothing.
+pub(crate) fn is_authorized(tokens: &[Secret], headers: &HeaderMap) -> bool {
+    if tokens.is_empty() {
+        return true;
+    }
+    let value = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+    let (scheme, token) = value.split_at(value.len().min("Bearer ".len()));
+    let fits = tokens.iter().fold(false, |fits, known| fits | known.is(token.trim_ascii_start()));
+    fits && scheme.eq_ignore_ascii_case(b"Bearer ")
+}
+
+/// Whether a request has exactly one host, or none where the protocol does not require one.
+pub(crate) fn has_a_host<B>(request: &http::Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.is_empty() || Authority::try_from(host.as_bytes()).is_ok(),
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    }
+}
+
+fn takes_files(path: &str) -> bool {
+    path == "/v1/files" || path.starts_with("/v1/uploads")
+}

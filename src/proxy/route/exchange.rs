@@ -1,0 +1,55 @@
+//! One request and its answer: its attempts, and what is told of it. It goes with the answer's body to the end, and writes the
+//! access log and the metrics when it is dropped, so that a client that leaves is counted, too.
+//!
+//! Not here: decisions: `failover` and `judge`.
+
+use std::sync::Arc;
+
+use http::{request, response};
+
+use super::attempts::{AttemptId, Attempts};
+use crate::proxy::core::Core;
+use crate::proxy::observe::access_log;
+use crate::proxy::observe::facts::{End, Facts};
+use crate::proxy::outcome::Outcome;
+use crate::proxy::provider::ProviderId;
+
+pub(crate) struct Exchange {
+    pub(crate) facts: Facts,
+    pub(crate) attempts: Attempts,
+}
+
+impl Exchange {
+    pub(crate) fn begin(core: Arc<Core>, head: &mut request::Parts) -> Self {
+        core.app.metrics.begin();
+        Self { facts: Facts::of(head), attempts: Attempts::new(core) }
+    }
+
+    /// Puts the headers that tell of the request into its answer. `provider` is whose answer it is; `None` stands for the
+    /// gateway's own.
+    pub(crate) fn answer_with(&mut self, head: &mut response::Parts, provider: Option<ProviderId>, is_stream: bool) {
+        let provider = provider.map(|id| self.attempts.local().upstreams[id].name.clone());
+        self.facts.answer_with(head, provider, self.attempts.len());
+        self.facts.is_stream = is_stream;
+    }
+
+    /// An attempt's answer has come to its end.
+    pub(crate) fn succeed(&mut self, attempt: AttemptId) {
+        self.attempts.settle(attempt, Outcome::Ok, &"");
+        self.facts.end = End::Complete;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.attempts.settle_all();
+        let took = self.facts.started.elapsed();
+        let core = self.attempts.core();
+        core.app.metrics.end(self.facts.status, took);
+        if self.attempts.local().server.access_log
+            && let Some(log) = core.log()
+        {
+            log.push(|line| access_log::write(line, &self.facts, self.attempts.lines(), took));
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Server-sent events, as far as their ends go: a client gets whole events only, so that a stream that breaks off can end
+//! with one that says so.
+//!
+//! Not here: what an event means, but for whether there is content in it.
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use memchr::memmem;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::proxy::answer::broken_stream;
+
+/// Longer ones are passed on in parts. No provider sends one.
+const MAX_EVENT: usize = 1 << 20;
+
+/// Cuts a stream at the ends of events.
+#[derive(Default)]
+pub(crate) struct Events {
+    /// The beginning of an event.
+    held: BytesMut,
+    /// Whether a part of an event has been passed on.
+    within: bool,
+}
+
+impl Events {
+    /// What can be passed on with this chunk; empty if it ends no event.
+    pub(crate) fn push(&mut self, chunk: &Bytes) -> Bytes {
+        if self.held.is_empty() {
+            let end = last_end(chunk);
+            if end > 0 {
+                self.within = false;
+            }
+            if end < chunk.len() {
+                self.held.extend_from_slice(&chunk[end..]);
+            }
+            return self.unless_too_long(chunk.slice(..end));
+        }
+        // An end may lie across the seam.
+        let seen = self.held.len().saturating_sub(3);
+        self.held.extend_from_slice(chunk);
+        let end = last_end(&self.held[seen..]);
+        if end == 0 {
+            return self.unless_too_long(Bytes::new());
+        }
+        self.within = false;
+        let passed = self.held.split_to(seen + end).freeze();
+        self.unless_too_long(passed)
+    }
+
+    fn unless_too_long(&mut self, passed: Bytes) -> Bytes {
+        if self.held.len() <= MAX_EVENT {
+            return passed;
+        }
+        self.within = true;
+        let mut all = BytesMut::from(passed);
+        all.unsplit(self.held.split());
+        all.freeze()
+    }
+
+    /// At the end of a whole stream: what is left.
+    pub(crate) fn rest(&mut self) -> Bytes {
+        self.held.split().freeze()
+    }
+
+    /// Instead of what is left, where the stream breaks off: an event that every OpenAI SDK turns into an error.
+    pub(crate) fn error(&mut self, message: &str) -> Bytes {
+        self.held.clear();
+        let error = broken_stream(message);
+        let end_of_what_was_passed = if self.within { "\n\n" } else { "" };
+        format!("{end_of_what_was_passed}event: error\ndata: {}\n\n", error).into()
+    }
+}
+
+/// The end of the last event that ends in `text`, 0 if none does. Lines end with CR LF, LF or CR, and an event with an empty
+/// line (HTML standard, section 9.2.5).
+pub(crate) fn last_end(text: &[u8]) -> usize {
+    if text.ends_with(b"\n\n") {
+        return text.len();
+    }
+    let end = |line_end: &[u8]| memmem::rfind(text, line_end).map_or(0, |at| at + line_end.len());
+    end(b"\n\n").max(end(b"\n\r\n")).max(end(b"\r\r"))
+}
+
+/// The fields of an event, and a comment.
+const FIELDS: [&[u8]; 5] = [b"data", b"event", b"id", b"retry", b""];
+
+/// Whether one of the events in `text` brings something of an answer: it is no comment, and does more than announce the stream
+/// or keep it alive. What is unknown counts as content.
+pub(crate) fn has_content(text: &[u8]) -> bool {
+    if text.starts_with(b"data:") && says_something(text) {
+        return true;
+    }
+    let mut data: &[u8] = b"";
+    let mut lines = text.split(|byte| *byte == b'\n').peekable();
+    while let Some(line) = lines.next() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        let is_known = |field: &&[u8]| {
+            let is_whole = name.len() < line.len() || lines.peek().is_some();
+            if is_whole { *field == name } else { field.starts_with(name) }
+        };
+        if !FIELDS.iter().any(is_known) {
+            return true;
+        } else if name == b"data" {
+            // Of several lines the last one: no event without content has several.
+            data = line[name.len()..].strip_prefix(b":").unwrap_or_default().trim_ascii();
+        } else if line.is_empty() && !is_empty(std::mem::take(&mut data)) {
+            return true;
+        }
+    }
+    // Lines that end with CR alone, which nobody sends.
+    text.strip_suffix(b"\r").is_some_and(|text| !text.contains(&b'\n'))
+}
+
+/// The usual way to, found without parsing.
+fn says_something(text: &[u8]) -> bool {
+    const CONTENT: &[u8] = b"\"content\":\"";
+    memmem::find(text, CONTENT).is_some_and(|at| text.get(at + CONTENT.len()).is_some_and(|first| *first != b'"'))
+        && last_end(text) > 0
+}
+
+/// The parts of an event that say whether it has content.
+#[derive(Deserialize)]
+struct Event<'a> {
+    r#type: Option<&'a str>,
+    #[serde(borrow)]
+    choices: Option<Vec<Choice<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    delta: Option<BTreeMap<&'a str, &'a RawValue>>,
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+/// What `OpenAI`'s and Anthropic's streams begin with.
+const ANNOUNCEMENTS: [&str; 8] = [
+    "ping",
+    "message_start",
+    "content_block_start",
+    "response.created",
+    "response.queued",
+    "response.in_progress",
+    "response.output_item.added",
+    "response.content_part.added",
+];
+
+fn is_empty(data: &[u8]) -> bool {
+    if data.is_empty() {
+        return true;
+    }
+    let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return false };
+    let says = |value: &&RawValue| !matches!(value.get(), "null" | "\"\"" | "[]" | "{}");
+    let has_content = |choice: &Choice<'_>| {
+        let mut delta = choice.delta.iter().flatten();
+        delta.any(|(name, value)| *name != "role" && says(value))
+            || choice.text.iter().chain(&choice.finish_reason).any(says)
+    };
+    match event {
+        Event { choices: Some(choices), .. } => !choices.iter().any(has_content),
+        Event { r#type: Some(kind), .. } => ANNOUNCEMENTS.contains(&kind),
+        Event { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes out for each chunk.
+    fn pass(chunks: &[&'static str]) -> (Vec<String>, Events) {
+        let mut events = Events::default();
+        let passed =
+            chunks.iter().map(|chunk| String::from_utf8(events.push(&Bytes::from_static(chunk.as_bytes())).to_vec()));
+        (passed.collect::<Result<_, _>>().unwrap(), events)
+    }
+
+    #[test]
+    fn whole_events_pass_at_once_and_the_beginning_of_one_waits_for_its_end() {
+        for (chunks, expected) in [
+            (vec!["data: 1\n\n", "data: 2\n\n"], vec!["data: 1\n\n", "data: 2\n\n"]),
+            (vec!["data: 1\n\ndata", ": 2\n", "\ndata: 3"], vec!["data: 1\n\n", "", "data: 2\n\n"]),
+            (vec!["a\r\n", "\r\nb\r\n\r", "\nc"], vec!["", "a\r\n\r\n", "b\r\n\r\n"]),
+            (vec!["a\r\rb", "\r", "\rc\r\r"], vec!["a\r\r", "", "b\r\rc\r\r"]),
+            (vec!["a\n", "\n\n", "b\n\n"], vec!["", "a\n\n\n", "b\n\n"]),
+            (vec![": comment\n\n"], vec![": comment\n\n"]),
+        ] {
+            assert_eq!(pass(&chunks).0, expected, "{chunks:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_lost_or_moved_wherever_a_stream_is_cut_into_chunks() {
+        let text = "data: 1\n\n: c\r\n\r\nid: 3\ndata: x\ndata: y\n\ndata: tail";
+        for first in 0..text.len() {
+            for second in first..text.len() {
+                let (passed, mut events) = pass(&[&text[..first], &text[first..second], &text[second..]]);
+                let rest = events.rest();
+                assert_eq!(passed.concat() + std::str::from_utf8(&rest).unwrap(), text);
+                assert_eq!(rest, "data: tail");
+            }
+        }
+    }
+
+    #[test]
+    fn comments_pings_announcements_and_empty_deltas_are_no_content() {
+        for empty in [
+            "",
+            "dat",
+            ": keep-alive\n\n",
+            "data: {\"choices\":[{\"delta\":{\"content\":\"not whole yet",
+            "data: {\"choices\":[]}\n\n",
+            "data: {\"id\":\"x\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}\n\n",
+            "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[]}}]}\r\n\r\n",
+            "data: {\"choices\":[{\"delta\":{}}, {\"text\":\"\"}]}\n\n",
+            "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{}}\n\n",
+            "event: response.created\ndata: {\"type\":\"response.created\"}\n\n: c\n\n",
+        ] {
+            assert!(!has_content(empty.as_bytes()), "{empty}");
+            let with_content = format!("{empty}\n\ndata: {{\"choices\":[{{\"delta\":{{\"content\":\"a\"}}}}]}}\n\n");
+            assert!(has_content(with_content.as_bytes()), "{with_content}");
+        }
+        for content in [
+            "data: [DONE]\n\n",
+            "data: text\n\n",
+            "data: {}\n\n",
+            "data: {\"error\":{}}\n\n",
+            "data: {\"choices\":[{\"text\":\"a\"}]}\r\n\r\n",
+            "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
+            "data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\"}}]}\n\n",
+            "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{}]}}]}\n\n",
+            "event: content_block_delta\ndata: {\"type\":\"content_block_delta\"}\n\n",
+            "data: old\rdata: old\r\r",
+            "1",
+            "no event\n",
+        ] {
+            assert!(has_content(content.as_bytes()), "{content}");
+        }
+    }
+
+    #[test]
+    fn a_broken_stream_ends_with_an_error_event_and_without_half_an_event() {
+        let (passed, mut events) = pass(&["data: 1\n\ndata: {\"half"]);
+        let end = String::from_utf8(events.error("it \"broke\"\noff").to_vec()).unwrap();
+        assert_eq!(passed, ["data: 1\n\n"]);
+        let data = end.strip_prefix("event: error\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
+        let json: serde_json::Value = serde_json::from_str(data).unwrap();
+        assert_eq!(json["error"]["message"], "it \"broke\"\noff");
+        assert!(!data.contains('\n'));
+    }
+
+    #[test]
+    fn an_endless_event_is_passed_on_in_parts_and_the_error_event_still_stands_alone() {
+        let long: &'static str = "x".repeat(MAX_EVENT).leak();
+        let (passed, mut events) = pass(&[long, "y", "z"]);
+        assert_eq!(passed.iter().map(String::len).collect::<Vec<_>>(), [0, MAX_EVENT + 1, 0]);
+        assert!(events.error("m").starts_with(b"\n\nevent: error\n"));
+        let (_, mut events) = pass(&[long, "y", "z\n\n"]);
+        assert!(events.error("m").starts_with(b"event: error\n"));
+    }
+}

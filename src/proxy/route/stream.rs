@@ -1,0 +1,183 @@
+//! A stream on its way to the client, judged while it passes: a provider that breaks off in the middle has failed, however well
+//! it began.
+//!
+//! Not here: the beginning of a stream: `receive`.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::ask::Asked;
+use super::attempts::AttemptId;
+use super::exchange::Exchange;
+use super::receive::late;
+use super::sse::{Events, has_content};
+use crate::proxy::body::pieces::size_with;
+use crate::proxy::config::Timeouts;
+use crate::proxy::observe::facts::End;
+use crate::proxy::outcome::Outcome;
+use crate::proxy::silence::PieceWatch;
+use crate::proxy::timers::Pause;
+use crate::proxy::upstream::{Chain, UpstreamBody};
+
+type Passed = Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>>;
+
+/// The body of an answer.
+pub(crate) enum Payload {
+    Whole(Bytes),
+    Stream(Box<JudgedStream>),
+}
+
+/// A body that settles its attempt when it ends.
+pub(crate) struct JudgedStream {
+    body: UpstreamBody,
+    /// What was received to see whether the body begins at all.
+    first: Option<Bytes>,
+    /// `None` if it is no stream of events.
+    events: Option<Events>,
+    /// `None` if it is no stream of events, or if silence detection is switched off.
+    pieces: Option<PieceWatch>,
+    /// When a probe that is judged at its end has run for long enough. `None` if it is judged at its beginning.
+    proven: Option<Instant>,
+    timeouts: Timeouts,
+    /// When the request was sent.
+    since: Instant,
+    pause: Pause,
+    attempt: AttemptId,
+    is_over: bool,
+}
+
+impl JudgedStream {
+    /// For a body that began well, with `first`.
+    ///
+    /// A good beginning is enough for a probe, so that nobody waits for a whole stream; the rest is judged as an ordinary call.
+    /// But if the circuit was opened by answers that broke off, a good beginning proves nothing. Such a probe is judged at its
+    /// end, or when it has run for `first_byte` and `idle`: its lease lasts one `idle` longer, and within that time the stream
+    /// goes on or breaks off.
+    pub(crate) fn begin(
+        asked: &Asked,
+        body: UpstreamBody,
+        first: Option<Bytes>,
+        is_events: bool,
+        exchange: &mut Exchange,
+        model: &str,
+    ) -> Self {
+        let (attempt, since) = (asked.attempt, asked.since());
+        let timeouts = asked.provider.config.timeouts.clone();
+        let mut proven = None;
+        if exchange.attempts.is_probe(attempt) {
+            if asked.provider.breaks_off() {
+                proven = Some(since + timeouts.first_byte + timeouts.idle);
+            } else {
+                exchange.attempts.prove(attempt);
+            }
+        }
+        if body.is_end_stream() {
+            exchange.succeed(attempt);
+        }
+        let events = is_events.then(Events::default);
+        let pieces = if is_events { exchange.attempts.pieces(attempt, model) } else { None };
+        let pause = Pause::new(exchange.attempts.core().timers.timer());
+        Self { body, first, events, pieces, proven, timeouts, since, pause, attempt, is_over: false }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        // hyper's server stops polling a body of known length once it has all of it, and never asks for the end.
+        self.is_over || (self.events.is_none() && self.first.is_none() && self.body.is_end_stream())
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        if self.events.is_some() {
+            // An error event may replace its end.
+            return SizeHint::default();
+        }
+        size_with(self.first.as_ref().map_or(0, Bytes::len) as u64, &self.body.size_hint())
+    }
+
+    pub(crate) fn poll(&mut self, exchange: &mut Exchange, cx: &mut Context<'_>) -> Passed {
+        let attempt = self.attempt;
+        while !self.is_over {
+            let chunk = match self.first.take() {
+                Some(first) => first,
+                None => match Pin::new(&mut self.body).poll_frame(cx) {
+                    Poll::Pending => {
+                        // The limit counts only while the client is ready for more: a slow client is not the provider's fault.
+                        let whole_by = self.since + self.timeouts.total;
+                        if let Some(pieces) = &mut self.pieces {
+                            pieces.wait();
+                        }
+                        ready!(self.pause.poll(|| whole_by.min(Instant::now() + self.timeouts.idle), cx));
+                        return self.break_off_late(exchange);
+                    }
+                    Poll::Ready(Some(Err(error))) => {
+                        return self.break_off(exchange, Outcome::Cut, &Chain(&error).to_string());
+                    }
+                    Poll::Ready(None) => {
+                        if let Some(pieces) = &mut self.pieces {
+                            pieces.come(|| true);
+                        }
+                        exchange.succeed(attempt);
+                        self.is_over = true;
+                        let rest = self.events.as_mut().map(Events::rest).unwrap_or_default();
+                        return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+                    }
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) => data,
+                        // Trailers are dropped (RFC 9110 section 6.5.1 allows it): no client of a model reads them, and hyper
+                        // would not ask for the end after them.
+                        Err(_) => continue,
+                    },
+                },
+            };
+            self.pause.end();
+            if let Some(pieces) = &mut self.pieces {
+                // Comments, pings and empty deltas only keep the stream alive.
+                pieces.come(|| has_content(&chunk));
+            }
+            if self.body.is_end_stream() {
+                exchange.succeed(attempt);
+            } else {
+                let now = Instant::now();
+                if now >= self.since + self.timeouts.total {
+                    return self.break_off_late(exchange);
+                }
+                if self.proven.take_if(|proven| now >= *proven).is_some() {
+                    exchange.attempts.prove(attempt);
+                }
+            }
+            let passed = match &mut self.events {
+                Some(events) => events.push(&chunk),
+                None => chunk,
+            };
+            if !passed.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(passed))));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    fn break_off_late(&mut self, exchange: &mut Exchange) -> Passed {
+        let (outcome, message) = late(Outcome::IdleTimeout, self.since, &self.timeouts);
+        self.break_off(exchange, outcome, &message)
+    }
+
+    fn break_off(&mut self, exchange: &mut Exchange, outcome: Outcome, message: &str) -> Passed {
+        exchange.attempts.settle(self.attempt, outcome, &message);
+        exchange.facts.end = End::Cut;
+        self.is_over = true;
+        // The client is told without what is meant for operators only.
+        let shown = match outcome {
+            Outcome::IdleTimeout => "The provider fell silent in the middle of the answer.",
+            Outcome::TotalTimeout => "The provider took too long for the whole answer.",
+            _ => "The provider broke off in the middle of the answer.",
+        };
+        Poll::Ready(Some(match &mut self.events {
+            Some(events) => Ok(Frame::data(events.error(shown))),
+            None => Err(message.into()),
+        }))
+    }
+}

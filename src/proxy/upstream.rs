@@ -1,0 +1,426 @@
+//! How a request reaches one provider: the only module that knows of connections. It knows nothing of breakers; what an error
+//! means is for its caller to judge.
+//!
+//! Not here: breakers, and what an error means: its caller judges.
+//!
+//! Each core has connections of its own. Those of HTTP/1 (`http1`, by hyper's client) serve one request at a time, are polled by
+//! who uses them (`wake`) and rest in a stack between requests (`idle`). Those of HTTP/2 (`http2`) serve many at once, and a
+//! task polls each.
+
+mod body;
+mod http1;
+mod http2;
+mod idle;
+mod resolve;
+mod tls;
+mod wake;
+
+use std::error::Error;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::{Parts, PathAndQuery};
+use http::{Request, Response, Uri, Version, request};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::{Connection as _, HttpConnector};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tower::ServiceExt;
+use tracing::debug;
+
+use body::Loan;
+use http1::Http1;
+use http2::{Http2, Http2Pool};
+use idle::Idle;
+use resolve::TooManyLookups;
+
+pub(crate) use body::{RequestBody, UpstreamBody};
+pub(crate) use resolve::Resolver;
+pub use tls::SetupError;
+pub(crate) use tls::Tls;
+
+use super::config::{ProviderConfig, Secret};
+
+/// A request got no answer.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// No connection could be made.
+    Connect(Box<dyn Error + Send + Sync>),
+    /// None either, but for what this process or this machine is short of.
+    Shortage(Box<dyn Error + Send + Sync>),
+    /// None within so long.
+    ConnectTimeout(Duration),
+    /// The connection failed before the head of an answer was there.
+    Connection(hyper::Error),
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) | Self::Shortage(error) => Chain(&**error).fmt(f),
+            Self::ConnectTimeout(limit) => write!(f, "no connection within {limit:?}"),
+            Self::Connection(error) => Chain(error).fmt(f),
+        }
+    }
+}
+
+/// An error with its causes, which hold what an operator needs.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// A connection's bytes.
+type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+/// One provider's address, key and connections, for one core.
+pub(crate) struct Upstream {
+    /// The provider's name, as a header has it.
+    pub(crate) name: HeaderValue,
+    url: Uri,
+    /// The path of the base, which ends in the provider's own `/v1`.
+    base: String,
+    host: HeaderValue,
+    api_key: Option<Secret>,
+    authorization: Option<HeaderValue>,
+    connect_timeout: Duration,
+    connector: HttpsConnector<HttpConnector<Resolver>>,
+    /// Without TLS there is nothing to agree on it by.
+    is_http2_only: bool,
+    idle: Arc<Idle>,
+    http2: Http2Pool,
+}
+
+impl Upstream {
+    /// `cores`: how many share the provider's idle connections.
+    pub(crate) fn new(config: &ProviderConfig, tls: &Tls, resolver: &Resolver, cores: u64) -> Self {
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls.config.clone()).https_or_http();
+        let tcp = tcp(HttpConnector::new_with_resolver(resolver.clone()), config.timeouts.connect);
+        let connector = match config.http2 {
+            Some(true) => builder.enable_http2().wrap_connector(tcp),
+            Some(false) => builder.enable_http1().wrap_connector(tcp),
+            None => builder.enable_all_versions().wrap_connector(tcp),
+        };
+        let authorization = config.api_key.as_ref().map(Secret::bearer);
+        let authority = config.url.authority().expect("checked in the config");
+        let connections = &config.connections;
+        let max_idle = usize::try_from(connections.max_idle.div_ceil(cores)).unwrap_or(usize::MAX);
+        Self {
+            name: HeaderValue::from_str(&config.name).expect("checked in the config"),
+            host: HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"),
+            base: config.url.path().trim_end_matches('/').to_owned(),
+            url: config.url.clone(),
+            api_key: config.api_key.clone(),
+            authorization,
+            connect_timeout: config.timeouts.connect,
+            connector,
+            is_http2_only: config.http2 == Some(true),
+            idle: Idle::new(max_idle, connections.idle_limit, connections.max_age),
+            http2: Http2Pool::new(connections.max_age),
+        }
+    }
+
+    /// Sends a request, `/v1/...` as the client sent it, and waits for the head of the answer.
+    ///
+    /// On a connection that was used before, a close that comes instead of an answer says nothing about the provider: it
+    /// may have closed it for being idle while the request was on its way. The request then goes once more, on a new
+    /// connection, whatever its method (RFC 9110 section 9.2.2 leaves this to who knows the semantics; asking a model twice
+    /// changes nothing but a bill). A body that can be sent only once goes on a new connection from the start.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the connection that the request is on; of HTTP/2, the stream.
+    pub(crate) async fn send(
+        &self,
+        head: &request::Parts,
+        body: RequestBody,
+    ) -> Result<Response<UpstreamBody>, SendError> {
+        behind_the_others().await;
+        let can_be_sent_again = matches!(body, RequestBody::Whole(_));
+        if let RequestBody::Whole(parts) = &body
+            && let Some(connection) = self.rested()
+        {
+            match self.ask(connection, head, RequestBody::Whole(parts.clone())).await {
+                Ok(response) => return Ok(response),
+                Err(error) if is_an_answer(&error) => return Err(SendError::Connection(error)),
+                Err(error) => debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed"),
+            }
+        }
+        // In a box: most requests need none, and all that await this one would be as large as it.
+        let connected = Box::pin(timeout(self.connect_timeout, self.connect(can_be_sent_again))).await;
+        let connected = connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?;
+        let connection = connected.map_err(|error| {
+            if is_own_shortage(&*error) {
+                SendError::Shortage(error)
+            } else if any_io_error(&*error, |error| error.kind() == io::ErrorKind::TimedOut) {
+                // hyper's own limit passes first where this thread was held up beyond both.
+                SendError::ConnectTimeout(self.connect_timeout)
+            } else {
+                SendError::Connect(error)
+            }
+        })?;
+        self.ask(connection, head, body).await.map_err(SendError::Connection)
+    }
+
+    /// A connection that was used before.
+    fn rested(&self) -> Option<Connection> {
+        self.idle.take().map(Connection::Http1).or_else(|| self.http2.take(None).map(Connection::Http2))
+    }
+
+    async fn ask(
+        &self,
+        connection: Connection,
+        head: &request::Parts,
+        body: RequestBody,
+    ) -> hyper::Result<Response<UpstreamBody>> {
+        let (response, loan) = match connection {
+            Connection::Http1(mut connection) => {
+                let response = connection.send(|| self.request(head, body, Version::HTTP_11)).await?;
+                (response, Loan::Http1(connection, Arc::clone(&self.idle)))
+            }
+            Connection::Http2(mut connection) => {
+                let response = connection.send(|| self.request(head, body, Version::HTTP_2)).await;
+                if response.as_ref().is_err_and(|error| !is_an_answer(error)) {
+                    self.http2.forget(&connection);
+                }
+                (response?, Loan::Http2 { _until_dropped: connection })
+            }
+        };
+        Ok(response.map(|body| UpstreamBody::new(body, loan)))
+    }
+
+    /// What a provider says about a request may quote its key.
+    pub(crate) fn without_key(&self, body: Bytes) -> Bytes {
+        let Some(key) = &self.api_key else { return body };
+        key.strike_out(body)
+    }
+
+    /// As above, of headers: a provider may repeat what it was asked with.
+    pub(crate) fn strike_out_key(&self, headers: &mut HeaderMap) {
+        let Some(key) = &self.api_key else { return };
+        for value in headers.values_mut() {
+            if let Some(struck_out) = key.strike_out_of(value) {
+                *value = struck_out;
+            }
+        }
+    }
+
+    /// With `may_share`, one that another request makes meanwhile will do, if it is of HTTP/2. None that is older: that one may
+    /// be as dead as the one before.
+    async fn connect(&self, may_share: bool) -> Result<Connection, Box<dyn Error + Send + Sync>> {
+        let begun = Instant::now();
+        // Where one connection serves all, they do not all connect when it is gone.
+        let _turn = self.http2.turn().await;
+        if may_share && let Some(connection) = self.http2.take(Some(begun)) {
+            return Ok(Connection::Http2(connection));
+        }
+        let stream = self.connector.clone().oneshot(self.url.clone()).await?;
+        if self.is_http2_only || stream.connected().is_negotiated_h2() {
+            return Ok(Connection::Http2(self.http2.connect(stream).await?));
+        }
+        self.http2.is_not_spoken();
+        Ok(Connection::Http1(Http1::new(stream).await?))
+    }
+
+    fn request(&self, head: &request::Parts, body: RequestBody, version: Version) -> Request<RequestBody> {
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.headers_mut() = head.headers.clone();
+        let mut target = Parts::default();
+        target.path_and_query = Some(self.target(&head.uri));
+        if version == Version::HTTP_2 {
+            target.scheme = self.url.scheme().cloned();
+            target.authority = self.url.authority().cloned();
+        } else {
+            request.headers_mut().insert(header::HOST, self.host.clone());
+        }
+        *request.uri_mut() = Uri::from_parts(target).expect("the parts of a URI");
+        *request.version_mut() = version;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
+        request
+    }
+
+    /// The path of the base, and what follows the gateway's `/v1`.
+    fn target(&self, asked: &Uri) -> PathAndQuery {
+        let asked = asked.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/v1"));
+        if self.base == "/v1" {
+            return asked;
+        }
+        let below = asked.as_str().strip_prefix("/v1").unwrap_or(asked.as_str());
+        let path = format!("{}{below}", self.base);
+        path.parse().expect("two valid paths of limited length make one")
+    }
+}
+
+enum Connection {
+    Http1(Http1),
+    Http2(Http2),
+}
+
+/// Lets those run first that can run too: of requests that come together all are read, and then all are sent. A provider on the
+/// same machine is then woken once for several, and not for each, which is a twentieth of what a request costs.
+async fn behind_the_others() {
+    let mut has_waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Whether a request that got no answer was refused by the provider, and did not merely lose its connection: by something that is
+/// not HTTP, or by a reset of its stream that does not say that it was not looked at (RFC 9113 section 8.7).
+fn is_an_answer(error: &hyper::Error) -> bool {
+    error.is_parse() || http2::reset_by_provider(error).is_some_and(|reason| reason != h2::Reason::REFUSED_STREAM)
+}
+
+/// Whether no connection could be made because this machine or this process has no more descriptors, ports, memory or threads:
+/// the provider has not even been asked.
+fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
+    // `EMFILE`, `ENFILE`, `EADDRNOTAVAIL`, `ENOBUFS`, `ENOMEM`; and `EAGAIN`, of a thread that cannot be started.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const SHORT: [i32; 6] = [24, 23, 99, 105, 12, 11];
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const SHORT: [i32; 6] = [24, 23, 49, 55, 12, 35];
+    any_io_error(error, |error| {
+        error.raw_os_error().is_some_and(|code| SHORT.contains(&code))
+            || error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<TooManyLookups>)
+    })
+}
+
+/// Whether one of an error's causes is such a one. What is inside of an `io::Error` is not its source.
+fn any_io_error(error: &(dyn Error + 'static), is_it: fn(&io::Error) -> bool) -> bool {
+    std::iter::successors(Some(error), |error| (*error).source()).any(|error| {
+        let io = error.downcast_ref::<io::Error>();
+        io.is_some_and(is_it) || io.and_then(io::Error::get_ref).is_some_and(|inside| any_io_error(inside, is_it))
+    })
+}
+
+/// Where a host has several addresses, each gets a share of the time, and IPv4 does not wait for IPv6 (RFC 8305). A host is
+/// looked up for each new connection.
+fn tcp<R>(mut tcp: HttpConnector<R>, connect_timeout: Duration) -> HttpConnector<R> {
+    tcp.enforce_http(false);
+    // With Nagle's algorithm a small request waits for the acknowledgement of the one before.
+    tcp.set_nodelay(true);
+    // A little more, so that it is not this one that passes where there is one address.
+    tcp.set_connect_timeout(Some(connect_timeout + connect_timeout / 8));
+    tcp
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::GatewayConfig;
+    use crate::proxy::body::parts::Parts;
+
+    fn upstream(url: &str) -> Upstream {
+        let config = format!("[[providers]]\nname = 'a'\nurl = '{url}'\nmodels = ['m']");
+        let config = GatewayConfig::from_toml(&config).unwrap();
+        Upstream::new(&config.providers[0], &Tls::new(None).unwrap(), &Resolver::new(), 1)
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_a_provider_has_no_delay() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = upstream(&format!("http://{}/v1", listener.local_addr().unwrap()));
+        let stream = upstream.connector.clone().oneshot(upstream.url.clone()).await.unwrap();
+        let hyper_rustls::MaybeHttpsStream::Http(stream) = stream else { panic!("no TLS was asked for") };
+        assert!(stream.inner().nodelay().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_host_is_looked_up_for_each_connection_and_all_its_addresses_are_tried() {
+        use std::net::SocketAddr;
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Of the first lookup only the last address listens, of the second none.
+        let lookups = [&["[::1]:0", "127.0.0.2:0", "127.0.0.1:0"][..], &["127.0.0.2:0"]];
+        let number = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let resolver = tower::service_fn(move |_| {
+            let found = lookups[number.fetch_add(1, std::sync::atomic::Ordering::Relaxed)];
+            async move { Ok::<_, std::io::Error>(found.iter().map(|address| address.parse::<SocketAddr>().unwrap())) }
+        });
+        let mut tcp = tcp(HttpConnector::new_with_resolver(resolver), Duration::from_secs(5));
+        let url: Uri = format!("http://provider.test:{port}/v1").parse().unwrap();
+        tcp.ready().await.unwrap();
+        let stream = tower::Service::call(&mut tcp, url.clone()).await.unwrap();
+        assert_eq!(stream.inner().peer_addr().unwrap(), listener.local_addr().unwrap());
+        let error = tower::Service::call(&mut tcp, url).await.unwrap_err();
+        assert!(Chain(&error).to_string().contains("refused"), "{}", Chain(&error));
+    }
+
+    #[tokio::test]
+    async fn a_request_is_sent_behind_all_others_that_can_be_read() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let upstream = upstream(&format!("http://{}/v1", listener.local_addr().unwrap()));
+        let (head, ()) = Request::post("/v1/chat/completions").body(()).unwrap().into_parts();
+        let is_sent = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let sent = Arc::clone(&is_sent);
+        let sending = tokio::spawn(async move {
+            sent.store(true, std::sync::atomic::Ordering::Relaxed);
+            upstream.send(&head, RequestBody::Whole(Parts::default())).await.map(drop)
+        });
+        // As if it were read meanwhile: it has its turn when the other one has begun.
+        tokio::spawn(async move {
+            assert!(is_sent.load(std::sync::atomic::Ordering::Relaxed));
+            assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody has connected");
+            drop(listener);
+        })
+        .await
+        .unwrap();
+        assert!(matches!(sending.await.unwrap(), Err(SendError::Connect(_))));
+    }
+
+    #[test]
+    fn a_shortage_of_our_own_is_known_however_deep_it_is_and_nothing_else_is_one() {
+        let code = |code| std::io::Error::from_raw_os_error(code);
+        for short in [24, 23, 12] {
+            assert!(is_own_shortage(&code(short)));
+            assert!(is_own_shortage(&std::io::Error::other(code(short))));
+            assert!(is_own_shortage(&std::io::Error::other(std::io::Error::other(code(short)))));
+        }
+        assert!(is_own_shortage(&std::io::Error::other(TooManyLookups)));
+        assert!(!is_own_shortage(&code(111)) && !is_own_shortage(&std::io::Error::other("refused")));
+    }
+
+    #[test]
+    fn what_follows_v1_is_put_behind_the_base() {
+        for (base, asked, target) in [
+            ("http://a/v1", "/v1/chat/completions", "/v1/chat/completions"),
+            ("http://a/v1/", "/v1/chat/completions?x=1", "/v1/chat/completions?x=1"),
+            ("http://a/openai/deployments/x", "/v1/embeddings", "/openai/deployments/x/embeddings"),
+            ("http://a", "/v1/embeddings", "/embeddings"),
+        ] {
+            assert_eq!(upstream(base).target(&asked.parse().unwrap()), target);
+        }
+    }
+}
