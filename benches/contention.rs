@@ -1,7 +1,7 @@
 //! Throughput of ONE breaker that all threads share: permit and outcome, rejection, joining the wait for a probe.
 //!
-//! Every contender makes the same call: it asks its breaker, calls an upstream that does nothing, and tells the breaker how
-//! that went. A contender that cannot do an operation is not in its table.
+//! Every contender makes the same call: it asks its breaker, calls an upstream that does nothing, and tells the breaker
+//! how that went. A contender that cannot do an operation is not in its table.
 //!
 //! `cargo bench -p fusebox-benches --bench contention`, and with `-- --help` to see what can be set.
 
@@ -21,8 +21,8 @@ struct Arguments {
     svg: Option<PathBuf>,
 }
 
-/// In the table of failures every call fails but one in so many: a breaker that counts failures in a row must never open, and
-/// the highest threshold of ours is 1,023. 64 threads add no more than that between two successes.
+/// In the table of failures every call fails but one in so many: a breaker that counts failures in a row must never
+/// open, and the highest threshold of ours is 1,023. 64 threads add no more than that between two successes.
 const ONE_SUCCESS_IN: u32 = 16;
 
 const SUCCESS: &str = "permit + success";

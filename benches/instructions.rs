@@ -1,8 +1,8 @@
 //! Instructions for one operation, counted by callgrind: what a busy machine does to a time, it does not do to a count.
 //!
-//! `cargo bench -p fusebox-benches --bench instructions` compares with the counts in `benches/instructions.json` and fails
-//! where one has grown by more than 3%; with `-- --save` it moves them there. Another compiler counts otherwise, so the file
-//! says whose counts they are. It needs valgrind.
+//! `cargo bench -p fusebox-benches --bench instructions` compares with the counts in `benches/instructions.json` and
+//! fails where one has grown by more than 3%; with `-- --save` it moves them there. Another compiler counts otherwise,
+//! so the file says whose counts they are. It needs valgrind.
 //!
 //! Each operation runs twice, once with twice the rounds: the difference is free of what comes before and after.
 

@@ -1,7 +1,8 @@
-//! Breakers by name: lookups in maps of 16 and 10,000 names, of one name and of all of them in turn, and what a new name costs
-//! while others look.
+//! Breakers by name: lookups in maps of 16 and 10,000 names, of one name and of all of them in turn, and what a new
+//! name costs while others look.
 //!
-//! All maps hold the same breakers, and a lookup ends with a look at one. `cargo bench -p fusebox-benches --bench registry`.
+//! All maps hold the same breakers, and a lookup ends with a look at one. `cargo bench -p fusebox-benches --bench
+//! registry`.
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -1,5 +1,5 @@
-//! 64 tasks of a tokio runtime with so many worker threads, all on ONE breaker. Every task makes a batch of calls and lets the
-//! others run.
+//! 64 tasks of a tokio runtime with so many worker threads, all on ONE breaker. Every task makes a batch of calls and
+//! lets the others run.
 //!
 //! `cargo bench -p fusebox-benches --bench tokio_tasks`.
 

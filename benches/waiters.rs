@@ -1,5 +1,5 @@
-//! A probe that many calls wait for: how long its success holds up the task that reports it, how long it takes until all of
-//! them have run, and what one of them weighs.
+//! A probe that many calls wait for: how long its success holds up the task that reports it, how long it takes until
+//! all of them have run, and what one of them weighs.
 //!
 //! Two workers of a tokio runtime; each waiter is a task. `cargo bench -p fusebox-benches --bench waiters`.
 

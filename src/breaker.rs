@@ -1,23 +1,25 @@
-//! One circuit breaker: a word changed only by compare-and-swap, the calls that wait for its probe, and the history of why
-//! it opened.
+//! One circuit breaker: a word changed only by compare-and-swap, the calls that wait for its probe, and the history of
+//! why it opened.
 //!
 //! Not here: what a state may become (`word`), how one waits (`breaker::wait`), and time (`clock`).
 //!
-//! Longer than 500 lines: half of it documents methods that users call. The protocol, from "admitting" on, is to be read in one go.
+//! Longer than 500 lines: half of it documents methods that users call. The protocol, from "admitting" on, is to be
+//! read in one go.
 //!
 //! # Orderings
 //!
 //! `docs/PROOF.md` names the model that fails without each of them, and how to run it.
 //!
-//! - The load that admits, a waiter's second look and the look after a failed swap are Acquire. They pair with the Release of
-//!   the swaps to Open and to Closed: who sees an opening finds the error published before it; who sees a closing sees what
-//!   the probe's caller did before it.
-//! - There is one swap with one pair of orderings. A claim, a count and a reset publish nothing and would do with Relaxed.
-//!   Every write is a read-modify-write and so continues the release sequence of the last opening; a plain store would cut
-//!   it.
+//! - The load that admits, a waiter's second look and the look after a failed swap are Acquire. They pair with the
+//!   Release of the swaps to Open and to Closed: who sees an opening finds the error published before it; who sees a
+//!   closing sees what the probe's caller did before it.
+//! - There is one swap with one pair of orderings. A claim, a count and a reset publish nothing and would do with
+//!   Relaxed. Every write is a read-modify-write and so continues the release sequence of the last opening; a plain
+//!   store would cut it.
 //! - `record_success` loads Relaxed: it reads nothing but the word, and usually writes nothing.
-//! - No lost wakeup: a waiter subscribes to `notify` first and reads the word second; a resolver changes the word first and
-//!   notifies second. However they interleave one sees the other, without `SeqCst` and without a flag for "somebody waits".
+//! - No lost wakeup: a waiter subscribes to `notify` first and reads the word second; a resolver changes the word first
+//!   and notifies second. However they interleave one sees the other, without `SeqCst` and without a flag for "somebody
+//!   waits".
 
 mod call;
 mod history;
@@ -49,8 +51,8 @@ use wait::{Acquire, Waiting};
 /// While the circuit is closed, asking for a permit is one atomic load, and reporting a success writes nothing. After
 /// `failure_threshold` failures in a row it opens and refuses calls. The first call after `open_for` is the one probe;
 /// calls that come meanwhile wait for its result ([`acquire`](Self::acquire)) or are refused
-/// ([`try_acquire`](Self::try_acquire)). It has no background task, no timer of its own, and no lock but the one inside tokio's
-/// `Notify`, for calls that wait for a probe and for the probe's result.
+/// ([`try_acquire`](Self::try_acquire)). It has no background task, no timer of its own, and no lock but the one inside
+/// tokio's `Notify`, for calls that wait for a probe and for the probe's result.
 ///
 /// # Examples
 ///
@@ -147,8 +149,8 @@ impl CircuitBreaker {
     ///
     /// # Errors
     ///
-    /// [`Rejection`] while the circuit is open, when it has opened again after a wait, when the wait limit has passed, and
-    /// at once when `max_waiters` calls are waiting already.
+    /// [`Rejection`] while the circuit is open, when it has opened again after a wait, when the wait limit has passed,
+    /// and at once when `max_waiters` calls are waiting already.
     ///
     /// # Cancel safety
     ///
@@ -163,8 +165,8 @@ impl CircuitBreaker {
     }
 
     /// As [`acquire`](Self::acquire), and waits while the circuit is silent, too, for an answer that ends the
-    /// [`silence`](crate::silence) or for the open time to pass: for a call that has nobody else to ask, since silence is a
-    /// suspicion, and mostly over before long. The limits are those of a wait for a probe.
+    /// [`silence`](crate::silence) or for the open time to pass: for a call that has nobody else to ask, since silence
+    /// is a suspicion, and mostly over before long. The limits are those of a wait for a probe.
     ///
     /// # Errors
     ///
@@ -254,10 +256,10 @@ impl CircuitBreaker {
         self.settings.get()
     }
 
-    /// Replaces the settings, and keeps the state. An open circuit keeps the time at which it takes a probe, a probe its
-    /// lease, unless what is left is longer than the new setting by more than a minute: then the circuit takes a probe at
-    /// once, and the next call takes the probe over. A lower `failure_threshold` that has been reached opens the circuit with
-    /// the next failure.
+    /// Replaces the settings, and keeps the state. An open circuit keeps the time at which it takes a probe, a probe
+    /// its lease, unless what is left is longer than the new setting by more than a minute: then the circuit takes a
+    /// probe at once, and the next call takes the probe over. A lower `failure_threshold` that has been reached opens
+    /// the circuit with the next failure.
     ///
     /// # Examples
     ///
@@ -310,8 +312,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// A rejection in full: with the provider's name, its last error and its trip count. Of a rejection by another breaker it
-    /// knows none of them, and says so.
+    /// A rejection in full: with the provider's name, its last error and its trip count. Of a rejection by another
+    /// breaker it knows none of them, and says so.
     #[cold]
     pub fn explain(&self, rejection: Rejection) -> CircuitOpenError {
         if !rejection.is_by(self.number) {
@@ -361,9 +363,9 @@ impl CircuitBreaker {
         self.word.compare_exchange(from, to, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
-    /// After a swap that failed. It first leaves the word to whoever had it: cores that fight over a cache line get less done
-    /// than one that has it to itself for a moment (Dice, Hendler, Mirsky: Lightweight Contention Management for Efficient
-    /// Compare-and-Swap Operations, 2013).
+    /// After a swap that failed. It first leaves the word to whoever had it: cores that fight over a cache line get
+    /// less done than one that has it to itself for a moment (Dice, Hendler, Mirsky: Lightweight Contention Management
+    /// for Efficient Compare-and-Swap Operations, 2013).
     #[cold]
     fn look_again(&self) -> u64 {
         for _ in 0..32 {
@@ -407,9 +409,9 @@ impl CircuitBreaker {
         }
     }
 
-    /// Passes, claims the probe, or says what is in the way. `waited_for` is the generation of the probe that the call has
-    /// waited for: it is refused if the circuit is open again, even if the new open time has passed already, so that a
-    /// failed probe does not turn its waiters into a row of probes.
+    /// Passes, claims the probe, or says what is in the way. `waited_for` is the generation of the probe that the call
+    /// has waited for: it is refused if the circuit is open again, even if the new open time has passed already, so
+    /// that a failed probe does not turn its waiters into a row of probes.
     fn admit(&self, mut word: u64, now: u32, waited_for: Option<u32>) -> Result<u64, Blocked> {
         let limits = self.settings.limits();
         loop {
@@ -565,8 +567,8 @@ impl CircuitBreaker {
 
     // ---- the protocol: silence ----
 
-    /// What was asked while the circuit was closed in `generation` goes unanswered. Failures and successes in between do not
-    /// matter, unless one of them ended that generation.
+    /// What was asked while the circuit was closed in `generation` goes unanswered. Failures and successes in between
+    /// do not matter, unless one of them ended that generation.
     #[cold]
     pub(crate) fn fall_silent(&self, generation: u32, error: &Arc<LastError>) -> bool {
         let mut word = self.load();
@@ -591,8 +593,8 @@ impl CircuitBreaker {
         self.resolve_to_open(claimed, silent, error, event::probe_fell_silent)
     }
 
-    /// An answer came after all, by which this silence is over. Whoever changes the word meanwhile has claimed the probe,
-    /// which decides then, or ended the same silence.
+    /// An answer came after all, by which this silence is over. Whoever changes the word meanwhile has claimed the
+    /// probe, which decides then, or ended the same silence.
     #[cold]
     pub(crate) fn end_silence(&self, silent: u64) -> bool {
         let before = Snapshot::unpack(silent);

@@ -1,6 +1,5 @@
-//! `fusebox demo`: two simulated providers and the gateway in one process, on loopback.
-//!
-//! Not here: anything that the gateway needs.
+//! `fusebox demo`: two simulated providers and the gateway in one process, on loopback. It uses the gateway as any
+//! embedder does.
 
 mod load;
 mod provider;
@@ -29,14 +28,14 @@ use self::provider::{Fault, Latency};
 
 const MODEL: &str = "demo";
 const OPEN_FOR: Duration = Duration::from_secs(2);
-/// For somebody who looks on.
+/// Requests per second on a terminal.
 const QUIET_RATE: u32 = 20;
 const OUTAGE_RATE: u32 = 100;
 
-/// What `fusebox demo` takes.
+/// The arguments of `fusebox demo`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Break the first provider for so long, heal it, and end with a summary.
+    /// Break the first provider for this long, heal it, and end with a summary.
     #[arg(long, value_parser = humantime::parse_duration)]
     outage: Option<Duration>,
     /// How the first provider fails during the outage.
@@ -45,16 +44,17 @@ pub(crate) struct Options {
     /// How long the providers take for the first piece of an answer.
     #[arg(long, value_enum, default_value_t = Latency::Short)]
     latency: Latency,
-    /// Print the summary as one JSON object on the last line of standard output; all else goes to standard error.
+    /// Print the summary as one JSON object on the last line of standard output; everything else goes to standard
+    /// error.
     #[arg(long, requires = "outage")]
     json: bool,
     /// Requests per second. Default: 100 with --outage; else 20 on a terminal, and none elsewhere.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: Option<u32>,
-    /// Which share of the requests asks for a stream, from 0 to 1.
+    /// The share of requests that ask for a stream, from 0 to 1.
     #[arg(long, default_value_t = 0.5, value_parser = share)]
     stream_share: f64,
-    /// The gateway's port; the one after it breaks and heals the providers. Default: 8080, or any with --outage.
+    /// The gateway's port; the next one breaks and heals the providers. Default: 8080, or any free one with --outage.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=65_534))]
     port: Option<u16>,
 }

@@ -49,8 +49,8 @@ impl fmt::Display for RejectionReason {
 /// [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) of the breaker that refused tells the rest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rejection {
-    /// From the lowest: 8 bits of the reason, 16 of the number of the breaker that refused, and from bit 32 on the time in
-    /// milliseconds. In one piece, since it is made whenever a call is refused.
+    /// From the lowest: 8 bits of the reason, 16 of the number of the breaker that refused, and from bit 32 on the time
+    /// in milliseconds. In one piece, since it is made whenever a call is refused.
     bits: u64,
 }
 
@@ -75,9 +75,9 @@ impl Rejection {
     }
 
     /// How long until a call has a chance, at the latest: until the open time has passed or, with a probe in flight,
-    /// until its lease ends. Never too short: a call that comes that much later is not refused for the same opening. In whole
-    /// milliseconds; while the circuit is open for longer than 20 ms, it may be a tick of the system's coarse clock too long,
-    /// which is 10 ms at most.
+    /// until its lease ends. Never too short: a call that comes that much later is not refused for the same opening. In
+    /// whole milliseconds; while the circuit is open for longer than 20 ms, it may be a tick of the system's coarse
+    /// clock too long, which is 10 ms at most.
     pub fn retry_after(&self) -> Duration {
         Duration::from_millis(self.bits >> 32)
     }
@@ -138,8 +138,8 @@ impl fmt::Display for LastError {
     }
 }
 
-/// Shows a text that may hold anything on one line: line breaks, escape sequences and what turns the direction of writing are
-/// escaped, so that nobody forges a line of a log or moves the cursor of a terminal (CWE-117, CWE-150).
+/// Shows a text that may hold anything on one line: line breaks, escape sequences and what turns the direction of
+/// writing are escaped, so that nobody forges a line of a log or moves the cursor of a terminal (CWE-117, CWE-150).
 pub(crate) struct Escaped<T>(pub(crate) T);
 
 impl<T: fmt::Display> fmt::Display for Escaped<T> {
@@ -165,8 +165,8 @@ fn is_escaped(character: char) -> bool {
         || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A [`Rejection`] in full, as the by-name protocol and [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) give
-/// it.
+/// A [`Rejection`] in full, as the by-name protocol and [`CircuitBreaker::explain`](crate::CircuitBreaker::explain)
+/// give it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CircuitOpenError {
@@ -205,9 +205,10 @@ impl fmt::Display for CircuitOpenError {
 
 impl Error for CircuitOpenError {}
 
-/// What [`CircuitBreaker::call`](crate::CircuitBreaker::call) can fail with. It is an [`Error`] whatever it holds that can be
-/// shown, so that `?` passes on a `CallError<anyhow::Error>` and a `CallError<Box<dyn Error + Send + Sync>>`, which are no
-/// errors inside; the price is that [`Error::source`] does not lead into it. [`into_boxed`](Self::into_boxed) does.
+/// What [`CircuitBreaker::call`](crate::CircuitBreaker::call) can fail with. It is an [`Error`] whatever it holds that
+/// can be shown, so that `?` passes on a `CallError<anyhow::Error>` and a `CallError<Box<dyn Error + Send + Sync>>`,
+/// which are no errors inside; the price is that [`Error::source`] does not lead into it.
+/// [`into_boxed`](Self::into_boxed) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallError<E> {
     /// The call was refused, and its future never polled.

@@ -1,4 +1,4 @@
-//! `fusebox`, the LLM gateway: arguments, configuration, run. What it then does is in the library.
+//! `fusebox`, the LLM gateway: it reads the arguments and the configuration, and runs what the library provides.
 
 mod demo;
 
@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// How to write the log, which goes to standard error. `RUST_LOG` sets what is logged.
+    /// The format of the log on standard error. `RUST_LOG` sets what is logged.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     log: LogFormat,
 }
@@ -35,12 +35,11 @@ enum LogFormat {
 const EXAMPLES: &str = "\
 Examples:
   fusebox demo      watch it at work, without a provider or a key
-  fusebox init      write fusebox.toml, to be edited
-  fusebox check     say what is wrong or odd in it, and what would be done
-  fusebox serve     run it
+  fusebox init      write fusebox.toml, which you then edit
+  fusebox check     report mistakes in it, and show what it means
+  fusebox serve     run the gateway
 
-Exit codes: 0 it was told to end, and did; 1 it could not start or go on, or was told to end twice; 2 the command line is wrong;
-64 the configuration is.";
+Exit codes: 0 ended as told; 1 could not start or go on, or was told to end twice; 2 wrong command line; 64 wrong configuration.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -51,42 +50,42 @@ Examples:
   fusebox serve --config /etc/fusebox/fusebox.toml --log json 2> fusebox.log > access.log
   RUST_LOG=fusebox=debug fusebox serve
 
-SIGHUP reads the configuration again. SIGTERM and Ctrl-C let requests in flight finish; once more, and they do not.")]
+SIGHUP reloads the configuration. SIGTERM and Ctrl-C let requests in flight finish; a second one ends at once.")]
     Serve {
         /// The configuration file.
         #[arg(long, default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
-    /// Check a configuration and print what would be done.
+    /// Check a configuration and show what it means.
     #[command(after_help = "\
 Examples:
   fusebox check
   fusebox check --config /etc/fusebox/fusebox.toml && systemctl reload fusebox
 
-Mistakes and warnings go to standard error, a line each; with mistakes the exit code is 64.")]
+Mistakes and warnings go to standard error, one line each. With mistakes the exit code is 64.")]
     Check {
         /// The configuration file.
         #[arg(long, default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
-    /// Write a commented configuration that has every setting.
+    /// Write a configuration that has and explains every setting.
     #[command(after_help = "\
 Examples:
-  fusebox init                  writes fusebox.toml, unless it is there
+  fusebox init                  writes fusebox.toml, unless it exists
   fusebox init - | less         shows it")]
     Init {
         /// The file to write, which must not exist; `-` for standard output.
         #[arg(default_value = DEFAULT_FILE)]
         file: PathBuf,
     },
-    /// Watch a gateway lose a provider, with two simulated ones in this process.
+    /// Watch a gateway lose one of two simulated providers.
     #[command(after_help = "\
 Examples:
-  fusebox demo                                       keys break a provider, and heal it
-  fusebox demo --outage 10s                          it does so by itself, and says what clients noticed
+  fusebox demo                                       press keys to break and heal a provider
+  fusebox demo --outage 10s                          break and heal it once, and report what clients noticed
   fusebox demo --outage 5s --fault hang --json       the same for a script")]
     Demo(demo::Options),
-    /// Print completions for a shell.
+    /// Print the completions for a shell.
     #[command(after_help = "\
 Examples:
   fusebox completions bash > /etc/bash_completion.d/fusebox
@@ -98,7 +97,7 @@ Examples:
 Examples:
   fusebox man /usr/local/share/man/man1 && man fusebox-serve")]
     Man {
-        /// The folder to write them to, which has to be there.
+        /// The folder to write them to, which must exist.
         folder: PathBuf,
     },
 }
@@ -126,7 +125,7 @@ fn main() -> ExitCode {
                     for warning in config.warnings() {
                         tracing::warn!("{warning}");
                     }
-                    // Clients have threads of their own.
+                    // One thread is enough: clients are served by threads of their own.
                     run(Builder::new_current_thread(), serve(file, config))
                 });
                 log::end();
@@ -135,9 +134,9 @@ fn main() -> ExitCode {
             Err(errors) => reject(&file, &errors),
         },
         Command::Demo(options) => {
-            // It shows the circuits itself.
+            // The demo shows the circuits itself, so only errors are logged.
             let shown = start_log(log, "error")
-                // A terminal that hangs up ends it.
+                // SIGHUP, from a terminal that is closed, ends the demo.
                 .and_then(|()| Ok(on_signals(|| std::process::exit(1))?))
                 .and_then(|told_to_end| run(Builder::new_multi_thread(), demo::run(options, told_to_end)));
             log::end();
@@ -160,7 +159,7 @@ fn init(file: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     let new = std::fs::File::create_new(file).and_then(|mut new| new.write_all(text));
     new.map_err(|error| format!("{} cannot be written: {error}", file.display()))?;
-    print(format!("{} is written: edit it, then run `fusebox check --config {0}`\n", file.display()).as_bytes())
+    print(format!("{} is written. Edit it, then run `fusebox check --config {0}`\n", file.display()).as_bytes())
 }
 
 fn man(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
@@ -168,7 +167,7 @@ fn man(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     written.map_err(|error| format!("man pages cannot be written to {}: {error}", folder.display()).into())
 }
 
-/// Unlike `print!` it does not panic where nobody reads it any more.
+/// Unlike `print!`, it does not panic if standard output is closed.
 fn print(text: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let mut output = std::io::stdout().lock();
     output.write_all(text).and_then(|()| output.flush()).map_err(|error| format!("standard output: {error}").into())
@@ -181,16 +180,16 @@ fn reject(path: &Path, errors: &fusebox::proxy::ConfigErrors) -> ExitCode {
     }
     let path = path.display();
     if exists {
-        complain(&format!("fusebox: {path} cannot be used, {} to be corrected", errors.mistakes().len()));
+        complain(&format!("fusebox: {path} cannot be used: {} to be corrected", errors.mistakes().len()));
     } else {
         complain(&format!("fusebox: `fusebox init {path}` writes one"));
     }
     ExitCode::from(EXIT_CONFIG)
 }
 
-/// Unlike `eprintln!` it does not panic where nobody reads it any more.
+/// Unlike `eprintln!`, it does not panic if standard error is closed.
 fn complain(text: &str) {
-    // There is nobody else to tell.
+    // An error can be reported nowhere.
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
@@ -220,11 +219,12 @@ fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
 }
 
 async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {
-    // As many as it may have: what it does without is connections. Where the system refuses, it goes on with what it has.
+    // The limit of open files bounds the connections, so it is raised as far as possible. If that fails, the old limit
+    // holds.
     #[cfg(unix)]
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let state = AppState::with_access_log(&config, standard_output()?)?;
-    // Before anybody is told that it runs: until then SIGHUP ends the process.
+    // Before "listening" is logged: until signals are handled, SIGHUP ends the process.
     let told_to_end = on_signals(reload(Arc::clone(&state), file))?;
     let listener = bind("server.listen", config.server.listen).await?;
     let admin = match config.server.admin_listen {
@@ -239,7 +239,7 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {
     Ok(())
 }
 
-/// Without the write for each line that Rust's own standard output makes.
+/// Standard output without the write for each line that Rust's own makes.
 fn standard_output() -> std::io::Result<impl std::io::Write + Send + 'static> {
     #[cfg(unix)]
     let output = {
@@ -251,11 +251,11 @@ fn standard_output() -> std::io::Result<impl std::io::Write + Send + 'static> {
     Ok(std::io::BufWriter::new(output))
 }
 
-/// What SIGHUP does: it reads the file again, by a thread of its own, which may get stuck in it.
+/// The handler of SIGHUP. It reloads the file on a thread of its own, since reading the file may hang.
 fn reload(state: Arc<AppState>, file: PathBuf) -> impl Fn() + Send + 'static {
     let under_way = Arc::new(());
     move || {
-        // Each takes no longer than its file may take, so that they end sooner or later.
+        // Reading a file has a time limit, so that earlier reloads will end.
         if Arc::strong_count(&under_way) > MAX_RELOADS {
             tracing::warn!("SIGHUP is ignored, since earlier ones still wait for their files");
             return;
@@ -277,8 +277,8 @@ async fn bind(field: &str, address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| format!("{field}: {address} cannot be bound: {error}"))
 }
 
-/// Listens for signals from now on, on a thread that does nothing else: whatever else is stuck, the second one ends the process.
-/// Completes when it is told to end.
+/// Handles signals from now on, on a thread of its own: even if everything else is stuck, the second one ends the
+/// process. The future completes when the process is told to end.
 fn on_signals(reload: impl Fn() + Send + 'static) -> std::io::Result<impl Future<Output = ()> + Send> {
     let runtime = Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
@@ -292,7 +292,7 @@ fn on_signals(reload: impl Fn() + Send + 'static) -> std::io::Result<impl Future
             match signals.next().await {
                 Signal::Reload => reload(),
                 Signal::End => match tell.take() {
-                    // Nobody listens if the work is over already.
+                    // The receiver is gone if the work is over already.
                     Some(tell) => drop(tell.send(())),
                     None => end_at_once(),
                 },
@@ -301,12 +301,12 @@ fn on_signals(reload: impl Fn() + Send + 'static) -> std::io::Result<impl Future
     };
     std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(listen))?;
     Ok(async {
-        // An error says that the thread has panicked, and then nothing else would end the process in good order.
+        // An error says that the thread has panicked. Then no signal could end the process in good order any more.
         let _ = told.await;
     })
 }
 
-/// Says so, unless that takes long.
+/// Ends the process, after saying so unless that takes long.
 fn end_at_once() {
     let (said, is_said) = std::sync::mpsc::channel::<()>();
     let saying = std::thread::Builder::new().spawn(move || {

@@ -31,8 +31,8 @@ impl PermitType {
 /// The right to make one call, to be resolved with how it went.
 ///
 /// It remembers when it was granted, and its outcome counts only for that time: a call from before the circuit opened
-/// cannot close it, open it again or keep it open longer, and neither can a probe whose lease has ended and that another
-/// call has taken over.
+/// cannot close it, open it again or keep it open longer, and neither can a probe whose lease has ended and that
+/// another call has taken over.
 ///
 /// # Dropping
 ///
@@ -59,8 +59,8 @@ impl PermitType {
 #[must_use = "a permit says nothing about the call until it is resolved"]
 pub struct Permit<B: Deref<Target = CircuitBreaker>> {
     breaker: B,
-    /// The word that granted it: a closed one for a normal permit, the claim for a probe. A probe that cancels on drop has
-    /// its `PROBE_BIT` cleared here, and a permit that is resolved is [`RESOLVED`].
+    /// The word that granted it: a closed one for a normal permit, the claim for a probe. A probe that cancels on drop
+    /// has its `PROBE_BIT` cleared here, and a permit that is resolved is [`RESOLVED`].
     word: u64,
 }
 
@@ -140,8 +140,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self.succeed();
     }
 
-    /// The upstream failed: a probe opens the circuit again, an ordinary call counts towards the threshold. `error_type`
-    /// is a short kind such as `timeout`; `message` is formatted only if the circuit may open on it.
+    /// The upstream failed: a probe opens the circuit again, an ordinary call counts towards the threshold.
+    /// `error_type` is a short kind such as `timeout`; `message` is formatted only if the circuit may open on it.
     ///
     /// # Panics
     ///
@@ -151,8 +151,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self.fail(error_type, &message);
     }
 
-    /// Says nothing about the upstream: the call was never made, or ended by its caller's doing. An ordinary call changes
-    /// nothing; a probe is handed back, for the next call or one that waits.
+    /// Says nothing about the upstream: the call was never made, or ended by its caller's doing. An ordinary call
+    /// changes nothing; a probe is handed back, for the next call or one that waits.
     #[inline]
     pub fn cancel(mut self) {
         if !word::is_closed(self.word) {
@@ -161,8 +161,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         }
     }
 
-    /// Makes dropping the permit the same as [`cancel`](Self::cancel): for a proxy whose own client may leave at any time,
-    /// which is not the upstream's failure.
+    /// Makes dropping the permit the same as [`cancel`](Self::cancel): for a proxy whose own client may leave at any
+    /// time, which is not the upstream's failure.
     pub fn cancel_on_drop(mut self) -> Self {
         self.word &= !PROBE_BIT;
         self

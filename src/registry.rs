@@ -19,23 +19,24 @@ use crate::sync::{ArcSwap, Mutex};
 use crate::word::{self, CircuitState};
 pub use probe_guard::ProbeGuard;
 
-/// Not the default hasher, with which a lookup takes twice as long. `foldhash` is seeded at random, but who sees its results
-/// could make names collide. That needs names to be inserted: who may only choose what is looked up adds nothing, and never
-/// meets a longer row of collisions than there is among the names that the application chose.
+/// Not the default hasher, with which a lookup takes twice as long. `foldhash` is seeded at random, but who sees its
+/// results could make names collide. That needs names to be inserted: who may only choose what is looked up adds
+/// nothing, and never meets a longer row of collisions than there is among the names that the application chose.
 type Breakers = HashMap<Arc<str>, Arc<CircuitBreaker>, foldhash::fast::RandomState>;
 
 /// The breakers of all upstreams, by name.
 ///
-/// Readers look at an immutable snapshot of the map, without a lock; writers replace it, one at a time. A name that is not
-/// in the registry has no breaker: its calls are allowed, records for it are ignored, and asking for it does not add it.
+/// Readers look at an immutable snapshot of the map, without a lock; writers replace it, one at a time. A name that is
+/// not in the registry has no breaker: its calls are allowed, records for it are ignored, and asking for it does not
+/// add it.
 ///
 /// # By name
 ///
-/// A framework that calls back with nothing but a name uses [`acquire_permit`](Self::acquire_permit) and then exactly one
-/// of the `record_` methods; for a [`PermitType::Probe`], a [`ProbeGuard`](crate::ProbeGuard) cannot be forgotten. A name
-/// knows less than a permit: an outcome counts for the circuit as it is when it is recorded. So `record_success` and
-/// `record_failure` change nothing unless it is closed, and the `record_probe_` methods nothing unless a probe is in
-/// flight. Where a permit can be carried, [`get`](Self::get) the breaker and use that.
+/// A framework that calls back with nothing but a name uses [`acquire_permit`](Self::acquire_permit) and then exactly
+/// one of the `record_` methods; for a [`PermitType::Probe`], a [`ProbeGuard`](crate::ProbeGuard) cannot be forgotten.
+/// A name knows less than a permit: an outcome counts for the circuit as it is when it is recorded. So `record_success`
+/// and `record_failure` change nothing unless it is closed, and the `record_probe_` methods nothing unless a probe is
+/// in flight. Where a permit can be carried, [`get`](Self::get) the breaker and use that.
 ///
 /// # Examples
 ///
@@ -76,15 +77,15 @@ impl CircuitBreakerRegistry {
 
     // ---- writing ----
 
-    /// Adds a breaker with the registry's configuration, and returns it. A name that is there already keeps its breaker, and
-    /// costs no more than [`get`](Self::get).
+    /// Adds a breaker with the registry's configuration, and returns it. A name that is there already keeps its
+    /// breaker, and costs no more than [`get`](Self::get).
     pub fn insert(&self, name: impl AsRef<str>) -> Arc<CircuitBreaker> {
         let name = name.as_ref();
         self.get(name).unwrap_or_else(|| self.insert_breaker(CircuitBreaker::new(name, self.config.clone())))
     }
 
-    /// Adds breakers with the registry's configuration, and copies the map only once. A name that is there already keeps
-    /// its breaker.
+    /// Adds breakers with the registry's configuration, and copies the map only once. A name that is there already
+    /// keeps its breaker.
     pub fn insert_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
         // The caller's iterator runs before the lock is taken: it may use this registry.
         let new = names.into_iter().filter(|name| self.get(name.as_ref()).is_none());
@@ -121,8 +122,9 @@ impl CircuitBreakerRegistry {
         self.update(|breakers| Arc::clone(breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker)))
     }
 
-    /// Takes a breaker out, and returns it. Permits that are out stay valid. With a probe in flight its circuit closes, since
-    /// no record by name can reach the probe any more and whoever waits for it should pass, as calls of an unknown name do.
+    /// Takes a breaker out, and returns it. Permits that are out stay valid. With a probe in flight its circuit closes,
+    /// since no record by name can reach the probe any more and whoever waits for it should pass, as calls of an
+    /// unknown name do.
     pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
         self.get(name)?;
         let removed = self.update(|breakers| breakers.remove(name))?;
@@ -167,8 +169,8 @@ impl CircuitBreakerRegistry {
         self.with(name, |breaker| breaker.trip_count())
     }
 
-    /// The one way to a breaker. It lets go of the map before it returns, so that no snapshot is held across an await: a
-    /// thread has 8 fast slots for them, and beyond those every load costs 2 to 6 times as much.
+    /// The one way to a breaker. It lets go of the map before it returns, so that no snapshot is held across an await:
+    /// a thread has 8 fast slots for them, and beyond those every load costs 2 to 6 times as much.
     fn with<T>(&self, name: &str, f: impl FnOnce(&Arc<CircuitBreaker>) -> T) -> Option<T> {
         self.breakers.load().get(name).map(f)
     }
@@ -183,8 +185,8 @@ impl CircuitBreakerRegistry {
     ///
     /// # Cancel safety
     ///
-    /// As [`CircuitBreaker::acquire`]. Once it has returned [`PermitType::Probe`], the probe is the caller's to resolve; if
-    /// that is forgotten, its lease ends it.
+    /// As [`CircuitBreaker::acquire`]. Once it has returned [`PermitType::Probe`], the probe is the caller's to
+    /// resolve; if that is forgotten, its lease ends it.
     ///
     /// # Panics
     ///

@@ -10,8 +10,8 @@ use crate::sync::Ordering;
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
 use crate::word::Limits;
 
-/// Each value stands alone: who reads some old and some new ones reads settings that are each right, if never set together.
-/// Nothing is published with them, so that Relaxed is enough, and no model needs to see them.
+/// Each value stands alone: who reads some old and some new ones reads settings that are each right, if never set
+/// together. Nothing is published with them, so that Relaxed is enough, and no model needs to see them.
 pub(crate) struct Settings {
     failure_threshold: AtomicU32,
     open_ticks: AtomicU32,

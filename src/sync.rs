@@ -1,6 +1,6 @@
 //! The one door to everything that a model checker has to see: atomics, the snapshot cell, the lock of the registry's
-//! writers, `Notify` and time. Re-exports, and a clock that needs a few lines; the models mount a file of the same shape in this
-//! one's place.
+//! writers, `Notify` and time. Re-exports, and a clock that needs a few lines; the models mount a file of the same
+//! shape in this one's place.
 //!
 //! Not here: anything that decides.
 

@@ -17,10 +17,12 @@
 //! | `HalfOpen` | waits, or claims a free probe  | probe's: closes | probe's: reopens  | the next call takes the probe over |
 //!
 //! *Silent* is `Open` for another reason: calls go unanswered instead of failing. It is entered from `Closed`, or from
-//! `HalfOpen` when the probe itself goes unanswered, and it has one more way out: an answer that comes after all closes it.
+//! `HalfOpen` when the probe itself goes unanswered, and it has one more way out: an answer that comes after all closes
+//! it.
 //!
-//! Half of this file is its tests. Nothing in it reads a clock, an atomic or a configuration. A transition is a function of the word, the tick and
-//! the limits that it is given; the caller's compare-and-swap decides whether it happened.
+//! Half of this file is its tests. Nothing in it reads a clock, an atomic or a configuration. A transition is a
+//! function of the word, the tick and the limits that it is given; the caller's compare-and-swap decides whether it
+//! happened.
 
 use std::fmt;
 
@@ -53,12 +55,13 @@ const GENERATION_LIMIT: u32 = 1 << GENERATION_BITS;
 /// The highest failure threshold that the word can count to.
 pub(crate) const MAX_FAILURE_COUNT: u32 = (1 << FAILURE_COUNT_BITS) - 1;
 
-/// The longest that a deadline may lie ahead: far below the 49.7 days after which ticks wrap, so that a deadline ahead can
-/// be told from one that passed.
+/// The longest that a deadline may lie ahead: far below the 49.7 days after which ticks wrap, so that a deadline ahead
+/// can be told from one that passed.
 pub(crate) const MAX_DEADLINE_TICKS: u32 = 24 * 60 * 60 * 1000;
 
 /// How much older than a deadline's own clock reading another reading may be. A caller reads the clock and may be
-/// descheduled while somebody else trips the breaker; without slack its older tick would make the new deadline look passed.
+/// descheduled while somebody else trips the breaker; without slack its older tick would make the new deadline look
+/// passed.
 const CLOCK_SLACK: u32 = 65_536;
 
 /// How far a coarse clock may be off: two ticks of a kernel timer that ticks 100 times a second.
@@ -99,15 +102,15 @@ pub(crate) const fn is_closed(word: u64) -> bool {
     word & STATE_MASK == 0
 }
 
-/// Whether a success of an ordinary call has nothing to reset, whatever its generation: the rule that keeps the hot path
-/// free of writes.
+/// Whether a success of an ordinary call has nothing to reset, whatever its generation: the rule that keeps the hot
+/// path free of writes.
 #[inline]
 pub(crate) const fn is_clean(word: u64) -> bool {
     word & (STATE_MASK | FAILURE_COUNT_MASK) == 0
 }
 
-/// An ordinary call that was admitted by the closed word `granted` failed. Asked of the raw word, for calls of all threads
-/// may fail at once: what decoding writes to the stack, the swap that follows would wait for.
+/// An ordinary call that was admitted by the closed word `granted` failed. Asked of the raw word, for calls of all
+/// threads may fail at once: what decoding writes to the stack, the swap that follows would wait for.
 #[inline]
 pub(crate) const fn failure(word: u64, granted: u64, failure_threshold: u32) -> Failure {
     if (word ^ granted) & (GENERATION_MASK | STATE_MASK) != 0 {
@@ -242,8 +245,8 @@ impl Snapshot {
         matches!(self.state, CircuitState::Closed) && self.generation == generation
     }
 
-    /// Whether the circuit is open again since a probe of `generation` was in flight: it failed, or it closed the circuit
-    /// and that has tripped since.
+    /// Whether the circuit is open again since a probe of `generation` was in flight: it failed, or it closed the
+    /// circuit and that has tripped since.
     pub(crate) const fn is_reopened_since(self, generation: u32) -> bool {
         matches!(self.state, CircuitState::Open) && self.generation == next_generation(generation)
     }
@@ -334,8 +337,8 @@ impl Snapshot {
         if self.probe_in_flight { ProbeEnd::Resolve(self.fallen_silent(now, open_ticks)) } else { ProbeEnd::Late }
     }
 
-    /// The probe in flight was called off, and the next caller may have it. The old end of its lease stays, for the next
-    /// claim to tell itself from.
+    /// The probe in flight was called off, and the next caller may have it. The old end of its lease stays, for the
+    /// next claim to tell itself from.
     pub(crate) const fn probe_cancel(self) -> ProbeEnd {
         if self.probe_in_flight { ProbeEnd::Resolve(Self { probe_in_flight: false, ..self }) } else { ProbeEnd::Late }
     }
@@ -368,8 +371,9 @@ pub(crate) const fn generation_is_older(generation: u32, other: u32) -> bool {
 }
 
 /// `lease_end`, or one tick after `old` where that is not later: no two probes of a generation may have the same word,
-/// since a probe is resolved by comparing it. Only a clock reading that is a little older, or a probe handed back within
-/// the tick it was claimed in, puts `old` ahead; anything further ahead passed long ago, and ticks have wrapped since.
+/// since a probe is resolved by comparing it. Only a clock reading that is a little older, or a probe handed back
+/// within the tick it was claimed in, puts `old` ahead; anything further ahead passed long ago, and ticks have wrapped
+/// since.
 const fn later_than(old: u32, lease_end: u32) -> u32 {
     if old.wrapping_sub(lease_end) < CLOCK_SLACK { old.wrapping_add(1) } else { lease_end }
 }

@@ -1,5 +1,5 @@
-//! Who is measured. All make the same call: they ask their breaker, call an upstream that does nothing, and tell the breaker
-//! how that went.
+//! Who is measured. All make the same call: they ask their breaker, call an upstream that does nothing, and tell the
+//! breaker how that went.
 #![expect(
     missing_docs,
     clippy::missing_errors_doc,
@@ -133,8 +133,8 @@ impl<T: AsyncCall> Contender for Async<T> {
     }
 }
 
-/// Runs a future to its end on this thread. It looks again every 10 ms even if nobody wakes it: tower-resilience 0.14 drops
-/// the result of the first poll of its timer, and where that has run out by then, nobody ever does.
+/// Runs a future to its end on this thread. It looks again every 10 ms even if nobody wakes it: tower-resilience 0.14
+/// drops the result of the first poll of its timer, and where that has run out by then, nobody ever does.
 fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -152,8 +152,8 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Polls a future once, and drops it. A call that is measured does this in place instead: to hand a future to a function
-/// costs as much as the call.
+/// Polls a future once, and drops it. A call that is measured does this in place instead: to hand a future to a
+/// function costs as much as the call.
 fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }

@@ -1,5 +1,5 @@
-//! What the benches share: threads that work beside one another for a while, rounds in which all contenders take turns, and
-//! the tables, the JSON and the chart of what came out.
+//! What the benches share: threads that work beside one another for a while, rounds in which all contenders take turns,
+//! and the tables, the JSON and the chart of what came out.
 
 mod chart;
 pub mod contenders;
@@ -16,7 +16,8 @@ pub use report::{Results, Spread};
 /// The arguments of a [`Suite`].
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// How often each contender is measured. The contenders take turns, so that what else the machine does falls on all.
+    /// How often each contender is measured. The contenders take turns, so that what else the machine does falls on
+    /// all.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
     /// How long each measurement lasts, in milliseconds.
@@ -37,7 +38,8 @@ pub struct Options {
     pub bench: bool,
 }
 
-/// With more of them a breaker that counts failures in a row would open, where the bench of failures lets some calls succeed.
+/// With more of them a breaker that counts failures in a row would open, where the bench of failures lets some calls
+/// succeed.
 const MOST_THREADS: u16 = 64;
 
 fn up_to_the_cores() -> Vec<u16> {

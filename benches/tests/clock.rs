@@ -1,5 +1,5 @@
-//! The clock of production. The other tests may pause tokio's time, and so never read the system's coarse clock; in a build
-//! of this package alone, nothing can be paused.
+//! The clock of production. The other tests may pause tokio's time, and so never read the system's coarse clock; in a
+//! build of this package alone, nothing can be paused.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! The core of fusebox for the model checker: the production sources, mounted by path beside a `sync` of their own, so that
-//! no line of them knows of it. `cargo test -p loom-tests --release` explores the models in `tests/models`.
+//! The core of fusebox for the model checker: the production sources, mounted by path beside a `sync` of their own, so
+//! that no line of them knows of it. `cargo test -p loom-tests --release` explores the models in `tests/models`.
 
 // A folder for the paths below to start from; the sources find each other, and `sync`, at the root.
 #[path = "../../src"]

@@ -1,9 +1,10 @@
-//! What loom sees in place of `src/sync.rs`. tokio's `Notify`, `ArcSwap` and the clock are not instrumented where they are
-//! dependencies: loom would report deadlocks that are not there and miss races that are.
+//! What loom sees in place of `src/sync.rs`. tokio's `Notify`, `ArcSwap` and the clock are not instrumented where they
+//! are dependencies: loom would report deadlocks that are not there and miss races that are.
 //!
-//! Each stand-in is at most as strong as what it stands for, so that no model passes by an ordering that the real thing does
-//! not promise. What is kept in a [`Hidden`] lock is touched right after an operation that loom sees, and never across one:
-//! loom switches threads only at those, so the two are one step, and the lock orders nothing that loom believes in.
+//! Each stand-in is at most as strong as what it stands for, so that no model passes by an ordering that the real thing
+//! does not promise. What is kept in a [`Hidden`] lock is touched right after an operation that loom sees, and never
+//! across one: loom switches threads only at those, so the two are one step, and the lock orders nothing that loom
+//! believes in.
 
 mod cell;
 mod notify;
@@ -31,8 +32,8 @@ loom::lazy_static! {
     static ref CLOCK: time::Clock = time::Clock::new();
 }
 
-/// How a load of an atomic is issued. Loom misses some interleavings of a load and a later compare-and-swap (its issues 166
-/// and 392), and sees others only for plain loads, which may be stale; so every model runs both ways.
+/// How a load of an atomic is issued. Loom misses some interleavings of a load and a later compare-and-swap (its issues
+/// 166 and 392), and sees others only for plain loads, which may be stale; so every model runs both ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loads {
     /// As loads.
@@ -56,7 +57,8 @@ thread_local! {
     static WRITES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How often the core has written to an atomic until now: stores and read-modify-writes, whether or not they changed it.
+/// How often the core has written to an atomic until now: stores and read-modify-writes, whether or not they changed
+/// it.
 pub fn writes() -> usize {
     WRITES.get()
 }

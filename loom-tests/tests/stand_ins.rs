@@ -1,5 +1,5 @@
-//! The stand-ins do what the real things do: random scripts, followed by both, one thread at a time. (That they promise no
-//! more where threads meet is by construction: see `src/sync.rs` of this package.)
+//! The stand-ins do what the real things do: random scripts, followed by both, one thread at a time. (That they promise
+//! no more where threads meet is by construction: see `src/sync.rs` of this package.)
 
 use std::future::Future;
 use std::pin::Pin;

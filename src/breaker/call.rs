@@ -49,13 +49,13 @@ impl Outcome {
 
 impl CircuitBreaker {
     /// Runs `future` if the circuit lets it, waiting for a probe in flight, and records its result: `Ok` is a success,
-    /// `Err` a failure of type `error`, with what `Debug` shows of it as its message. Where some errors are nobody's fault, or
-    /// `future` has a breaker inside, use [`call_with`](Self::call_with).
+    /// `Err` a failure of type `error`, with what `Debug` shows of it as its message. Where some errors are nobody's
+    /// fault, or `future` has a breaker inside, use [`call_with`](Self::call_with).
     ///
     /// # Errors
     ///
-    /// [`CallError::Rejected`] as [`acquire`](Self::acquire), without `future` having been polled; otherwise the future's
-    /// own error in [`CallError::Inner`].
+    /// [`CallError::Rejected`] as [`acquire`](Self::acquire), without `future` having been polled; otherwise the
+    /// future's own error in [`CallError::Inner`].
     ///
     /// # Cancel safety
     ///
@@ -113,7 +113,8 @@ impl CircuitBreaker {
     ///
     /// # Examples
     ///
-    /// A breaker for each model inside one for the provider: what the inner one refuses says nothing about the provider.
+    /// A breaker for each model inside one for the provider: what the inner one refuses says nothing about the
+    /// provider.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -149,8 +150,8 @@ impl CircuitBreaker {
         run(self.acquire().await?, future, |permit, result| record_as(permit, judge(result))).await
     }
 
-    /// The same calls, where one that is dropped before its end counts for nothing even if it is the probe: for a server
-    /// whose own client may leave at any time, which is not the upstream's failure.
+    /// The same calls, where one that is dropped before its end counts for nothing even if it is the probe: for a
+    /// server whose own client may leave at any time, which is not the upstream's failure.
     ///
     /// # Examples
     ///

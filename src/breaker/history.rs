@@ -10,9 +10,9 @@ use crate::word::{generation_is_older, next_generation};
 
 /// The openings that matter: the last one that has happened, and the next one.
 ///
-/// An opening is *published* before the compare-and-swap that makes it and *confirmed* after it, by whoever won. Without the
-/// first, a reader of the open word may find no error; without the second, a caller that lost (a failure that raced, a probe
-/// whose lease was over) has the last word on why the circuit opened.
+/// An opening is *published* before the compare-and-swap that makes it and *confirmed* after it, by whoever won.
+/// Without the first, a reader of the open word may find no error; without the second, a caller that lost (a failure
+/// that raced, a probe whose lease was over) has the last word on why the circuit opened.
 pub(crate) struct History {
     errors: ArcSwap<Errors>,
 }
@@ -110,8 +110,8 @@ impl Errors {
             errors.confirmed = Some(last.clone());
         }
         let rival = self.published.as_ref().filter(|published| published.generation == generation);
-        // Whoever names calls as the cause has seen the circuit closed in the generation before, and from there no probe
-        // opens it: a probe that says otherwise comes too late.
+        // Whoever names calls as the cause has seen the circuit closed in the generation before, and from there no
+        // probe opens it: a probe that says otherwise comes too late.
         let cause = if rival.is_some_and(|rival| rival.cause == Cause::Calls) { Cause::Calls } else { cause };
         let before = errors.confirmed.as_ref().map_or_else(Counts::default, |last| last.counts);
         errors.published = Some(Opening { generation, cause, counts: before.with(cause), error: Arc::clone(error) });
@@ -121,7 +121,8 @@ impl Errors {
     fn with_confirmed(&self, generation: u32, error: &Arc<LastError>) -> Self {
         let mut errors = self.clone();
         let known = [&self.confirmed, &self.published].into_iter().flatten().find(|it| it.generation == generation);
-        // Nothing is known any more of one that two others have followed: who confirms it has been asleep for that long.
+        // Nothing is known any more of one that two others have followed: who confirms it has been asleep for that
+        // long.
         if let Some(opening) = known {
             errors.confirmed = Some(Opening { error: Arc::clone(error), ..opening.clone() });
         }
@@ -228,7 +229,8 @@ mod tests {
     fn a_late_probe_does_not_change_what_an_opening_counts_as() {
         let history = History::new();
         publish(&history, 1, Cause::Calls);
-        // A probe of generation 1 that another call has taken over since; that one closed the circuit, and calls open it.
+        // A probe of generation 1 that another call has taken over since; that one closed the circuit, and calls open
+        // it.
         publish(&history, 2, Cause::Probe);
         assert_eq!(publish(&history, 2, Cause::Calls), (2, 0));
         publish(&history, 2, Cause::Probe);

@@ -53,8 +53,8 @@ impl Drop for Place<'_> {
 
 type Wait<'a> = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send + 'a>>;
 
-/// The way to a permit, through a wait if need be. Written by hand, and the wait in a box: an `async fn` would have every call
-/// carry the room for a wait about, at several times the cost of the call.
+/// The way to a permit, through a wait if need be. Written by hand, and the wait in a box: an `async fn` would have
+/// every call carry the room for a wait about, at several times the cost of the call.
 pub(crate) struct Acquire<'a> {
     breaker: &'a CircuitBreaker,
     wait: Option<Wait<'a>>,

@@ -1,6 +1,6 @@
-//! Requests at a steady rate; and with `--outage`, an outage in their midst and what came of it.
+//! Requests at a steady rate; and with `--outage` an outage among them, with a summary of what clients noticed.
 //!
-//! Not here: how it is shown: `screen` and `view`.
+//! Not here: showing it: `screen` and `view`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -86,12 +86,12 @@ impl Load {
         samples.newest.iter().skip(from.saturating_sub(samples.forgotten)).cloned().collect()
     }
 
-    /// Never ends by itself; dropping it drops what is under way.
+    /// Sends until it is dropped, which drops the requests under way.
     pub(super) async fn send(&self, gateway: SocketAddr) {
         self.send_until(gateway, std::future::pending()).await;
     }
 
-    /// Sends until `over` completes, and waits for what is under way then.
+    /// Sends until `over` completes, and then waits for the requests under way.
     async fn send_until(&self, gateway: SocketAddr, over: impl Future<Output = ()>) {
         let http: Http = Client::builder(TokioExecutor::new()).build_http();
         let mut requests = JoinSet::new();
@@ -113,7 +113,7 @@ impl Load {
                 _ = due.tick() => {}
                 () = &mut over => break,
             }
-            // Spread evenly: every other one, every tenth.
+            // Streams are spread evenly: every second request, or every tenth.
             streams += self.stream_share;
             let is_stream = streams >= 1.0;
             streams -= f64::from(u8::from(is_stream));
@@ -155,7 +155,7 @@ async fn ask(http: &Http, gateway: SocketAddr, is_stream: bool) -> Sample {
 
 const CUT: &str = "a stream that ended with an error event";
 
-/// What came of it all. Times are in milliseconds.
+/// What clients and the gateway noticed. Times are in milliseconds.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
     fault: &'static str,
@@ -163,28 +163,28 @@ pub(super) struct Summary {
     rate: u32,
     stream_share: f64,
     requests: usize,
-    /// Cut streams included.
+    /// Streams that were cut are included.
     client_errors: usize,
     /// Streams that broke off after they had begun, and ended with an error event.
     cut_streams: usize,
     /// Requests that the gateway sent to the failing provider during the outage.
     faulty_provider_hits: u64,
-    /// Of those, the ones it was just serving when its circuit opened.
+    /// How many of those were in flight when its circuit opened.
     in_flight_at_trip: Option<u64>,
-    /// How the requests ended that were sent to it during the outage.
+    /// The outcomes of the requests that were sent to it during the outage.
     faulty_provider_outcomes: BTreeMap<&'static str, u64>,
     /// How many requests met each fault, as the failing provider itself counted them.
     faults_served: BTreeMap<&'static str, u64>,
     probes: u64,
     trips: u64,
     time_to_open_ms: Option<f64>,
-    /// From the heal.
+    /// Since it was healed.
     time_to_close_ms: Option<f64>,
     p50_ms: f64,
     p99_ms: f64,
-    /// Of the requests that came before the outage.
+    /// Of requests before the outage.
     healthy: Latencies,
-    /// Of those that came during it.
+    /// Of requests during the outage.
     outage: Latencies,
     #[serde(skip)]
     errors: BTreeMap<String, usize>,
@@ -215,7 +215,8 @@ impl fmt::Display for Latencies {
     }
 }
 
-/// When the first provider's circuit first opened, and how many requests it was serving; and when it last closed.
+/// When the first provider's circuit first opened, and how many requests were in flight to it then; and when it last
+/// closed.
 #[derive(Default)]
 struct Seen {
     opened: Option<(Instant, u64)>,
@@ -240,7 +241,7 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
         let hits = stage.stats(0).requests - before.requests;
         primary.set(None).await;
         let healed = Instant::now();
-        // One more open interval, and time for the probe, before giving up on the circuit.
+        // Enough for another open time and a probe.
         let limit = healed + OPEN_FOR * 3;
         while breaker.state() != CircuitState::Closed && Instant::now() < limit {
             sleep(Duration::from_millis(10)).await;
@@ -301,8 +302,8 @@ pub(super) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e5).round() / 100.0
 }
 
-/// A thread that watches the circuit more closely than tokio's timers would: at 1000 requests/s there is one more in flight
-/// each millisecond.
+/// A thread that watches the circuit more closely than tokio's timers could: at 1000 requests/s each millisecond adds a
+/// request in flight.
 struct Watch {
     is_over: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<Seen>,

@@ -1,5 +1,5 @@
-//! A provider that answers like `OpenAI`'s API and can be told to fail. `benches/faults` has it too, and so it knows nothing of
-//! the gateway.
+//! A provider that answers like `OpenAI`'s API and can be told to fail. `benches/faults` has it too, and so it knows
+//! nothing of the gateway.
 //!
 //! Not here: the gateway.
 

@@ -1,6 +1,4 @@
 //! The circuits and the traffic, live on a terminal.
-//!
-//! Not here: what happens: it only looks.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -28,7 +26,7 @@ const WINDOW: usize = 10;
 /// How many frames of the past are drawn.
 const PAST: usize = 300;
 
-/// Draws until somebody asks for the end.
+/// Draws until the user quits.
 pub(super) async fn show(stage: &Stage) {
     let terminal = ratatui::try_init_with_options(TerminalOptions { viewport: Viewport::Inline(HEIGHT) });
     let Ok(terminal) = terminal else {
@@ -43,7 +41,7 @@ pub(super) async fn show(stage: &Stage) {
             _ = frames.tick() => {
                 traffic.look(stage);
                 if draw(&mut screen.0, stage, &traffic).is_err() {
-                    // A terminal that is gone is no reason to end the gateway.
+                    // The gateway goes on without a terminal.
                     std::future::pending::<()>().await;
                 }
             }
@@ -55,7 +53,7 @@ pub(super) async fn show(stage: &Stage) {
     }
 }
 
-/// However its use ends, the terminal is as it was before, and what is printed next comes below.
+/// Restores the terminal when it is dropped. What is printed next comes below the screen.
 struct Screen(DefaultTerminal);
 
 impl Drop for Screen {
@@ -230,7 +228,7 @@ fn row(snapshot: &BreakerSnapshot, fault: Option<Fault>, rate: u64) -> Row<'stat
     ])
 }
 
-/// A bar that runs out.
+/// A bar that gets shorter until the next probe.
 fn next_probe(snapshot: &BreakerSnapshot) -> String {
     match snapshot.next_probe_in {
         _ if snapshot.probe_in_flight => "in flight".into(),

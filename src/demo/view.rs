@@ -1,6 +1,4 @@
-//! The circuits, as lines: for a log, a pipe, a test.
-//!
-//! Not here: what happens: it only looks.
+//! The circuits as lines of text: for a log, a pipe or a test.
 
 use std::fmt::Write as _;
 use std::io::{Write, stderr, stdout};
@@ -11,7 +9,8 @@ use tokio::time::{Instant, interval};
 
 use super::Stage;
 
-/// Prints every change of a circuit until nobody reads it; to standard error where standard output is for the summary.
+/// Prints every change of a circuit, until the output is closed. Standard error is used if standard output is for the
+/// summary.
 pub(super) async fn print_changes(stage: &Stage, to_stderr: bool) {
     let start = Instant::now();
     let mut states: Vec<CircuitState> = Vec::new();

@@ -100,7 +100,7 @@ pub(crate) fn unauthorized() -> Response<Bytes> {
 
 /// Replaces a provider's own message, which may show a part of the gateway's key.
 pub(crate) fn refused_by_provider(status: StatusCode) -> Response<Bytes> {
-    let message = "The provider refused the gateway's request, and no other provider could answer.";
+    let message = "The provider refused the request of the gateway, and no other provider could answer.";
     server_error(status, Code::ProviderRefused, message)
 }
 

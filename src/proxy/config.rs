@@ -1,6 +1,6 @@
-//! `fusebox.toml`, checked. `fusebox.example.toml` documents every field.
+//! The configuration, checked. `fusebox.example.toml` documents every field.
 //!
-//! Not here: how it is read: `read` and `section`; how it is applied: `state`.
+//! Not here: reading it: `config::read`; applying it: `state`.
 
 mod ca_file;
 mod file;
@@ -24,13 +24,13 @@ pub(crate) use self::ca_file::read_ca_file;
 use crate::error::Escaped;
 use crate::{Config, silence};
 
-/// Every mistake in a configuration, each with its place.
+/// The mistakes in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<String>);
 
 impl ConfigErrors {
-    /// One line per mistake, in the order of the text: its place, the field, the value unless it is a secret, and what would
-    /// be right.
+    /// One line for each mistake, in the order of the text: the place, the field, the value unless it is secret, and
+    /// what is expected.
     pub fn mistakes(&self) -> &[String] {
         &self.0
     }
@@ -44,22 +44,22 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// A text that never shows itself in logs, errors or pages. Two are compared in constant time.
+/// A text that is never shown in logs, errors or pages. Two secrets are compared in constant time.
 #[derive(Clone)]
 pub struct Secret(String);
 
 impl Secret {
-    /// `None` for what cannot be sent as a token in a header.
+    /// `None` if the text cannot be sent as a token in a header.
     pub(crate) fn new(text: String) -> Option<Self> {
         (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then_some(Self(text))
     }
 
-    /// Takes the same time wherever they differ; only its length can be told from outside.
+    /// Takes the same time wherever the two differ. Only the length can be found out by timing.
     pub(crate) fn is(&self, other: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(other).into()
     }
 
-    /// `text` with stars wherever it has the secret.
+    /// `text` with stars in place of the secret.
     pub(crate) fn strike_out(&self, text: Bytes) -> Bytes {
         let places: Vec<_> = memmem::find_iter(&text, self.0.as_bytes()).collect();
         if places.is_empty() {
@@ -72,14 +72,14 @@ impl Secret {
         struck_out.into()
     }
 
-    /// A header's value with stars in place of the secret; `None` if it does not have it.
+    /// A header's value with stars in place of the secret. `None` if the value does not contain it.
     pub(crate) fn strike_out_of(&self, value: &HeaderValue) -> Option<HeaderValue> {
         memmem::find(value.as_bytes(), self.0.as_bytes())?;
         let struck_out = self.strike_out(Bytes::copy_from_slice(value.as_bytes()));
-        Some(HeaderValue::from_bytes(&struck_out).expect("stars may stand in a header"))
+        Some(HeaderValue::from_bytes(&struck_out).expect("stars are valid in a header"))
     }
 
-    /// As the value of `authorization`.
+    /// The value of `authorization`.
     pub(crate) fn bearer(&self) -> HeaderValue {
         let mut value = HeaderValue::from_str(&format!("Bearer {}", self.0)).expect("visible ASCII");
         value.set_sensitive(true);
@@ -101,15 +101,15 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// In which order the providers of a model are asked.
+/// The order in which the providers of a model are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Strategy {
-    /// As they stand in the file.
+    /// The order of the file.
     #[default]
     Priority,
-    /// The lowest sum of input and output rate first; as they stand in the file where that is the same.
+    /// The lowest sum of input and output rate first. Equal sums keep the order of the file.
     Cheapest,
 }
 
@@ -117,9 +117,9 @@ pub enum Strategy {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct GatewayConfig {
-    /// What concerns clients and operators.
+    /// The settings for clients and operators.
     pub server: ServerConfig,
-    /// In which order providers are asked.
+    /// The order in which providers are asked.
     pub strategy: Strategy,
     /// The providers, in the order of the file.
     pub providers: Vec<ProviderConfig>,
@@ -132,44 +132,46 @@ pub struct GatewayConfig {
 pub struct ServerConfig {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// How many threads serve clients, each with connections of its own to the providers.
+    /// How many threads serve clients. Each has its own connections to the providers.
     pub cores: u64,
-    /// Where `/health`, `/ready` and `/metrics` are served apart from the clients' port.
+    /// Where `/health`, `/ready` and `/metrics` are served. `None`: on the clients' port.
     pub admin_listen: Option<SocketAddr>,
-    /// A client has to present one of these. None: anybody may ask.
+    /// A client must present one of these tokens. If there are none, anybody may send requests.
     pub auth_tokens: Vec<Secret>,
-    /// PEM file of certificate authorities that are trusted beside the public ones.
+    /// A PEM file of certificate authorities that are trusted in addition to the public ones.
     pub ca_file: Option<PathBuf>,
     /// Whether each request is logged on standard output.
     pub access_log: bool,
-    /// Longer request bodies are refused.
+    /// A longer request body is refused.
     pub max_body_bytes: u64,
-    /// Longer request bodies are not kept, and so go to one provider only.
+    /// A longer request body is not held, and so can be sent to one provider only.
     pub replay_body_bytes: u64,
-    /// Answers that are no streams are passed on when they are whole, if they are no longer.
+    /// An answer that is not a stream is held until it is complete. A longer one is passed on while it comes.
     pub replay_answer_bytes: u64,
-    /// How many bytes of bodies and answers are held by all requests together. Beyond that a body is not kept, and an answer is
-    /// passed on as it comes. The default is a quarter of the memory of the machine, or of its control group.
+    /// How many bytes of bodies and answers all requests together may hold. Beyond that a body is not held, and an
+    /// answer is passed on while it comes. The default is a quarter of the memory of the machine, or of its control
+    /// group.
     pub max_held_bytes: u64,
-    /// The longest request line and headers together.
+    /// The limit for the request line and the headers together.
     pub max_header_bytes: u64,
-    /// The most headers.
+    /// How many headers a request may have.
     pub max_headers: u64,
-    /// The most connections of clients at one time; further ones wait.
+    /// How many client connections may be open at one time. Further ones wait.
     pub max_connections: u64,
-    /// How long a client may take for its headers.
+    /// How long a client may take to send its headers.
     pub header_timeout: Duration,
-    /// How long a client may pause within its body, and how long all of it may take beside a second for each KiB.
+    /// How long a client may pause within its body. All pauses together may take this long, and a second more for each
+    /// KiB.
     pub body_timeout: Duration,
-    /// How long a client may take nothing of its answer.
+    /// How long a client may read nothing of its answer.
     pub write_timeout: Duration,
-    /// How long `/ready` says no before connections are refused, after SIGTERM.
+    /// After SIGTERM, how long `/ready` answers 503 before connections are refused.
     pub drain_delay: Duration,
-    /// How long requests in flight may then take to finish.
+    /// How long requests in flight may take to finish after that.
     pub drain_limit: Duration,
 }
 
-/// As much as `max_held_bytes` is at least.
+/// The smallest `max_held_bytes`.
 const MIN_HELD_BYTES: u64 = 1 << 20;
 
 impl Default for ServerConfig {
@@ -197,16 +199,16 @@ impl Default for ServerConfig {
     }
 }
 
-/// `[timeouts]`: how long a provider may take. Each one that passes is its failure.
+/// `[timeouts]`: how long a provider may take. Exceeding one of them is a failure of the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// For a new connection, TLS included. More than a second is wise: a SYN that is lost, as when the provider's queue of
-    /// connections is full for a moment, is sent again after one (RFC 6298 section 2.1).
+    /// For a new connection, TLS included. It should exceed one second: a lost SYN, as when the provider's accept queue
+    /// is full for a moment, is sent again after one second (RFC 6298 section 2.1).
     pub connect: Duration,
     /// From the request to the first piece of the answer's body, connecting included.
     pub first_byte: Duration,
-    /// Between two pieces.
+    /// For the pause between two pieces of the body.
     pub idle: Duration,
     /// For the whole answer.
     pub total: Duration,
@@ -223,15 +225,15 @@ impl Default for Timeouts {
     }
 }
 
-/// `[connections]`: those to providers.
+/// `[connections]`: the connections to providers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Connections {
-    /// How many may rest unused. Each core has its share, rounded up.
+    /// How many idle connections are kept. Each core has its share, rounded up.
     pub max_idle: u64,
-    /// For how long.
+    /// How long an idle connection is kept.
     pub idle_limit: Duration,
-    /// How long one is used at all.
+    /// How old a connection may be to be used for another request.
     pub max_age: Duration,
 }
 
@@ -239,8 +241,8 @@ impl Default for Connections {
     fn default() -> Self {
         Self {
             max_idle: 256,
-            // Common servers (Node, uvicorn) close an idle connection after 5 s: one that is just being closed costs a second
-            // try.
+            // Common servers (Node, uvicorn) close an idle connection after 5 s. A request that meets the close is sent
+            // twice.
             idle_limit: Duration::from_secs(4),
             max_age: Duration::from_secs(300),
         }
@@ -251,37 +253,37 @@ impl Default for Connections {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ProviderConfig {
-    /// Unique; what logs, health and metrics call it.
+    /// Its unique name in logs, health and metrics.
     pub name: String,
-    /// The base that an SDK would take, `/v1` included.
+    /// The base URL, as for an SDK: `/v1` is included.
     pub url: Uri,
-    /// Sent as a bearer token.
+    /// The key that is sent as a bearer token.
     pub api_key: Option<Secret>,
-    /// The models it serves: what clients call them, and what it calls them.
+    /// The models that it serves: the clients' name for each, and the provider's.
     pub models: BTreeMap<String, String>,
-    /// What a million tokens of input cost.
+    /// The price of a million input tokens.
     pub input_rate: Option<f64>,
-    /// What a million tokens of output cost.
+    /// The price of a million output tokens.
     pub output_rate: Option<f64>,
-    /// Whether it is asked over HTTP/2. `None`: over TLS if both sides agree on it, otherwise not.
+    /// Whether it is asked over HTTP/2. `None`: if it is negotiated over TLS, otherwise not.
     pub http2: Option<bool>,
-    /// Its connections.
+    /// The connections to it.
     pub connections: Connections,
-    /// Its limits.
+    /// Its time limits.
     pub timeouts: Timeouts,
-    /// Its breaker.
+    /// The settings of its breaker.
     pub breaker: Config,
-    /// When it is given up though nothing has failed; `None`: never.
+    /// When it counts as silent. `None`: never.
     pub silence: Option<silence::Config>,
 }
 
 impl GatewayConfig {
-    /// Reads and checks a file, of up to 8 MiB and within 10 s: it may be a pipe, or on a disk that does not answer. Nothing
-    /// is bound.
+    /// Reads and checks a file of up to 8 MiB, for at most 10 s: it may be a pipe, or on a disk that does not answer.
+    /// No port is bound.
     ///
     /// # Errors
     ///
-    /// Every mistake that could be found, each with file and line.
+    /// All mistakes that were found, each with file and line.
     pub fn from_file(path: &Path) -> Result<Self, ConfigErrors> {
         let text = file::read_file(path)
             .and_then(|text| String::from_utf8(text).map_err(|_| std::io::Error::other("it is not UTF-8")))
@@ -289,11 +291,11 @@ impl GatewayConfig {
         read::read(Some(path), &text).map_err(ConfigErrors)
     }
 
-    /// As [`from_file`](Self::from_file), with the text at hand. `${NAME}` in a text is taken from the environment.
+    /// As [`from_file`](Self::from_file), for a text. `${NAME}` in a value is replaced from the environment.
     ///
     /// # Errors
     ///
-    /// Every mistake that could be found, each with its line.
+    /// All mistakes that were found, each with its line.
     ///
     /// # Examples
     ///
@@ -311,13 +313,13 @@ impl GatewayConfig {
         read::read(None, text).map_err(ConfigErrors)
     }
 
-    /// What is legal but odd, a line each, with its place.
+    /// What is valid but probably not intended: one line for each, with its place.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 }
 
-/// The plan, for `fusebox check`.
+/// The output of `fusebox check`.
 impl fmt::Display for GatewayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use humantime::format_duration as time;
@@ -348,7 +350,7 @@ impl fmt::Display for GatewayConfig {
             let (failures, open_for) = (breaker.failure_threshold(), time(breaker.open_for()));
             writeln!(f, "  breaker    opens after {failures} failures in a row, for {open_for}")?;
             match provider.silence {
-                None => writeln!(f, "  silence    is not looked at")?,
+                None => writeln!(f, "  silence    is not detected")?,
                 Some(silence) => {
                     let ceiling =
                         silence.ceiling().map_or(String::new(), |limit| format!(", or after {}", time(limit)));
@@ -371,7 +373,7 @@ impl fmt::Display for GatewayConfig {
 }
 
 impl GatewayConfig {
-    /// The providers of each model by their index, in the order in which they are asked.
+    /// The positions of each model's providers, in the order in which they are asked.
     pub(crate) fn candidates(&self) -> BTreeMap<&str, Vec<usize>> {
         let mut candidates: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for index in self.order() {
@@ -382,7 +384,7 @@ impl GatewayConfig {
         candidates
     }
 
-    /// All providers by their index, in the order in which they are asked.
+    /// The positions of all providers, in the order in which they are asked.
     pub(crate) fn order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.providers.len()).collect();
         if self.strategy == Strategy::Cheapest {

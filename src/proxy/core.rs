@@ -1,5 +1,5 @@
-//! What each core has for itself: a log, timers, connections to the providers, and watchers. Cores share the breakers, the
-//! detectors of silence and the metrics, and nothing else.
+//! What each core has for itself: a log, timers, connections to the providers, and watchers. Cores share the breakers,
+//! the detectors of silence and the metrics, and nothing else.
 //!
 //! Not here: the thread that a core is: `edge::cores`.
 
@@ -58,8 +58,8 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// A provider whose settings have not changed keeps its connections and its watchers. One whose detectors are kept keeps
-    /// their watchers.
+    /// A provider whose settings have not changed keeps its connections and its watchers. One whose detectors are kept
+    /// keeps their watchers.
     fn new(live: Arc<Live>, before: Option<&Self>, ticker: &Arc<Ticker>, resolver: &Resolver) -> Self {
         let upstream = |provider: &Arc<Provider>| {
             let kept = before.and_then(|before| {

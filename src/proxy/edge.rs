@@ -1,5 +1,5 @@
-//! Where clients and operators connect: accepting connections, handing them to cores, serving them, and ending them in good
-//! order.
+//! Where clients and operators connect: accepting connections, handing them to cores, serving them, and ending them in
+//! good order.
 //!
 //! Not here: what becomes of a request: `request` and `route`.
 

@@ -1,7 +1,7 @@
-//! What must hold for whatever bytes a client, a provider or an operator's file has: the bodies of the targets in `fuzz/`, which
-//! are run here over `tests/corpus` and a fixed number of mutations of it.
+//! What must hold for any bytes that a client, a provider or an operator's file may contain. These are the bodies of
+//! the targets in `fuzz/`. The tests below run them over `tests/corpus` and a fixed number of its mutations.
 //!
-//! Not here: examples with a meaning: those are each module's own tests.
+//! Not here: examples with a meaning, which are in each module's own tests.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use super::route::sse::{Events, has_content};
 use super::server::create_router;
 use super::state::AppState;
 
-/// A path that stays below its base does so for whoever decodes it once more.
+/// A path that stays below its base still does when a server decodes it once more.
 pub fn path(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if !leaves_its_base(&text) {
@@ -33,7 +33,7 @@ pub fn path(data: &[u8]) {
     }
 }
 
-/// The pieces of a stream, however they are cut, come out as they went in. The first byte says how they are cut.
+/// A stream comes out as it went in, however it is cut into pieces. The first byte gives their size.
 pub fn events(data: &[u8]) {
     let Some((cut, text)) = data.split_first() else { return };
     let mut events = Events::default();
@@ -45,7 +45,7 @@ pub fn events(data: &[u8]) {
     assert!(passed == text, "{passed:?}");
 }
 
-/// Whether there is content in a text can be asked of any text, and of every beginning of it.
+/// Any text, and any beginning of it, can be searched for content.
 pub fn content(data: &[u8]) {
     for end in (0..data.len()).rev().take(16) {
         has_content(&data[..end]);
@@ -53,7 +53,7 @@ pub fn content(data: &[u8]) {
     has_content(data);
 }
 
-/// A model that is found in JSON is where it is said to be, can be replaced, and is the same in every beginning of the body.
+/// A model that is found in JSON can be replaced, and every beginning of the body has the same one or none.
 pub fn json(data: &[u8]) {
     body(&Format::Json, data);
 }
@@ -81,10 +81,10 @@ fn body(format: &Format, data: &[u8]) {
     assert_eq!(again.model, "other-model");
 }
 
-/// A configuration is taken or refused, and every mistake in it is one line.
+/// A configuration is accepted or refused, and every mistake in it is one line.
 pub fn configuration(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    // Files of this machine are none of the fuzzer's business.
+    // The fuzzer must not read files of this machine.
     if text.contains("ca_file") {
         return;
     }
@@ -98,7 +98,7 @@ pub fn configuration(data: &[u8]) {
     assert!(said.iter().all(|line| !line.contains(char::is_control)), "{said:?}");
 }
 
-/// Whatever a provider sends, its client gets a whole answer that is framed once.
+/// Whatever a provider sends, the client gets a complete answer with at most one length.
 ///
 /// # Panics
 ///
@@ -117,7 +117,7 @@ async fn answered(data: Vec<u8>) {
             let data = data.clone();
             tokio::spawn(async move {
                 let mut scratch = [0; 4096];
-                // What becomes of the gateway's side is what is looked at.
+                // Only the gateway's answer matters here.
                 let _ = stream.read(&mut scratch).await;
                 let _ = stream.write_all(&data).await;
             });
@@ -129,7 +129,7 @@ async fn answered(data: Vec<u8>) {
     let (head, body) = response.into_parts();
     assert!(!head.headers.contains_key(header::TRANSFER_ENCODING));
     let lengths: Vec<_> = head.headers.get_all(header::CONTENT_LENGTH).iter().cloned().collect();
-    // One that breaks off says so.
+    // A body that breaks off gives an error.
     if let (Some(length), Ok(body)) = (lengths.first(), body.collect().await) {
         assert!(lengths.len() == 1 && *length == body.to_bytes().len().to_string(), "{lengths:?}");
     }
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// The target with this name, over its corpus and so many mutations of it. Always the same ones.
+    /// Runs a target over its corpus and over `mutations` of it, which are the same in every run.
     fn run(name: &str, target: fn(&[u8]), mutations: usize) {
         let folder = format!("{}/tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
         let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -1,4 +1,5 @@
-//! What is told of requests and providers: the access log and the log, metrics, health, and the headers that name a request.
+//! What is told of requests and providers: the access log and the log, metrics, health, and the headers that name a
+//! request.
 //!
 //! Not here: anything that a decision depends on.
 

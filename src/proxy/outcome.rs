@@ -14,7 +14,8 @@ pub(crate) enum Outcome {
     /// A 4xx answer that is the client's fault.
     #[strum(serialize = "4xx")]
     ClientError,
-    /// 401, 402, 403, 404 or 408: the gateway's account at this provider lacks something. Another provider may do better.
+    /// 401, 402, 403, 404 or 408: the gateway's account at this provider lacks something. Another provider may do
+    /// better.
     Declined,
     /// 429.
     #[strum(serialize = "429")]
@@ -57,7 +58,8 @@ impl Outcome {
             429 => Self::RateLimited,
             400..=499 => Self::ClientError,
             500..=599 => Self::ServerError,
-            // Of the 1xx only 101 arrives as an answer, and no upgrade was asked for. Other numbers are no status at all.
+            // Of the 1xx only 101 arrives as an answer, and no upgrade was asked for. Other numbers are no status at
+            // all.
             _ => Self::Protocol,
         }
     }

@@ -89,8 +89,8 @@ impl Provider {
         &self.config.name
     }
 
-    /// Notes that a request that was sent at `sent` failed. Call it before the breaker is told: the failure may open the
-    /// circuit, and the next probe asks how.
+    /// Notes that a request that was sent at `sent` failed. Call it before the breaker is told: the failure may open
+    /// the circuit, and the next probe asks how.
     pub(crate) fn note_failure(&self, sent: Instant, breaks_off: bool) {
         self.newest_failure.fetch_max(self.micros(sent), Ordering::Relaxed);
         // Late failures do not change why the circuit is open.
@@ -107,14 +107,14 @@ impl Provider {
         }
     }
 
-    /// Whether a request failed that was sent after `sent`. A request from before an outage may be answered during it. Such an
-    /// answer says nothing about the present, and must not end a row of failures.
+    /// Whether a request failed that was sent after `sent`. A request from before an outage may be answered during it.
+    /// Such an answer says nothing about the present, and must not end a row of failures.
     pub(crate) fn has_failed_since(&self, sent: Instant) -> bool {
         self.newest_failure.load(Ordering::Relaxed) > self.micros(sent)
     }
 
-    /// Whether the circuit was opened by answers that began well and broke off. Of such a provider a good first byte proves
-    /// nothing.
+    /// Whether the circuit was opened by answers that began well and broke off. Of such a provider a good first byte
+    /// proves nothing.
     pub(crate) fn breaks_off(&self) -> bool {
         self.breaks_off.load(Ordering::Relaxed)
     }

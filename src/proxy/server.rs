@@ -21,7 +21,8 @@ use super::edge::descriptors::Shares;
 use super::edge::{clients, operators, routes};
 use super::state::AppState;
 
-/// The clients' routes: everything below `/v1/`; and `/health`, `/ready` and `/metrics` if operators have no port of their own.
+/// The clients' routes: everything below `/v1/`; and `/health`, `/ready` and `/metrics` if operators have no port of
+/// their own.
 ///
 /// The server that it is put into has to check the `host` header, as [`run_server`] does (RFC 9112 section 3.2).
 pub fn create_router(state: Arc<AppState>) -> Router {
@@ -34,8 +35,8 @@ pub fn create_admin_router(state: Arc<AppState>) -> Router {
 }
 
 /// Serves clients on `listener`, and operators on `admin`, until `shutdown` completes. Then `/ready` answers 503 for
-/// `drain_delay`. After that no connection is accepted any more, and requests in flight, streams included, have `drain_limit` to
-/// finish. The admin port is served to the end.
+/// `drain_delay`. After that no connection is accepted any more, and requests in flight, streams included, have
+/// `drain_limit` to finish. The admin port is served to the end.
 ///
 /// Clients are served by `cores` threads of their own. The runtime that this future runs on accepts their connections.
 ///
@@ -45,8 +46,8 @@ pub fn create_admin_router(state: Arc<AppState>) -> Router {
 ///
 /// # Errors
 ///
-/// If the listener cannot be set up, the threads cannot be started, or the process may open too few files. Then nobody was
-/// served.
+/// If the listener cannot be set up, the threads cannot be started, or the process may open too few files. Then nobody
+/// was served.
 pub async fn run_server(
     state: Arc<AppState>,
     listener: TcpListener,

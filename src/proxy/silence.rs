@@ -1,5 +1,6 @@
-//! Watching providers for silence. Detectors are shared by all cores; each core has a watcher for each of them. There is one
-//! detector for each provider, model and kind of answer: what is learnt of one kind of answer says nothing about another.
+//! Watching providers for silence. Detectors are shared by all cores; each core has a watcher for each of them. There
+//! is one detector for each provider, model and kind of answer: what is learnt of one kind of answer says nothing about
+//! another.
 //!
 //! Not here: when a provider is silent: `fusebox::silence`; what a request does then: `route::failover`.
 
@@ -20,12 +21,12 @@ use super::timers::{Group, Timers};
 use crate::silence::{self, Config, Detector, DetectorSnapshot, TICK, Watcher};
 use crate::{CircuitBreaker, Permit};
 
-/// A stream that pauses cannot be moved to another provider, so there is no hurry. And all streams of a provider pause together
-/// whenever it reschedules its work.
+/// A stream that pauses cannot be moved to another provider, so there is no hurry. And all streams of a provider pause
+/// together whenever it reschedules its work.
 const MIN_PIECE_FLOOR: Duration = Duration::from_secs(1);
 
-/// A silent request that another provider has answered is kept open, to learn from a late answer that the silence was short.
-/// A core keeps at most this many of one provider's requests, each for at most `LISTEN_FOR`.
+/// A silent request that another provider has answered is kept open, to learn from a late answer that the silence was
+/// short. A core keeps at most this many of one provider's requests, each for at most `LISTEN_FOR`.
 const MAX_LISTENING: usize = 16;
 const LISTEN_FOR: Duration = Duration::from_secs(30);
 
@@ -60,8 +61,9 @@ impl Detectors {
         Self { breaker, cores, config, by_kind: Mutex::default() }
     }
 
-    /// The same detectors with other settings, without those of models that the provider does not serve any more. What they
-    /// have learnt is kept. Requests that began before keep using the old ones, which go when the last of them ends.
+    /// The same detectors with other settings, without those of models that the provider does not serve any more. What
+    /// they have learnt is kept. Requests that began before keep using the old ones, which go when the last of them
+    /// ends.
     pub(crate) fn reconfigured(&self, config: Config, is_served: impl Fn(&str) -> bool) -> Self {
         let mut by_kind = self.by_kind.lock().clone();
         // A request without a model belongs to no model that could be removed.
@@ -116,7 +118,8 @@ pub(crate) struct Watchers {
 }
 
 impl Watchers {
-    /// `before`: the core's watchers of the same provider before a reload. Those whose detectors are still there are kept.
+    /// `before`: the core's watchers of the same provider before a reload. Those whose detectors are still there are
+    /// kept.
     pub(crate) fn new(detectors: Arc<Detectors>, ticker: Arc<Ticker>, before: Option<&Self>) -> Self {
         let mut by_model = HashMap::default();
         if let Some(before) = before {
@@ -164,8 +167,8 @@ impl Watchers {
         found
     }
 
-    /// Keeps waiting for the answer to a silent request that another provider has answered. `answer` returns whether there is
-    /// one.
+    /// Keeps waiting for the answer to a silent request that another provider has answered. `answer` returns whether
+    /// there is one.
     pub(crate) fn listen(&self, answer: impl Future<Output = bool> + Send + 'static, mut ticket: Ticket) {
         let listening = Arc::clone(&self.listening);
         if listening.load(Ordering::Relaxed) >= MAX_LISTENING {
@@ -216,7 +219,8 @@ impl CoreWatcher {
     }
 }
 
-/// A request that is watched until it is answered. Dropped before that, it is withdrawn and says nothing about the provider.
+/// A request that is watched until it is answered. Dropped before that, it is withdrawn and says nothing about the
+/// provider.
 pub(crate) struct Ticket {
     watcher: Arc<CoreWatcher>,
     /// `None` once it is answered.
@@ -312,11 +316,12 @@ impl Ticker {
         }
     }
 
-    /// Looks at the state as of `now`, after everything that had arrived by then was read. A core that was held up, or is
-    /// overloaded, has unread answers; their provider is not silent. Returns the time of the next tick.
+    /// Looks at the state as of `now`, after everything that had arrived by then was read. A core that was held up, or
+    /// is overloaded, has unread answers; their provider is not silent. Returns the time of the next tick.
     async fn tick(&self, now: Instant) -> Option<Instant> {
         for _ in 0..ROUNDS {
-            // The runtime polls every ready task, and asks the system which sockets are ready, before it resumes this one.
+            // The runtime polls every ready task, and asks the system which sockets are ready, before it resumes this
+            // one.
             yield_now().await;
         }
         self.look(now)

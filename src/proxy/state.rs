@@ -1,5 +1,5 @@
-//! What all requests share: the configuration with its providers and breakers, and how it is replaced while requests are under
-//! way.
+//! What all requests share: the configuration with its providers and breakers, and how it is replaced while requests
+//! are under way.
 //!
 //! Not here: connections: each core has its own, in `core`.
 
@@ -29,7 +29,7 @@ use super::upstream::{Resolver, SetupError, Tls};
 use crate::error::Escaped;
 use crate::{CircuitBreaker, CircuitBreakerRegistry};
 
-/// The gateway's state, shared by all its connections.
+/// The gateway's state, shared by all connections.
 #[derive(Debug)]
 pub struct AppState {
     /// One breaker per provider, by its name.
@@ -90,7 +90,7 @@ impl Live {
 }
 
 impl AppState {
-    /// Prepares the providers. Nothing is connected yet, and no access log is written.
+    /// Prepares the providers. Nothing is connected yet, and there is no access log.
     ///
     /// # Errors
     ///
@@ -99,8 +99,9 @@ impl AppState {
         Self::build(config, None)
     }
 
-    /// As [`new`](Self::new), with an access log: a JSON object and a line break for each request, unless the configuration
-    /// switches it off. A separate thread writes to `writer`. If that is too slow, lines are lost and counted.
+    /// As [`new`](Self::new), with an access log: a JSON object and a line break for each request, unless the
+    /// configuration switches it off. A separate thread writes to `writer`. If that is too slow, lines are lost and
+    /// counted.
     ///
     /// # Errors
     ///
@@ -136,9 +137,9 @@ impl AppState {
         }))
     }
 
-    /// Applies another configuration. Requests under way keep the one they began with, and no client's connection is closed. A
-    /// provider of the same name keeps its breaker's state; one whose settings are unchanged keeps its connections as well.
-    /// `listen`, `cores`, `admin_listen` and `max_connections` are not applied.
+    /// Applies another configuration. Requests under way keep the one they began with, and no client's connection is
+    /// closed. A provider of the same name keeps its breaker's state; one whose settings are unchanged keeps its
+    /// connections as well. `listen`, `cores`, `admin_listen` and `max_connections` are not applied.
     ///
     /// # Errors
     ///
@@ -173,8 +174,9 @@ impl AppState {
         Ok(())
     }
 
-    /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used or has no providers, nothing changes: a
-    /// file that is being written is empty for a moment. Logs the result, and returns whether the file was applied.
+    /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used or has no providers, nothing
+    /// changes: a file that is being written is empty for a moment. Logs the result, and returns whether the file was
+    /// applied.
     pub fn reload_file(&self, path: &Path) -> bool {
         let number = self.begin_reload();
         let applied = GatewayConfig::from_file(path)
@@ -254,7 +256,8 @@ impl AppState {
         self.metrics.encode(&self.circuit_breakers, detectors, lost, log::lost(), self.budget.held())
     }
 
-    /// What is counted of a provider since the gateway began, as `/metrics` shows it. `None` if there is no such provider.
+    /// What is counted of a provider since the gateway began, as `/metrics` shows it. `None` if there is no such
+    /// provider.
     ///
     /// # Examples
     ///
@@ -354,7 +357,7 @@ fn no_providers(path: &Path) -> String {
     format!("{}: providers are missing, expected one at least", Escaped(path.display()))
 }
 
-/// The breaker that is registered under the provider's name, with its settings.
+/// The breaker that is registered under the provider's name, with the provider's settings.
 fn breaker_for(config: &ProviderConfig, breakers: &CircuitBreakerRegistry) -> Arc<CircuitBreaker> {
     let breaker = breakers
         .get(&config.name)

@@ -1,8 +1,8 @@
 //! Timeouts that cost little as long as they do not expire, which is nearly always.
 //!
-//! Each timeout of a core has a place in a list. One task sleeps until the earliest of them and then looks through the list. It
-//! ends when no timeout is set. Setting a timeout that expires later only writes to its place. A timer of the runtime would
-//! have to be sorted among all others, and would interrupt a runtime that is about to go to sleep.
+//! Each timeout of a core has a place in a list. One task sleeps until the earliest of them and then looks through the
+//! list. It ends when no timeout is set. Setting a timeout that expires later only writes to its place. A timer of the
+//! runtime would have to be sorted among all others, and would interrupt a runtime that is about to go to sleep.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -160,7 +160,8 @@ impl Drop for Timer {
     }
 }
 
-/// A limit for the pause before the next piece. It counts only the time during which the receiver is ready for that piece.
+/// A limit for the pause before the next piece. It counts only the time during which the receiver is ready for that
+/// piece.
 pub(crate) struct Pause {
     timer: Timer,
     /// `None` while there is no pause.
@@ -232,8 +233,8 @@ impl Future for Sleep {
 
 impl hyper::rt::Sleep for Sleep {}
 
-/// Runs a future until the time that `until` returns, which may change meanwhile. The timer is set only if the future has to
-/// wait. This is no `async fn`, which would store the future twice.
+/// Runs a future until the time that `until` returns, which may change meanwhile. The timer is set only if the future
+/// has to wait. This is no `async fn`, which would store the future twice.
 pub(crate) fn within<T>(
     timer: &mut Timer,
     mut until: impl FnMut() -> Instant,

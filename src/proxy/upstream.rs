@@ -1,11 +1,10 @@
-//! How a request reaches one provider: the only module that knows of connections. It knows nothing of breakers; what an error
-//! means is for its caller to judge.
+//! Connections to one provider, and sending requests on them.
 //!
-//! Not here: breakers, and what an error means: its caller judges.
+//! Not here: breakers, and what an error means for them: `route`.
 //!
-//! Each core has connections of its own. Those of HTTP/1 (`http1`, by hyper's client) serve one request at a time, are polled by
-//! who uses them (`wake`) and rest in a stack between requests (`idle`). Those of HTTP/2 (`http2`) serve many at once, and a
-//! task polls each.
+//! Each core has connections of its own. An HTTP/1 connection (`http1`, by hyper's client) serves one request at a
+//! time. The task that uses it polls it (`wake`), and between requests it waits in a stack (`idle`). An HTTP/2
+//! connection (`http2`) serves many requests at once, and a task of its own polls it.
 
 mod body;
 mod http1;
@@ -48,16 +47,16 @@ pub(crate) use tls::Tls;
 
 use super::config::{ProviderConfig, Secret};
 
-/// A request got no answer.
+/// Why a request got no answer.
 #[derive(Debug)]
 pub(crate) enum SendError {
     /// No connection could be made.
     Connect(Box<dyn Error + Send + Sync>),
-    /// None either, but for what this process or this machine is short of.
+    /// No connection could be made because this process or this machine has run out of something.
     Shortage(Box<dyn Error + Send + Sync>),
-    /// None within so long.
+    /// No connection was made within this time.
     ConnectTimeout(Duration),
-    /// The connection failed before the head of an answer was there.
+    /// The connection failed before the head of an answer came.
     Connection(hyper::Error),
 }
 
@@ -71,7 +70,7 @@ impl fmt::Display for SendError {
     }
 }
 
-/// An error with its causes, which hold what an operator needs.
+/// Shows an error with all its causes.
 pub(crate) struct Chain<'a>(pub(crate) &'a dyn Error);
 
 impl fmt::Display for Chain<'_> {
@@ -86,29 +85,29 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// A connection's bytes.
+/// The byte stream of a connection.
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// One provider's address, key and connections, for one core.
 pub(crate) struct Upstream {
-    /// The provider's name, as a header has it.
+    /// The provider's name, for a header.
     pub(crate) name: HeaderValue,
     url: Uri,
-    /// The path of the base, which ends in the provider's own `/v1`.
+    /// The path of the base URL, which includes the provider's own `/v1`.
     base: String,
     host: HeaderValue,
     api_key: Option<Secret>,
     authorization: Option<HeaderValue>,
     connect_timeout: Duration,
     connector: HttpsConnector<HttpConnector<Resolver>>,
-    /// Without TLS there is nothing to agree on it by.
+    /// Without TLS the two sides cannot negotiate the version.
     is_http2_only: bool,
     idle: Arc<Idle>,
     http2: Http2Pool,
 }
 
 impl Upstream {
-    /// `cores`: how many share the provider's idle connections.
+    /// `cores` is how many cores share the limit for idle connections.
     pub(crate) fn new(config: &ProviderConfig, tls: &Tls, resolver: &Resolver, cores: u64) -> Self {
         let builder = HttpsConnectorBuilder::new().with_tls_config(tls.config.clone()).https_or_http();
         let tcp = tcp(HttpConnector::new_with_resolver(resolver.clone()), config.timeouts.connect);
@@ -136,16 +135,16 @@ impl Upstream {
         }
     }
 
-    /// Sends a request, `/v1/...` as the client sent it, and waits for the head of the answer.
+    /// Sends a request with the path `/v1/...` as the client sent it, and waits for the head of the answer.
     ///
-    /// On a connection that was used before, a close that comes instead of an answer says nothing about the provider: it
-    /// may have closed it for being idle while the request was on its way. The request then goes once more, on a new
-    /// connection, whatever its method (RFC 9110 section 9.2.2 leaves this to who knows the semantics; asking a model twice
-    /// changes nothing but a bill). A body that can be sent only once goes on a new connection from the start.
+    /// If a reused connection is closed before any answer, that says nothing about the provider: it may have closed the
+    /// idle connection while the request was on its way. The request is then sent once more, on a new connection,
+    /// whatever its method (RFC 9110 section 9.2.2 leaves this to those who know the semantics; asking a model twice
+    /// changes only the bill). A body that can be sent only once is sent on a new connection from the start.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it closes the connection that the request is on; of HTTP/2, the stream.
+    /// Dropping it closes the connection that the request is on, or the stream if it is HTTP/2.
     pub(crate) async fn send(
         &self,
         head: &request::Parts,
@@ -162,14 +161,14 @@ impl Upstream {
                 Err(error) => debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed"),
             }
         }
-        // In a box: most requests need none, and all that await this one would be as large as it.
+        // In a box: most requests need no new connection, and the futures around this one would be as large as it.
         let connected = Box::pin(timeout(self.connect_timeout, self.connect(can_be_sent_again))).await;
         let connected = connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?;
         let connection = connected.map_err(|error| {
             if is_own_shortage(&*error) {
                 SendError::Shortage(error)
             } else if any_io_error(&*error, |error| error.kind() == io::ErrorKind::TimedOut) {
-                // hyper's own limit passes first where this thread was held up beyond both.
+                // hyper's own limit expires first if this thread was held up beyond both limits.
                 SendError::ConnectTimeout(self.connect_timeout)
             } else {
                 SendError::Connect(error)
@@ -178,7 +177,7 @@ impl Upstream {
         self.ask(connection, head, body).await.map_err(SendError::Connection)
     }
 
-    /// A connection that was used before.
+    /// A connection that was used before, if one is free.
     fn rested(&self) -> Option<Connection> {
         self.idle.take().map(Connection::Http1).or_else(|| self.http2.take(None).map(Connection::Http2))
     }
@@ -205,13 +204,13 @@ impl Upstream {
         Ok(response.map(|body| UpstreamBody::new(body, loan)))
     }
 
-    /// What a provider says about a request may quote its key.
+    /// `body` with stars in place of the key: a provider's error may quote it.
     pub(crate) fn without_key(&self, body: Bytes) -> Bytes {
         let Some(key) = &self.api_key else { return body };
         key.strike_out(body)
     }
 
-    /// As above, of headers: a provider may repeat what it was asked with.
+    /// Replaces the key in headers by stars: a provider may echo a request's headers.
     pub(crate) fn strike_out_key(&self, headers: &mut HeaderMap) {
         let Some(key) = &self.api_key else { return };
         for value in headers.values_mut() {
@@ -221,11 +220,11 @@ impl Upstream {
         }
     }
 
-    /// With `may_share`, one that another request makes meanwhile will do, if it is of HTTP/2. None that is older: that one may
-    /// be as dead as the one before.
+    /// Makes a connection. If it `may_share`, an HTTP/2 connection that another request has made meanwhile is used as
+    /// well, but not an older one, which may be as dead as the one before.
     async fn connect(&self, may_share: bool) -> Result<Connection, Box<dyn Error + Send + Sync>> {
         let begun = Instant::now();
-        // Where one connection serves all, they do not all connect when it is gone.
+        // If one HTTP/2 connection serves all requests, they do not all reconnect when it is lost.
         let _turn = self.http2.turn().await;
         if may_share && let Some(connection) = self.http2.take(Some(begun)) {
             return Ok(Connection::Http2(connection));
@@ -258,7 +257,7 @@ impl Upstream {
         request
     }
 
-    /// The path of the base, and what follows the gateway's `/v1`.
+    /// The path of the base URL, followed by what comes after `/v1` in the client's path.
     fn target(&self, asked: &Uri) -> PathAndQuery {
         let asked = asked.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/v1"));
         if self.base == "/v1" {
@@ -275,8 +274,8 @@ enum Connection {
     Http2(Http2),
 }
 
-/// Lets those run first that can run too: of requests that come together all are read, and then all are sent. A provider on the
-/// same machine is then woken once for several, and not for each, which is a twentieth of what a request costs.
+/// Lets every other ready task run first. Requests that come together are all read before they are sent, so that a
+/// provider on the same machine is woken once for several of them. That saves a twentieth of what a request costs.
 async fn behind_the_others() {
     let mut has_waited = false;
     poll_fn(|cx| {
@@ -289,16 +288,17 @@ async fn behind_the_others() {
     .await;
 }
 
-/// Whether a request that got no answer was refused by the provider, and did not merely lose its connection: by something that is
-/// not HTTP, or by a reset of its stream that does not say that it was not looked at (RFC 9113 section 8.7).
+/// Whether an error shows that the provider has seen the request, and that its connection was not merely closed: the
+/// provider sent something that is not HTTP, or reset the stream with another code than `REFUSED_STREAM` (RFC 9113
+/// section 8.7).
 fn is_an_answer(error: &hyper::Error) -> bool {
     error.is_parse() || http2::reset_by_provider(error).is_some_and(|reason| reason != h2::Reason::REFUSED_STREAM)
 }
 
-/// Whether no connection could be made because this machine or this process has no more descriptors, ports, memory or threads:
-/// the provider has not even been asked.
+/// Whether a connection could not be made because this machine or this process has run out of descriptors, ports,
+/// memory or threads. Then the provider has not even been asked.
 fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
-    // `EMFILE`, `ENFILE`, `EADDRNOTAVAIL`, `ENOBUFS`, `ENOMEM`; and `EAGAIN`, of a thread that cannot be started.
+    // `EMFILE`, `ENFILE`, `EADDRNOTAVAIL`, `ENOBUFS`, `ENOMEM`; and `EAGAIN`, for a thread that cannot be started.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const SHORT: [i32; 6] = [24, 23, 99, 105, 12, 11];
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -309,7 +309,8 @@ fn is_own_shortage(error: &(dyn Error + 'static)) -> bool {
     })
 }
 
-/// Whether one of an error's causes is such a one. What is inside of an `io::Error` is not its source.
+/// Whether an error, or one of its causes, is an I/O error of this kind. An error inside of an `io::Error` is not its
+/// source, and is examined as well.
 fn any_io_error(error: &(dyn Error + 'static), is_it: fn(&io::Error) -> bool) -> bool {
     std::iter::successors(Some(error), |error| (*error).source()).any(|error| {
         let io = error.downcast_ref::<io::Error>();
@@ -317,13 +318,13 @@ fn any_io_error(error: &(dyn Error + 'static), is_it: fn(&io::Error) -> bool) ->
     })
 }
 
-/// Where a host has several addresses, each gets a share of the time, and IPv4 does not wait for IPv6 (RFC 8305). A host is
-/// looked up for each new connection.
+/// If a host has several addresses, each gets a share of the time, and IPv4 does not wait for IPv6 (RFC 8305). A host
+/// is looked up for each new connection.
 fn tcp<R>(mut tcp: HttpConnector<R>, connect_timeout: Duration) -> HttpConnector<R> {
     tcp.enforce_http(false);
     // With Nagle's algorithm a small request waits for the acknowledgement of the one before.
     tcp.set_nodelay(true);
-    // A little more, so that it is not this one that passes where there is one address.
+    // A little more than the gateway's own limit, so that the gateway's expires first if there is one address.
     tcp.set_connect_timeout(Some(connect_timeout + connect_timeout / 8));
     tcp
 }
@@ -361,7 +362,7 @@ mod tests {
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        // Of the first lookup only the last address listens, of the second none.
+        // Of the first lookup's addresses only the last one listens. Of the second lookup's none does.
         let lookups = [&["[::1]:0", "127.0.0.2:0", "127.0.0.1:0"][..], &["127.0.0.2:0"]];
         let number = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let resolver = tower::service_fn(move |_| {
@@ -378,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_is_sent_behind_all_others_that_can_be_read() {
+    async fn a_request_is_sent_after_all_other_ready_tasks_have_run() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let upstream = upstream(&format!("http://{}/v1", listener.local_addr().unwrap()));
@@ -389,7 +390,7 @@ mod tests {
             sent.store(true, std::sync::atomic::Ordering::Relaxed);
             upstream.send(&head, RequestBody::Whole(Parts::default())).await.map(drop)
         });
-        // As if it were read meanwhile: it has its turn when the other one has begun.
+        // It stands for another request that can be read, and runs when the first one has begun.
         tokio::spawn(async move {
             assert!(is_sent.load(std::sync::atomic::Ordering::Relaxed));
             assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody has connected");
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shortage_of_our_own_is_known_however_deep_it_is_and_nothing_else_is_one() {
+    fn a_shortage_is_recognized_however_deep_it_is_nested() {
         let code = |code| std::io::Error::from_raw_os_error(code);
         for short in [24, 23, 12] {
             assert!(is_own_shortage(&code(short)));
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_v1_is_put_behind_the_base() {
+    fn the_path_below_v1_is_appended_to_the_base() {
         for (base, asked, target) in [
             ("http://a/v1", "/v1/chat/completions", "/v1/chat/completions"),
             ("http://a/v1/", "/v1/chat/completions?x=1", "/v1/chat/completions?x=1"),

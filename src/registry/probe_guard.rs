@@ -9,8 +9,8 @@ use crate::permit::{OwnedPermit, Permit, PermitType};
 
 /// Holds the probe for a caller that got [`PermitType::Probe`] by name, so that it is resolved whatever happens.
 ///
-/// It stands for the probe that was in flight when it was made; if there was none, it does nothing. Dropped unresolved, it
-/// counts as a failure of type `dropped`, and the circuit's opening is logged as a warning.
+/// It stands for the probe that was in flight when it was made; if there was none, it does nothing. Dropped unresolved,
+/// it counts as a failure of type `dropped`, and the circuit's opening is logged as a warning.
 ///
 /// # Examples
 ///

@@ -74,8 +74,8 @@ impl ConfigBuilder {
         self
     }
 
-    /// How long the oldest silent request has to wait before it is an alarm: 0 to 24 h, default 20 ms. It keeps an upstream
-    /// that answers within a millisecond from being given up for its next hiccup.
+    /// How long the oldest silent request has to wait before it is an alarm: 0 to 24 h, default 20 ms. It keeps an
+    /// upstream that answers within a millisecond from being given up for its next hiccup.
     pub fn floor(mut self, floor: Duration) -> Self {
         self.0.floor = floor;
         self

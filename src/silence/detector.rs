@@ -133,7 +133,8 @@ impl Detector {
         self.learning.enough.load(Ordering::Relaxed) != 0
     }
 
-    /// The first answers at a high rate are the fastest ones: not before those that were under way with them are in, too.
+    /// The first answers at a high rate are the fastest ones: not before those that were under way with them are in,
+    /// too.
     pub(super) fn see_whether_enough(&self, answers: usize) {
         if !self.has_learnt() {
             let in_flight: usize = self.cores.iter().map(|core| core.in_flight.load(Ordering::Relaxed)).sum();
@@ -175,13 +176,13 @@ impl Detector {
     }
 
     pub(super) fn note_alarm(&self, as_of: u64, generation: u32) {
-        // Of two alarms as of one answer the one of the later opening counts. That its generation may wrap in between costs a
-        // closing, once in a quarter of a million openings.
+        // Of two alarms as of one answer the one of the later opening counts. That its generation may wrap in between
+        // costs a closing, once in a quarter of a million openings.
         self.alarm.fetch_max(as_of << GENERATION_BITS | u64::from(generation), Ordering::Relaxed);
     }
 
-    /// The newest answer that was known when this detector opened the circuit; `None` if it is not silent, or by another's
-    /// alarm.
+    /// The newest answer that was known when this detector opened the circuit; `None` if it is not silent, or by
+    /// another's alarm.
     pub(super) fn silent_as_of(&self, word: Snapshot) -> Option<u64> {
         if !word.silent {
             return None;

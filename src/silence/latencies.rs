@@ -90,8 +90,8 @@ impl Surprise {
         Self { scores: Box::new([0.0; BUCKETS]), median: 0, p99: 0, samples: 0, made_at: None, halvings: 0 }
     }
 
-    /// Of a request that has waited for so many microseconds. It counts as the shortest time of its bucket: where all answers
-    /// take the same time, who has waited for almost as long is no surprise.
+    /// Of a request that has waited for so many microseconds. It counts as the shortest time of its bucket: where all
+    /// answers take the same time, who has waited for almost as long is no surprise.
     #[inline]
     pub(super) fn of(&self, micros: u64) -> f32 {
         self.scores[bucket(micros)]

@@ -43,9 +43,9 @@ const fn most(bits: u32) -> u64 {
     (1 << bits) - 1
 }
 
-/// A sum of surprises, in one word with the answer that it was taken after: requests that are older are silent no more once
-/// a newer answer is known, and a sum that still counts them must be seen to be out of date. 36 bits of it are enough: the
-/// same instant comes back after 19 hours, in which a core with requests under way has long looked again.
+/// A sum of surprises, in one word with the answer that it was taken after: requests that are older are silent no more
+/// once a newer answer is known, and a sum that still counts them must be seen to be out of date. 36 bits of it are
+/// enough: the same instant comes back after 19 hours, in which a core with requests under way has long looked again.
 fn pack(silent: Silent, as_of: u64) -> u64 {
     #[expect(
         clippy::cast_possible_truncation,

@@ -271,12 +271,12 @@ impl Watcher {
         }
     }
 
-    /// Looks whether the silence is alarming, and opens the circuit if it is. Every [`TICK`](super::TICK) while anything is in flight; what
-    /// a look is late by is taken for time in which no answer could be read.
+    /// Looks whether the silence is alarming, and opens the circuit if it is. Every [`TICK`](super::TICK) while
+    /// anything is in flight; what a look is late by is taken for time in which no answer could be read.
     ///
-    /// Returns an alarm if requests of this watcher that have not been told yet had better ask somebody else: all that have
-    /// been started and not handed back. That may be the probe alone, and it may be that another core's watcher, or failures,
-    /// have opened the circuit.
+    /// Returns an alarm if requests of this watcher that have not been told yet had better ask somebody else: all that
+    /// have been started and not handed back. That may be the probe alone, and it may be that another core's watcher,
+    /// or failures, have opened the circuit.
     pub fn look(&mut self, now: Instant) -> Option<Alarm> {
         let detector = Arc::clone(&self.detector);
         let now = detector.micros(now);

@@ -1,5 +1,6 @@
-//! A clock for calls that are refused. Reading it costs a fifth of reading an `Instant`, and it goes in steps: on Linux of 1
-//! to 10 ms, by the kernel's timer. So it may say no, never yes: see [`open_left_for_sure`](crate::word::Snapshot::open_left_for_sure).
+//! A clock for calls that are refused. Reading it costs a fifth of reading an `Instant`, and it goes in steps: on Linux
+//! of 1 to 10 ms, by the kernel's timer. So it may say no, never yes: see
+//! [`open_left_for_sure`](crate::word::Snapshot::open_left_for_sure).
 //!
 //! Not here: what a call that may pass is decided by.
 
@@ -12,14 +13,14 @@ pub(crate) struct CoarseClock {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 impl CoarseClock {
     pub(crate) fn new() -> Self {
-        // By the good clock, and rounded up: by its own, which lags, it could be ahead of the good one from then on, and a
-        // caller would be told to come back too early.
+        // By the good clock, and rounded up: by its own, which lags, it could be ahead of the good one from then on,
+        // and a caller would be told to come back too early.
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         Self { epoch: ticks(now).wrapping_add(1) }
     }
 
-    /// `None` where there is no such clock, and in a build in which tests may pause tokio's time: that does not stop the
-    /// system's.
+    /// `None` where there is no such clock, and in a build in which tests may pause tokio's time: that does not stop
+    /// the system's.
     #[inline]
     pub(crate) fn now(&self) -> Option<u32> {
         (!TIME_CAN_BE_PAUSED).then(|| system_ticks().wrapping_sub(self.epoch))
@@ -48,8 +49,8 @@ impl CoarseClock {
     }
 }
 
-/// Whether tokio is built with its feature `test-util`, by whoever asked for it. There is `tokio::time::pause` then, and the
-/// glob import below shadows the constant of that name.
+/// Whether tokio is built with its feature `test-util`, by whoever asked for it. There is `tokio::time::pause` then,
+/// and the glob import below shadows the constant of that name.
 const TIME_CAN_BE_PAUSED: bool = {
     #[allow(unused_imports, clippy::wildcard_imports, reason = "that is the question")]
     use tokio::time::*;

@@ -1,4 +1,5 @@
-//! Each transition of the word by itself, at its edges. What threads do to each other is for the models in `loom-tests`.
+//! Each transition of the word by itself, at its edges. What threads do to each other is for the models in
+//! `loom-tests`.
 
 use super::*;
 use CircuitState::{Closed, HalfOpen, Open};

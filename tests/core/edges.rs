@@ -1,4 +1,5 @@
-//! What users of other breakers ran into at the edges: subscribers that panic, texts that forge lines, breakers in breakers.
+//! What users of other breakers ran into at the edges: subscribers that panic, texts that forge lines, breakers in
+//! breakers.
 
 use std::error::Error;
 use std::io;

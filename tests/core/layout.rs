@@ -1,12 +1,13 @@
-//! What readers may take for granted of the sources: which module knows which, how long a file is, where the atomics are.
+//! What readers may take for granted of the sources: which module knows which, how long a file is, where the atomics
+//! are.
 
 use std::fs::read_to_string;
 use std::path::Path;
 
 use crate::sources::{Source, sources, used};
 
-/// The floors, from the lowest to the highest: a file may use what stands in the lines above its own. Modules in one line may use
-/// each other, and so may the files of a folder that stands here as one. `ARCHITECTURE.md` draws the same.
+/// The floors, from the lowest to the highest: a file may use what stands in the lines above its own. Modules in one
+/// line may use each other, and so may the files of a folder that stands here as one. `ARCHITECTURE.md` draws the same.
 const FLOORS: &[&[&str]] = &[
     &["sync"],
     &["clock"],
@@ -143,7 +144,8 @@ fn every_floor_is_there() {
     }
 }
 
-/// A module with parts of its own is `name.rs` beside `name/`. Only the gateway's root, which was there first, is a `mod.rs`.
+/// A module with parts of its own is `name.rs` beside `name/`. Only the gateway's root, which was there first, is a
+/// `mod.rs`.
 #[test]
 fn modules_are_laid_out_in_one_way() {
     let all = sources(&["src", "benches", "loom-tests"]);
@@ -159,13 +161,18 @@ fn what_the_map_names_is_there() {
     let (lives, _) = lives.split_once("## Elsewhere").unwrap();
     let mut names = 0;
     for name in lives.split('`').skip(1).step_by(2) {
+        names += 1;
+        if name.ends_with(".rs") {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+            assert!(root.join(name).is_file() || root.join("src/proxy").join(name).is_file(), "there is no {name}");
+            continue;
+        }
         let last = name.rsplit("::").next().unwrap();
         let is_there = ["fn ", "struct ", "enum ", "mod "].iter().any(|kind| {
             code.match_indices(&format!("{kind}{last}"))
                 .any(|(at, found)| !code[at + found.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_'))
         });
         assert!(is_there || name == "Notify", "there is no {name}");
-        names += 1;
     }
     assert!(names > 30, "{names}");
 }
@@ -211,8 +218,9 @@ fn no_line_of_prose_is_wider_than_120_columns() {
     }
     assert!(texts.len() > 3000, "{}", texts.len());
     for (path, line) in texts {
-        // A link cannot be broken.
-        assert!(line.chars().count() <= 120 || line.contains("://"), "{path}: {line}");
+        // A link and a row of a table cannot be broken.
+        let is_row = line.trim_start_matches(['/', '!', ' ']).starts_with('|');
+        assert!(line.chars().count() <= 120 || is_row || line.contains("://"), "{path}: {line}");
     }
 }
 

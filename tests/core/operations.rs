@@ -1,4 +1,5 @@
-//! `docs/OPERATIONS.md` explains every line of the log, and no other. The codes of errors are compared in `src/proxy/answer.rs`.
+//! `docs/OPERATIONS.md` explains every line of the log, and no other. The codes of errors are compared in
+//! `src/proxy/answer.rs`.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! The detector of silence in a simulated world: what a hang costs, and what healthy traffic does to it. `benches/silence` runs
-//! the same world for longer.
+//! The detector of silence in a simulated world: what a hang costs, and what healthy traffic does to it.
+//! `benches/silence` runs the same world for longer.
 
 #[path = "simulation.rs"]
 mod simulation;

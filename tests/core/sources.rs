@@ -74,8 +74,8 @@ pub(crate) fn used(code: &str, module: &[&str]) -> Vec<Vec<String>> {
     found
 }
 
-/// `[["a"], ["b"]]` of `{a::{x, y}, b}`, and `[["a", "b", "f"]]` of `a::b::f`: what begins with a small letter, as far as it is
-/// written out.
+/// `[["a"], ["b"]]` of `{a::{x, y}, b}`, and `[["a", "b", "f"]]` of `a::b::f`: what begins with a small letter, as far
+/// as it is written out.
 fn firsts(path: &str) -> Vec<Vec<String>> {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let names = |path: &str| {

@@ -52,8 +52,8 @@ pub(crate) async fn waiter(breaker: &Arc<CircuitBreaker>) -> Waiter {
     waiter
 }
 
-/// Under paused time, which jumps to the next timer when all is idle, a lost wakeup looks like one that came: only that no
-/// time has passed tells them apart.
+/// Under paused time, which jumps to the next timer when all is idle, a lost wakeup looks like one that came: only that
+/// no time has passed tells them apart.
 pub(crate) async fn at_once<F: Future>(future: F) -> F::Output {
     let start = Instant::now();
     let output = future.await;

@@ -76,7 +76,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
         "26: providers[1].models[1] is \"m\", expected a name that is not in the list already",
         "27: providers[1].aliases.m is \"n\", expected a name that is not in models",
         "29: providers[2].name is \"b c\", expected visible ASCII without spaces",
-        "30: providers[2].url is a URL with credentials, expected them in api_key",
+        "30: providers[2].url is a URL with credentials, expected one without; the key belongs into api_key",
         "31: providers[2].api_key is integer, expected a text such as \"${NAME}\"",
         "32: providers[2].models is \"m\", expected an array, each a model's name",
     ];
@@ -91,9 +91,9 @@ fn what_is_legal_but_odd_is_a_warning_with_its_line() {
     )
     .unwrap();
     let expected = [
-        "line 2: server.listen is no loopback address and auth_tokens are missing: whoever reaches it may ask",
+        "line 2: server.listen is not a loopback address and there are no auth_tokens: anybody who reaches it may send requests",
         "line 3: the model \"n\" has no other provider than a",
-        "line 5: providers[0].url is a plain http URL of a public host: keys and prompts can be read on the way",
+        "line 5: providers[0].url is a plain http URL of a public host: keys and prompts can be read in transit",
     ];
     assert_eq!(config.warnings(), expected);
 }

@@ -8,8 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{CHAT, DEADLINE, Gateway};
 
-/// Answers every request, but closes a connection instead of giving the answer that `closes` names: the n-th on it, from 0.
-/// Counts the connections and the closes.
+/// Answers every request, but closes a connection instead of giving the answer that `closes` names: the n-th on it,
+/// from 0. Counts the connections and the closes.
 async fn closing(closes: usize) -> (std::net::SocketAddr, Arc<[AtomicUsize; 2]>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -59,7 +59,8 @@ enum Act {
     Close,
 }
 
-/// Does what `script` says with the n-th request of all, on the connection of that number. Counts connections and requests.
+/// Does what `script` says with the n-th request of all, on the connection of that number. Counts connections and
+/// requests.
 async fn provider(script: impl Fn(usize, usize) -> Act + Send + Sync + 'static) -> (SocketAddr, Arc<[AtomicUsize; 2]>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -315,8 +315,8 @@ fn number(summary: &Value, name: &str) -> f64 {
 fn check(summary: &Value, outcome: &str) {
     let number = |name: &str| number(summary, name);
     assert!(number("requests") >= 200.0 && number("trips") >= 1.0 && number("probes") >= 1.0, "{summary}");
-    // The threshold, a probe for each open interval of 2 s, what was under way, and 3 because that is counted from outside,
-    // up to a few milliseconds after the trip.
+    // The threshold, a probe for each open interval of 2 s, what was under way, and 3 because that is counted from
+    // outside, up to a few milliseconds after the trip.
     assert!(number("faulty_provider_hits") <= 3.0 + 2.0 + number("in_flight_at_trip") + 3.0, "{summary}");
     assert!(summary["faulty_provider_outcomes"][outcome].as_f64().unwrap() >= 3.0, "{summary}");
     for time in ["time_to_open_ms", "time_to_close_ms", "p50_ms", "p99_ms"] {

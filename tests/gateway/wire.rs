@@ -224,8 +224,8 @@ async fn pipelined_requests_are_answered_in_their_order() {
     assert!(seen.iter().zip(["x-n: 1", "x-n: 2", "x-n: 3"]).all(|(request, n)| request.contains(n)), "{seen:?}");
 }
 
-/// A request that two servers read differently can hide another one. What leaves the gateway is written anew and has one
-/// reading, so nothing gets through; and a client that sends such a thing is not listened to any further.
+/// A request that two servers read differently can hide another one. What leaves the gateway is written anew and has
+/// one reading, so nothing gets through; and a client that sends such a thing is not listened to any further.
 #[tokio::test]
 async fn a_request_that_can_be_read_in_two_ways_smuggles_nothing() {
     let hidden = "POST /v1/hidden HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n\r\n";

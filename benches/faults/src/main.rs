@@ -1,6 +1,6 @@
-//! What clients notice while a provider fails and another one is there, and what the failing one gets to bear: the gateway
-//! beside nginx and `HAProxy`, each with two providers of its own, at the same time if the machine has open files enough for
-//! that.
+//! What clients notice while a provider fails and another one is there, and what the failing one gets to bear: the
+//! gateway beside nginx and `HAProxy`, each with two providers of its own, at the same time if the machine has open
+//! files enough for that.
 
 mod contender;
 mod load;
@@ -86,8 +86,8 @@ fn head(latency: Latency, rate: u32) {
     println!("|---|---|---|---|---|---|---|---|---|---|");
 }
 
-/// How long a fault lasts, and how many contenders meet it at once: a request that is under way takes two open files here, one at
-/// either end.
+/// How long a fault lasts, and how many contenders meet it at once: a request that is under way takes two open files
+/// here, one at either end.
 fn fitting(fault: Fault, latency: Latency, rate: u32, contenders: usize) -> (Duration, usize) {
     let outage = match (fault, latency) {
         (Fault::Pause, _) => 1,

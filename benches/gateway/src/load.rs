@@ -121,8 +121,8 @@ pub(crate) fn saturate(kind: Kind, port: u16, cores: usize, seconds: u32, folder
     Saturated { requests, per_second, errors: errors.into(), latency }
 }
 
-/// Latencies at a given rate, whatever becomes of the requests before: of the median, of 99 and of 99.9 percent, in milliseconds.
-/// By a process of its own, which shares no core with a contender that has one.
+/// Latencies at a given rate, whatever becomes of the requests before: of the median, of 99 and of 99.9 percent, in
+/// milliseconds. By a process of its own, which shares no core with a contender that has one.
 pub(crate) fn at_rate(kind: Kind, port: u16, cores: usize, rate: u32, seconds: u32) -> [f64; 3] {
     let output = beside(std::env::current_exe().expect("this program"), cores)
         .args(["rate", &kind.name(), &port.to_string(), &rate.to_string(), &seconds.to_string()])

@@ -1,5 +1,5 @@
-//! What a request costs in the gateway, beside nginx, `HAProxy` and a plain proxy of hyper and hyper-util. All of them stand in
-//! front of the same upstream, and take turns within each round.
+//! What a request costs in the gateway, beside nginx, `HAProxy` and a plain proxy of hyper and hyper-util. All of them
+//! stand in front of the same upstream, and take turns within each round.
 
 mod contender;
 mod load;
@@ -154,7 +154,8 @@ fn turn(options: &Options, kind: Kind, cores: usize, running: &Running, folder: 
     let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
     let waited = after.waited.saturating_sub(before.waited).as_secs_f64();
     let busy = cpu / f64::from(options.seconds);
-    // On a core of its own it waits only if somebody else on the machine takes it, and is not busy if the load falls short.
+    // On a core of its own it waits only if somebody else on the machine takes it, and is not busy if the load falls
+    // short.
     let starved = cores == 1 && kind != Kind::Paced && (waited > cpu * 0.1 || busy < 0.85);
     Turn { per_10k: cpu / load.requests() * 1e4, busy, starved, resident: running.resident(), load }
 }

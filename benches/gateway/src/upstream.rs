@@ -1,5 +1,5 @@
-//! What every contender asks: it answers without looking at more of a request than where it ends, which costs far less than
-//! passing it on.
+//! What every contender asks: it answers without looking at more of a request than where it ends, which costs far less
+//! than passing it on.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

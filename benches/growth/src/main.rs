@@ -1,5 +1,6 @@
-//! Sends requests of one size, of twice and of four times that size through the gateway's router, and counts instructions by
-//! callgrind: what is added by the second doubling may be little more than twice what the first one added. It needs valgrind.
+//! Sends requests of one size, of twice and of four times that size through the gateway's router, and counts
+//! instructions by callgrind: what is added by the second doubling may be little more than twice what the first one
+//! added. It needs valgrind.
 //!
 //! `cargo run -p growth-bench`; a case that grows faster is named, and the exit code is 1.
 

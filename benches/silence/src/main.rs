@@ -1,5 +1,5 @@
-//! `cargo run --release -p silence-bench` prints how soon a hang is noticed, what healthy traffic does to the detector, and
-//! what the detector costs.
+//! `cargo run --release -p silence-bench` prints how soon a hang is noticed, what healthy traffic does to the detector,
+//! and what the detector costs.
 
 #[path = "../../../tests/core/simulation.rs"]
 mod simulation;

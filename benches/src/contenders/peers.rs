@@ -1,4 +1,5 @@
-//! Other breakers, each used as its own documentation says is fastest, with a window of the default size where it has one.
+//! Other breakers, each used as its own documentation says is fastest, with a window of the default size where it has
+//! one.
 
 use std::future::{Ready, ready};
 
@@ -94,8 +95,8 @@ impl<S: layered::Service<bool, Out = Result<(), Failure>> + 'static> AsyncCall f
     }
 }
 
-/// A tower service: each thread has its clone, and waits until it is ready, for which it needs a runtime's timer: it sleeps
-/// for a millisecond where another thread is asking. Failures in a row, which it counts without a window.
+/// A tower service: each thread has its clone, and waits until it is ready, for which it needs a runtime's timer: it
+/// sleeps for a millisecond where another thread is asking. Failures in a row, which it counts without a window.
 pub fn tower_resilience(start: Start) -> impl Contender {
     let builder = tower_resilience_circuitbreaker::CircuitBreakerLayer::builder();
     let builder = builder.consecutive_failures(start.threshold(usize::MAX, 1)).wait_duration_in_open(HOUR);

@@ -1,5 +1,5 @@
-//! The design that fusebox replaces, as it is often written: breakers in a `DashMap`, the state of each behind a lock, and a
-//! `watch` channel that tells those who wait that the probe is over.
+//! The design that fusebox replaces, as it is often written: breakers in a `DashMap`, the state of each behind a lock,
+//! and a `watch` channel that tells those who wait that the probe is over.
 
 use std::time::{Duration, Instant};
 

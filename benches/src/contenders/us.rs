@@ -19,8 +19,8 @@ fn breaker(start: Start) -> CircuitBreaker {
     CircuitBreaker::new(NAME, config(start))
 }
 
-/// The call that a permit lets through. A macro, since a permit that goes through a function of its own is written to memory
-/// for that, and the call takes three times as long.
+/// The call that a permit lets through. A macro, since a permit that goes through a function of its own is written to
+/// memory for that, and the call takes three times as long.
 macro_rules! call {
     ($permit:ident, $fails:ident) => {{
         match upstream($fails) {

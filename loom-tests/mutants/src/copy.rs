@@ -44,8 +44,8 @@ impl Copy {
     }
 }
 
-/// The repository's, of `loom-tests` alone. That is built for every mutant and runs for a second, so it is not optimised; its
-/// dependencies are.
+/// The repository's, of `loom-tests` alone. That is built for every mutant and runs for a second, so it is not
+/// optimised; its dependencies are.
 fn workspace(repository: &Path) -> String {
     let manifest = fs::read_to_string(repository.join("Cargo.toml")).expect("Cargo.toml");
     let mut manifest: toml::Table = manifest.parse().expect("Cargo.toml is one");

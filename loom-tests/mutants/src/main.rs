@@ -1,7 +1,8 @@
 //! Makes one deliberate mistake after the other in a copy of the sources, and runs the tests that are said to notice.
 //!
-//! A model that passes proves nothing until it has been seen to fail. `loom-tests/mutants.toml` lists the mistakes as edits of
-//! the sources; the copy has a workspace of its own, and shares the build folder so that no dependency is built twice.
+//! A model that passes proves nothing until it has been seen to fail. `loom-tests/mutants.toml` lists the mistakes as
+//! edits of the sources; the copy has a workspace of its own, and shares the build folder so that no dependency is
+//! built twice.
 
 mod copy;
 #[cfg(test)]
@@ -30,7 +31,8 @@ struct Mutant {
     name: String,
     /// Relative to the root of the repository.
     file: String,
-    /// What the mistake replaces. It has to be in the file exactly once: who changes it is told to look at the mutant again.
+    /// What the mistake replaces. It has to be in the file exactly once: who changes it is told to look at the mutant
+    /// again.
     find: String,
     replace: String,
     /// Why there is a rule that it breaks.

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::{AtomicUsize, Hidden};
 
-/// Every value that there ever was, and which of them is the current one. A reader may get a stale index, as it may get a
-/// stale pointer of the real one; a lock in its place would order what the real one does not.
+/// Every value that there ever was, and which of them is the current one. A reader may get a stale index, as it may get
+/// a stale pointer of the real one; a lock in its place would order what the real one does not.
 pub struct ArcSwap<T> {
     current: AtomicUsize,
     values: Hidden<Vec<Arc<T>>>,

@@ -1,5 +1,5 @@
-//! A clock that stands still until somebody lets time pass, and the timers that wait for it. The histories of real threads
-//! mount this file, too.
+//! A clock that stands still until somebody lets time pass, and the timers that wait for it. The histories of real
+//! threads mount this file, too.
 
 use std::future::{Future, poll_fn};
 use std::ops::Add;
@@ -115,7 +115,8 @@ impl Timer {
             timers.next
         }));
         drop(old);
-        // After it is there to be woken; and not a load, whose stale time would wait for an advance that has already been.
+        // After it is there to be woken; and not a load, whose stale time would wait for an advance that has already
+        // been.
         if Instant(CLOCK.millis.fetch_add(0, Relaxed)) >= self.deadline {
             return Poll::Ready(Elapsed);
         }

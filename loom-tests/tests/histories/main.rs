@@ -1,5 +1,5 @@
-//! Real threads on all cores: short histories of concurrent calls are recorded, and each of them has to be explained by some
-//! order in which the calls happened one at a time, as the plain breaker in `spec` would have answered them.
+//! Real threads on all cores: short histories of concurrent calls are recorded, and each of them has to be explained by
+//! some order in which the calls happened one at a time, as the plain breaker in `spec` would have answered them.
 //!
 //! The models see few calls and everything that may happen between them; this sees many, and what this machine does.
 

@@ -57,7 +57,8 @@ enum Before {
     Probing,
     /// The same, and its lease is over.
     Hung,
-    /// It has been open meanwhile: the first thread holds a permit from before that, and a new row of failures has begun.
+    /// It has been open meanwhile: the first thread holds a permit from before that, and a new row of failures has
+    /// begun.
     ClosedAgain,
 }
 

@@ -194,8 +194,8 @@ impl Spec {
         }
     }
 
-    /// The one looseness that is allowed: a record by name stands for the probe that was in flight when it was made, and
-    /// is lost if that probe's lease is over and another call takes it over in the same moment. It says so.
+    /// The one looseness that is allowed: a record by name stands for the probe that was in flight when it was made,
+    /// and is lost if that probe's lease is over and another call takes it over in the same moment. It says so.
     fn may_be_lost(&self, kind: PermitType, answer: &Answer) -> bool {
         match self.circuit {
             Circuit::HalfOpen { probe: Some(_), lease } => kind == PermitType::Probe && lease.may_be_over(answer),

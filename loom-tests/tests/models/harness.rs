@@ -35,9 +35,9 @@ struct Totals {
 
 /// Explores `model` with plain loads, then with loads as read-modify-writes; `FUSEBOX_LOADS=plain` or `rmw` picks one.
 ///
-/// `model` returns which of the `ends` its race came to, and every one of them has to be seen in each mode: loom has passed
-/// models with races after a single execution. That, and a number of executions, is the guard; a mutant that only the guard
-/// stops has not been noticed.
+/// `model` returns which of the `ends` its race came to, and every one of them has to be seen in each mode: loom has
+/// passed models with races after a single execution. That, and a number of executions, is the guard; a mutant that
+/// only the guard stops has not been noticed.
 pub(crate) fn explore<F: Fn() -> &'static str + Copy + Send + Sync + 'static>(ends: &'static [&'static str], model: F) {
     explore_with(ends, 0, model);
 }

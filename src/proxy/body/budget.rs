@@ -1,16 +1,16 @@
-//! How much of bodies and answers is held in memory at one time, by all requests together.
+//! The limit for the bytes of bodies and answers that all requests together hold in memory.
 //!
-//! Not here: what becomes of one for which there is no room: `upload` and `hold`.
+//! Not here: what happens to a body for which there is no room: `request::upload` and `route::receive`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-/// Bodies up to this size are held whatever there is: as many as there are connections.
+/// A body up to this size is always held. There are no more of them than connections.
 pub(crate) const FREE: u64 = 16 << 10;
 
-/// What may be held.
+/// How much may be held, and how much is.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max: AtomicU64,
@@ -22,7 +22,7 @@ impl Budget {
         Arc::new(Self { max: AtomicU64::new(max), held: AtomicU64::new(0) })
     }
 
-    /// What is held already stays.
+    /// Bodies that are held already stay, even if they exceed the new limit.
     pub(crate) fn set_max(&self, max: u64) {
         self.max.store(max, Ordering::Relaxed);
     }
@@ -45,7 +45,7 @@ impl Budget {
     }
 }
 
-/// What one body has of a budget, given back when it is dropped.
+/// One body's share of a budget. It is given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<Budget>,
@@ -57,7 +57,7 @@ impl Share {
         Self { budget, bytes: 0 }
     }
 
-    /// Whether it has that much now; if not, it has what it had before.
+    /// Returns whether the share has `bytes` now. If not, it is unchanged.
     pub(crate) fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let fits = more == 0 || self.budget.take(more);
@@ -73,7 +73,7 @@ impl Share {
         self.bytes -= less;
     }
 
-    /// Bytes that keep it for as long as somebody has a part of them.
+    /// Ties the share to `bytes`: it is given back when the last slice of them is dropped.
     pub(crate) fn with(self, bytes: Bytes) -> Bytes {
         struct Held {
             bytes: Bytes,
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_is_given_back_with_the_last_part_of_it() {
+    fn a_share_is_given_back_with_the_last_slice_of_its_bytes() {
         let budget = Budget::new(100);
         let mut one = Share::new(Arc::clone(&budget));
         assert!(one.grow_to(60) && one.grow_to(60) && !one.grow_to(101));

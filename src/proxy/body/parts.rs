@@ -1,6 +1,5 @@
-//! A body in at most three parts, one behind the other: what a name was cut out of, and the name in its place.
-//!
-//! Not here: sending it.
+//! A body in at most three parts: what stands before a model's name, the name, and what stands after it. So a name is
+//! replaced without copying a long body.
 
 use bytes::Bytes;
 
@@ -12,7 +11,7 @@ impl Parts {
         Self(parts)
     }
 
-    /// The next part; empty ones are left out.
+    /// The next part that is not empty.
     pub(crate) fn take(&mut self) -> Option<Bytes> {
         self.0.iter_mut().find(|part| !part.is_empty()).map(std::mem::take)
     }

@@ -1,6 +1,6 @@
-//! Bodies come in pieces: what reading them has in common in both directions.
+//! Collecting a body from the pieces in which it comes, in either direction.
 //!
-//! Not here: limits of time and size: those who read have them.
+//! Not here: limits of time and size: the callers have them.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use http_body::SizeHint;
 
 use super::budget::{Budget, FREE, Share};
 
-/// Room for several pieces at first: events are small, and many.
+/// The capacity at the second piece. Events are small and many.
 const MIN_SEVERAL: usize = 4 << 10;
 
-/// The pieces of a body so far. Most bodies come in one piece, which then need not be copied.
+/// The pieces of a body so far. Most bodies come in one piece, which is not copied.
 #[derive(Default)]
 pub(crate) struct Pieces {
     only: Bytes,
@@ -21,12 +21,12 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Whether there is room to hold so many bytes more.
+    /// Whether there is room to hold `bytes` more.
     pub(crate) fn has_room(&mut self, bytes: usize, budget: &Arc<Budget>) -> bool {
         let length = self.len() + bytes as u64;
         length <= FREE || {
             let share = self.share.get_or_insert_with(|| Share::new(Arc::clone(budget)));
-            // What is copied has room for more than that.
+            // A buffer that pieces are copied into grows by doubling.
             let room = if self.only.is_empty() && self.several.is_empty() { length } else { 2 * length };
             share.grow_to(room)
         }
@@ -53,17 +53,17 @@ impl Pieces {
         let capacity = several.capacity();
         let bytes = if several.is_empty() { only } else { several.freeze() };
         let Some(mut share) = share else { return bytes };
-        // A body that is held for long should not keep room for another one.
+        // A body may be held for long, and should not keep unused capacity.
         let bytes = if capacity > bytes.len() + bytes.len() / 4 { Bytes::copy_from_slice(&bytes) } else { bytes };
         share.shrink_to(bytes.len().max(capacity.min(bytes.len() + bytes.len() / 4)) as u64);
         share.with(bytes)
     }
 }
 
-/// The size of a body of which so many bytes were read ahead.
+/// The size of a body of which `ahead` bytes have been read, and `rest` is to come.
 pub(crate) fn size_with(ahead: u64, rest: &SizeHint) -> SizeHint {
     let mut hint = SizeHint::new();
-    // The upper bound first: `SizeHint` asserts that the lower one is not above it.
+    // The upper bound first: `SizeHint` panics if the lower one is above it.
     if let Some(upper) = rest.upper() {
         hint.set_upper(upper + ahead);
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_make_the_whole_and_a_single_one_is_not_copied() {
+    fn pieces_are_joined_and_a_single_one_is_not_copied() {
         let mut pieces = Pieces::default();
         let piece = Bytes::from_static(b"one");
         pieces.push(Bytes::new());

@@ -1,6 +1,6 @@
-//! The file of certificate authorities, read when it is checked and again when it is used.
+//! The file of certificate authorities. It is read when the configuration is checked, and again when it is applied.
 //!
-//! Not here: what is trusted: `upstream::tls`.
+//! Not here: which certificates are trusted: `upstream::tls`.
 
 use std::path::Path;
 
@@ -9,9 +9,11 @@ use rustls::pki_types::pem::PemObject;
 
 use super::file::read_file;
 
+/// Reads the certificates in a PEM file.
+///
 /// # Errors
 ///
-/// What is wrong with it, to be read after its name.
+/// What is wrong with the file, as a phrase that follows its name.
 pub(crate) fn read_ca_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let text = read_file(file).map_err(|error| format!("cannot be read: I/O error: {error}"))?;
     let certificates = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();

@@ -1,6 +1,5 @@
-//! Reading a file that may be anything: a pipe that nobody writes to, a disk that does not answer, a device without an end.
-//!
-//! Not here: what is in it.
+//! Reading a file that may be anything: a pipe that nobody writes to, on a disk that does not answer, a device without
+//! an end.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,22 +7,22 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// No configuration and no list of certificates is as long.
+/// No configuration and no list of certificates is this long.
 const MAX_BYTES: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Reads a file by a thread of its own, which is left behind if the file does not come to an end in time.
+/// Reads a file on a thread of its own. The thread is abandoned if it does not reach the end of the file in time.
 pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let (send, receive) = mpsc::channel();
     let path = path.to_owned();
     let read = move || {
-        // Whoever has waited for it may be gone.
+        // The receiver may have given up.
         let _ = send.send(read_up_to_the_limit(&path));
     };
     std::thread::Builder::new().name("read-file".into()).spawn(read)?;
     receive
         .recv_timeout(PATIENCE)
-        .unwrap_or_else(|_| Err(io::Error::other(format!("it does not come within {PATIENCE:?}"))))
+        .unwrap_or_else(|_| Err(io::Error::other(format!("it could not be read within {PATIENCE:?}"))))
 }
 
 fn read_up_to_the_limit(path: &Path) -> io::Result<Vec<u8>> {

@@ -1,10 +1,8 @@
-//! How much memory this process may have: what the machine has, or less where a control group limits it.
-//!
-//! Not here: what is made of it.
+//! How much memory this process may use: the machine's, or the limit of a control group.
 
 use std::path::Path;
 
-/// In bytes; `None` where the system does not say.
+/// In bytes. `None` if the system does not tell.
 pub(super) fn of_this_process() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let machine = read("/proc/meminfo").and_then(|text| of_machine(&text));
@@ -18,8 +16,8 @@ fn of_machine(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The files that hold the limits of a process's groups and of those that they are in. One without a limit holds `max`, or in
-/// the first version of control groups a number beyond every machine's memory.
+/// The files with the limits of a process's control groups and of the groups around them. A file without a limit holds
+/// `max`, or in version 1 of control groups a number beyond every machine's memory.
 fn groups(cgroup: &str) -> Vec<String> {
     let mut files = Vec::new();
     for line in cgroup.lines() {
@@ -32,7 +30,7 @@ fn groups(cgroup: &str) -> Vec<String> {
             }
             _ => continue,
         };
-        // Within a container the path is the host's, and the root is the container's own.
+        // In a container the path is the host's, but the root is the container's.
         let within = Path::new(path).ancestors().filter_map(Path::to_str).map(|path| path.trim_end_matches('/'));
         files.extend(within.map(|path| format!("{root}{path}/{file}")));
     }
@@ -44,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machines_memory_and_the_groups_of_both_versions_are_found() {
+    fn the_memory_of_the_machine_and_the_limits_of_both_versions_of_control_groups_are_found() {
         assert_eq!(of_machine("MemFree: 1 kB\nMemTotal:       24604028 kB\n"), Some(24_604_028 * 1024));
         assert_eq!(of_machine("MemTotal: lots"), None);
         assert_eq!(

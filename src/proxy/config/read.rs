@@ -1,4 +1,4 @@
-//! What the fields of `fusebox.toml` mean, which values are right, and what is legal but odd.
+//! The fields of `fusebox.toml`: which values are valid, and which are valid but probably not intended.
 //!
 //! Not here: TOML itself: `section`.
 
@@ -22,7 +22,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let at = error.span().map_or(0, |span| span.start);
-        // Without the offending line, which may hold a secret.
+        // The line itself is not shown: it may hold a secret.
         report.mistake(at, format_args!("not valid TOML: {}", error.message().trim()));
     }
     if !errors.is_empty() {
@@ -72,7 +72,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
 }
 
-/// What holds for a provider that says nothing else.
+/// The settings of a provider that has none of its own.
 struct Defaults {
     connections: Connections,
     timeouts: Timeouts,
@@ -80,7 +80,7 @@ struct Defaults {
     silence: Silence,
 }
 
-/// Its settings are kept where it is switched off: a provider may switch it on.
+/// The settings are kept even if detection is switched off: a provider may switch it on.
 #[derive(Clone, Copy)]
 struct Silence {
     enabled: bool,
@@ -88,7 +88,8 @@ struct Silence {
 }
 
 impl Default for Defaults {
-    /// A client should not wait as long as a library's caller may, nor should the gateway hold any number of them.
+    /// A client should wait less long than a library's caller may, and the gateway should not hold any number of
+    /// waiting clients.
     fn default() -> Self {
         let breaker = Config::builder().wait_limit(Duration::from_secs(10)).max_waiters(1000);
         let silence = Silence { enabled: true, config: silence::Config::builder() };
@@ -110,7 +111,10 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     }
     server.auth_tokens = section.secrets("auth_tokens");
     if server.auth_tokens.is_empty() && !server.listen.ip().is_loopback() {
-        section.warn("listen", "is no loopback address and auth_tokens are missing: whoever reaches it may ask");
+        section.warn(
+            "listen",
+            "is not a loopback address and there are no auth_tokens: anybody who reaches it may send requests",
+        );
     }
     if let Some(Text { shown, value }) = section.text("ca_file", "a path") {
         let file = PathBuf::from(value);
@@ -183,7 +187,7 @@ fn read_silence(mut section: Section<'_, '_>, silence: &mut Silence) {
     section.finish();
 }
 
-/// What knows its own ranges.
+/// A builder that checks its own ranges.
 trait Checked: Clone {
     fn check(&self) -> Result<(), ConfigError>;
 }
@@ -236,7 +240,7 @@ fn read_provider<'i>(
         && url.scheme_str() == Some("http")
         && !is_private(url.host().unwrap_or_default())
     {
-        section.warn("url", "is a plain http URL of a public host: keys and prompts can be read on the way");
+        section.warn("url", "is a plain http URL of a public host: keys and prompts can be read in transit");
     }
     let models = read_models(&mut section);
     let (input_rate, output_rate) = (section.rate("input_rate"), section.rate("output_rate"));
@@ -279,7 +283,7 @@ fn read_provider<'i>(
     })
 }
 
-/// By then the gateway itself has given the probe up, or judged it; see `stream`.
+/// A probe's lease. By its end the gateway has given the probe up or judged it: see `JudgedStream::begin`.
 fn lease(timeouts: &Timeouts) -> Duration {
     let judged = timeouts.first_byte.saturating_add(timeouts.idle.saturating_mul(2));
     (judged.min(timeouts.total) + Duration::from_secs(1)).min(MAX_DURATION)
@@ -290,42 +294,43 @@ fn read_url(section: &mut Section<'_, '_>) -> Option<Uri> {
     let text = section.text("url", expected);
     section.require("url", expected);
     let Text { shown, value } = text?;
-    // Whatever else is wrong with it, it may hold a password and is not shown.
+    // It may hold a password, so it is not shown, whatever else is wrong with it.
     if value.contains('@') {
-        section.mistake("url", "a URL with credentials", "them in api_key");
+        section.mistake("url", "a URL with credentials", "one without; the key belongs into api_key");
         return None;
     }
     if value.contains('?') {
-        section.mistake("url", "a URL with a query", "the base that an SDK takes");
+        section.mistake("url", "a URL with a query", "the base URL that an SDK takes");
         return None;
     }
     let uri: Option<Uri> = value.parse().ok();
     let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
     match &uri {
         None => section.mistake("url", &shown, expected),
-        // `http` takes any number for a port, and whoever connects then takes the scheme's own: port 80, with the key.
+        // The crate `http` accepts any number as a port. A connector would ignore it and send the key to port 80 or
+        // 443.
         Some(uri) if uri.authority().is_some_and(|it| has_no_port(it.as_str())) => {
             section.mistake("url", &shown, "a URL with a port from 1 to 65535, or without one");
         }
-        // Together with a client's path it must stay within what a URI may be.
+        // Together with a client's path it must not exceed the longest URI.
         Some(_) if value.len() > 2048 => section.mistake("url", "too long", "at most 2048 characters"),
         Some(_) => {}
     }
     uri
 }
 
-/// Whether what stands in place of a port is none.
+/// Whether an authority has an invalid port.
 fn has_no_port(authority: &str) -> bool {
     let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
     port.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..)) || !port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Whether a host is one's own: plain http to it stays at home.
+/// Whether a host is in a private network, which plain http does not leave.
 fn is_private(host: &str) -> bool {
     match host.trim_matches(['[', ']']).parse::<IpAddr>() {
         Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
         Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-        // A name without a dot is one of a container's or of the local domain.
+        // A name without a dot is a container's, or belongs to the local domain.
         Err(_) => {
             !host.contains('.')
                 || [".local", ".internal", ".localhost", ".lan", ".home.arpa"].iter().any(|end| host.ends_with(end))

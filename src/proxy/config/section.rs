@@ -1,9 +1,7 @@
-//! Reading TOML field by field, so that all mistakes are reported at once and each with its place. It knows what a text, a
-//! number or a duration is; what the fields mean is `read`'s affair.
+//! Reading TOML field by field, so that all mistakes are reported at once, each with its place. A mistake shows the
+//! text of the file, and never the value of an environment variable, which may be a secret.
 //!
-//! Not here: the fields of `fusebox.toml`: `read`.
-//!
-//! What a mistake shows is the text of the file, never what an environment variable holds: that may be a secret.
+//! Not here: which fields there are and what they mean: `read`.
 
 use std::collections::BTreeMap;
 use std::env::VarError;
@@ -20,10 +18,10 @@ use toml::de::{DeTable, DeValue};
 use super::Secret;
 use crate::error::Escaped;
 
-/// A breaker's times end there too.
+/// The longest duration of any setting. A breaker's durations have the same limit.
 pub(super) const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The text that is read, and what was found to say about it.
+/// The text that is read, with the mistakes and warnings found so far.
 pub(super) struct Report<'a> {
     file: Option<&'a Path>,
     text: &'a str,
@@ -36,7 +34,7 @@ impl<'a> Report<'a> {
         Self { file, text, mistakes: Vec::new(), warnings: Vec::new() }
     }
 
-    /// `at` is an offset in the text. It is shown on one line: the file's keys may hold anything.
+    /// Reports a mistake at an offset of the text. The message is escaped to one line: keys may contain any character.
     pub(super) fn mistake(&mut self, at: usize, message: impl fmt::Display) {
         let line = self.line(at);
         self.mistakes.push((line, Escaped(format_args!("{}{message}", self.place(line))).to_string()));
@@ -62,7 +60,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Mistakes and warnings, each in the order of their lines.
+    /// The mistakes and the warnings, both in the order of their lines.
     pub(super) fn finish(mut self) -> (Vec<String>, Vec<String>) {
         let sorted = |messages: &mut Vec<(usize, String)>| {
             messages.sort_by_key(|(line, _)| *line);
@@ -78,25 +76,25 @@ struct Field<'i> {
     at: usize,
 }
 
-/// A table that is emptied field by field; what is left at the end is unknown.
+/// A table whose fields are taken out one by one. The fields that are left at the end are unknown ones.
 pub(super) struct Section<'r, 'i> {
     path: String,
-    /// The offset of its head.
+    /// The offset of its header.
     at: usize,
     fields: BTreeMap<String, Field<'i>>,
-    /// The fields that were asked for, and where they are.
+    /// The fields that were asked for, with their offsets.
     known: Vec<(&'static str, Option<usize>)>,
     pub(super) report: &'r mut Report<'i>,
 }
 
-/// A text as the file has it, and with its environment variables filled in.
+/// A text: as the file shows it, and with its environment variables replaced.
 pub(super) struct Text {
     pub(super) shown: String,
     pub(super) value: String,
 }
 
 impl<'r, 'i> Section<'r, 'i> {
-    /// `path` ends in a dot unless it is the root's.
+    /// `path` ends with a dot unless it is empty.
     pub(super) fn new(path: String, at: usize, table: DeTable<'i>, report: &'r mut Report<'i>) -> Self {
         let field = |(key, value): (Spanned<std::borrow::Cow<'i, str>>, Spanned<DeValue<'i>>)| {
             let at = key.span().start;
@@ -107,7 +105,7 @@ impl<'r, 'i> Section<'r, 'i> {
 
     // ---- what was found ----
 
-    /// The field's place: its own, or the section's where it is missing.
+    /// The field's offset, or the section's if the field is missing.
     fn place(&self, field: &str) -> usize {
         self.known.iter().find(|(name, _)| *name == field).and_then(|(_, at)| *at).unwrap_or(self.at)
     }
@@ -138,12 +136,12 @@ impl<'r, 'i> Section<'r, 'i> {
         found.map(|found| found.value)
     }
 
-    /// After the field was asked for.
+    /// Whether a field that was asked for is there.
     pub(super) fn has(&self, field: &str) -> bool {
         self.known.iter().any(|(name, at)| *name == field && at.is_some())
     }
 
-    /// After the field was asked for.
+    /// Reports a mistake if a field that was asked for is missing.
     pub(super) fn require(&mut self, field: &str, expected: &str) {
         if !self.has(field) {
             self.mistake(field, "missing", expected);
@@ -154,7 +152,7 @@ impl<'r, 'i> Section<'r, 'i> {
         self.mistake(field, &shown(value), expected);
     }
 
-    /// A table of its own, and where it is; an empty one where it is missing.
+    /// A table and its offset. A missing one is empty.
     pub(super) fn table(&mut self, field: &'static str) -> (usize, DeTable<'i>) {
         let table = match self.take(field) {
             Some(DeValue::Table(table)) => table,
@@ -188,7 +186,7 @@ impl<'r, 'i> Section<'r, 'i> {
         tables
     }
 
-    /// A text with its variables filled in. `field` may have an index.
+    /// A text with its variables replaced. `field` may have an index.
     fn fill_in(&mut self, field: &str, value: &DeValue<'_>, expected: &str) -> Option<Text> {
         let DeValue::String(raw) = value else {
             self.wrong(field, value, expected);
@@ -251,7 +249,7 @@ impl<'r, 'i> Section<'r, 'i> {
         parsed
     }
 
-    /// One of the names of a type, as serde knows them.
+    /// One of the names that serde knows for a type.
     pub(super) fn one_of<T: DeserializeOwned>(&mut self, field: &'static str, expected: &str, target: &mut T) {
         let read = |text: &str| {
             let text: StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
@@ -262,7 +260,7 @@ impl<'r, 'i> Section<'r, 'i> {
         }
     }
 
-    /// A number, or a text that is one once its variables are filled in.
+    /// A number, or a text that is a number after its variables are replaced.
     fn number<T>(&mut self, field: &'static str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         let value = self.take(field)?;
         let (shown, text) = match &value {
@@ -304,12 +302,12 @@ impl<'r, 'i> Section<'r, 'i> {
         }
     }
 
-    /// For what checks its own range.
+    /// A count whose range the caller checks.
     pub(super) fn any_count(&mut self, field: &'static str) -> Option<u32> {
         self.number(field, "a whole number", |text| text.parse().ok())
     }
 
-    /// As above.
+    /// A number whose range the caller checks.
     pub(super) fn any_number(&mut self, field: &'static str) -> Option<f32> {
         self.number(field, "a number", |text| text.parse().ok())
     }
@@ -319,7 +317,7 @@ impl<'r, 'i> Section<'r, 'i> {
         self.number(field, "a price, 0 or more", parse)
     }
 
-    /// For what checks its own range.
+    /// A duration whose range the caller checks.
     pub(super) fn any_duration(&mut self, field: &'static str) -> Option<Duration> {
         self.parse(field, "a duration such as \"30s\" or \"500ms\"", |text| humantime::parse_duration(text).ok())
     }
@@ -371,7 +369,7 @@ impl<'r, 'i> Section<'r, 'i> {
     }
 }
 
-/// What is no single value may hold a secret, and only its type is shown.
+/// A value as a mistake shows it. Of a table or an array only the type is shown: it may contain a secret.
 fn shown(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("{text:?}"),
@@ -382,7 +380,7 @@ fn shown(value: &DeValue<'_>) -> String {
     }
 }
 
-/// Replaces each `${NAME}`; an error says what is wrong and what would be right.
+/// Replaces each `${NAME}`. An error says what is wrong and what is expected.
 fn fill_in(mut rest: &str) -> Result<String, (String, &'static str)> {
     let mut filled = String::new();
     while let Some((before, after)) = rest.split_once("${") {

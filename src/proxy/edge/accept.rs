@@ -16,8 +16,8 @@ use tracing::warn;
 /// How long to wait after an error before the next connection is accepted.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Lets as many connections wait to be accepted as the system allows. The listeners of std and tokio allow 128. A connection that
-/// finds no room is retried by its client's kernel a second later.
+/// Lets as many connections wait to be accepted as the system allows. The listeners of std and tokio allow 128. A
+/// connection that finds no room is retried by its client's kernel a second later.
 pub(crate) fn widen_queue(listener: &TcpListener) -> io::Result<()> {
     SockRef::from(listener).listen(i32::from(u16::MAX))
 }

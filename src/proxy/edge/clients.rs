@@ -32,8 +32,8 @@ use crate::proxy::observe::metrics::CloseReason;
 use crate::proxy::request::has_a_host;
 use crate::proxy::upstream::Chain;
 
-/// Serves connections, each with the limits of the configuration at its beginning, until no more can come and all have ended, or
-/// until `stop`.
+/// Serves connections, each with the limits of the configuration at its beginning, until no more can come and all have
+/// ended, or until `stop`.
 pub(crate) async fn serve(
     core: Arc<Core>,
     mut handed: mpsc::UnboundedReceiver<Connection>,
@@ -67,7 +67,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Why a connection ended early, or `None` if the client merely left, or was closed after a pause in which it asked for nothing.
+/// Why a connection ended early, or `None` if the client merely left, or was closed after a pause in which it asked for
+/// nothing.
 fn close_reason(error: &hyper::Error, has_asked: bool) -> Option<CloseReason> {
     let is_timeout = |error: &(dyn Error + 'static)| {
         error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
@@ -85,8 +86,8 @@ fn close_reason(error: &hyper::Error, has_asked: bool) -> Option<CloseReason> {
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Either<ClientBody, Body>>, Infallible>> + Send>>;
 
-/// Answers as the router does, without the router's detours for requests below `/v1/`. The future is in a box that goes with the
-/// request: otherwise an idle connection would keep the room for it.
+/// Answers as the router does, without the router's detours for requests below `/v1/`. The future is in a box that goes
+/// with the request: otherwise an idle connection would keep the room for it.
 fn service(
     core: &Arc<Core>,
     router: &Router,

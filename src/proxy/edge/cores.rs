@@ -19,9 +19,9 @@ use crate::proxy::state::AppState;
 
 /// The threads that serve clients.
 ///
-/// Connections are accepted in one place and handed to the core that has the fewest. A listener for each core (`SO_REUSEPORT`)
-/// would save that step, but it assigns connections at random, and they last long: of 8 cores with 8 connections, nearly three
-/// have none on average.
+/// Connections are accepted in one place and handed to the core that has the fewest. A listener for each core
+/// (`SO_REUSEPORT`) would save that step, but it assigns connections at random, and they last long: of 8 cores with 8
+/// connections, nearly three have none on average.
 pub(crate) struct Cores {
     app: Arc<AppState>,
     threads: Vec<CoreThread>,
@@ -66,8 +66,8 @@ impl Drop for Place {
 }
 
 impl Cores {
-    /// Starts all threads, or none. Each runs `serve` with the connections that it is handed, until they have ended or it is
-    /// told to stop.
+    /// Starts all threads, or none. Each runs `serve` with the connections that it is handed, until they have ended or
+    /// it is told to stop.
     pub(crate) fn start<S: Future + 'static>(app: &Arc<AppState>, serve: Serve<S>) -> io::Result<Self> {
         let cores = app.live().server.cores;
         let threads = (0..cores).map(|number| CoreThread::start(app, number, serve)).collect::<io::Result<_>>();
@@ -140,7 +140,7 @@ mod tests {
     use crate::proxy::GatewayConfig;
 
     #[tokio::test]
-    async fn connections_go_to_the_core_that_has_the_fewest_and_a_core_counts_them_while_they_last() {
+    async fn a_connection_goes_to_the_core_that_has_the_fewest_and_is_counted_while_it_lasts() {
         let text = "[server]\ncores = 2\n[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
         let app = AppState::new(&GatewayConfig::from_toml(text).unwrap()).unwrap();
         let cores = Cores::start(&app, crate::proxy::edge::clients::serve).unwrap();
@@ -155,9 +155,12 @@ mod tests {
         }
         drop(clients);
         // The total is decremented a moment after the core's count.
-        while counts() != [0, 0] || places.available_permits() < 10 {
-            tokio::task::yield_now().await;
-        }
+        let ended = async {
+            while counts() != [0, 0] || places.available_permits() < 10 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended).await.expect("connections end in time");
         assert!(cores.drain(Duration::from_secs(20)).await);
     }
 }

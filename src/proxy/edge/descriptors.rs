@@ -1,16 +1,15 @@
-//! How a process's file descriptors are shared out: whoever connects must not take those that providers and operators need.
-//!
-//! Not here: taking connections: `server`.
+//! How the file descriptors of the process are shared out: clients must not use up those that providers and operators
+//! need.
 
 use std::io;
 
-/// For listeners, logs, and what each core's runtime has for itself.
+/// Reserved for listeners and logs, and for each core's runtime.
 const KEPT: u64 = 32;
 const KEPT_FOR_A_CORE: u64 = 4;
 /// Operators need few connections.
 const MAX_OPERATORS: u64 = 256;
 
-/// How many connections there may be at one time.
+/// How many connections may be open at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shares {
     pub(crate) clients: u64,
@@ -18,11 +17,11 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// Of the descriptors that this process may have, where the system limits them.
+    /// The shares of the descriptors that this process may open.
     ///
     /// # Errors
     ///
-    /// If there are too few to take any connection.
+    /// If there are too few for a single connection.
     pub(crate) fn of_this_process(max_clients: u64, cores: u64) -> io::Result<Self> {
         #[cfg(unix)]
         let limit = rlimit::Resource::NOFILE.get_soft()?;
@@ -31,7 +30,7 @@ impl Shares {
         Self::of(limit, max_clients, cores)
     }
 
-    /// A client's request takes a connection to a provider, so that each of the two gets half of what is left.
+    /// A client's request needs a connection to a provider as well, so each of the two gets half of what is left.
     fn of(limit: u64, max_clients: u64, cores: u64) -> io::Result<Self> {
         let operators = MAX_OPERATORS.min(limit / 8);
         let kept = KEPT + KEPT_FOR_A_CORE * cores + operators;
@@ -51,7 +50,7 @@ mod tests {
     use super::Shares;
 
     #[test]
-    fn clients_leave_as_many_descriptors_for_providers_and_some_for_operators() {
+    fn providers_get_as_many_descriptors_as_clients_and_operators_get_some() {
         let shares = |limit, max_clients| Shares::of(limit, max_clients, 2).ok().map(|it| (it.clients, it.operators));
         assert_eq!(shares(1024, 10_000), Some((428, 128)));
         assert_eq!(shares(65_536, 10_000), Some((10_000, 256)));

@@ -1,6 +1,4 @@
-//! ConnectionSet that are told to end with the request that they are serving, and are waited for.
-//!
-//! Not here: accepting connections: `server`.
+//! Ending connections in good order: each ends after the request that it is serving.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -17,10 +15,11 @@ use tokio::sync::{Notify, mpsc};
 
 use super::socket::Socket;
 
-/// The connections that one task accepts. hyper-util has such a thing, which takes a lock for each poll of each connection.
+/// The connections that one task serves. hyper-util has the same thing, but takes a lock for each poll of each
+/// connection.
 pub(crate) struct ConnectionSet {
     drain: Arc<Drain>,
-    /// Each of them has one too.
+    /// Each connection has a clone.
     is_open: mpsc::Sender<Infallible>,
     all_ended: mpsc::Receiver<Infallible>,
 }
@@ -39,7 +38,7 @@ impl Default for ConnectionSet {
 }
 
 impl ConnectionSet {
-    /// Serves a connection in a task of its own, and passes on how it ended.
+    /// Serves a connection in a task of its own, and calls `ended` with the result.
     pub(crate) fn serve<S, B>(
         &self,
         connection: http1::Connection<Socket, S>,
@@ -55,7 +54,7 @@ impl ConnectionSet {
         });
     }
 
-    /// Waits until all have ended.
+    /// Tells all connections to end, and waits until they have.
     pub(crate) async fn end(mut self) {
         self.drain.has_begun.store(true, Ordering::Release);
         self.drain.begins.notify_waiters();
@@ -73,7 +72,7 @@ impl Drain {
         let mut begins = pin!(self.begins.notified());
         let (mut is_first, mut is_told) = (true, false);
         poll_fn(|cx| {
-            // A task's waker stays the same, so that it is enough to leave it once.
+            // A task's waker does not change, so registering it once is enough.
             if std::mem::take(&mut is_first) {
                 let _ = begins.as_mut().poll(cx);
             }

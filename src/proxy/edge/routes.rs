@@ -61,8 +61,8 @@ async fn health(State(state): State<Arc<AppState>>) -> Response {
     (status, axum::Json(health)).into_response()
 }
 
-/// Whether new requests are welcome. The circuits do not matter: a provider's outage must not take every gateway out of service,
-/// since then nobody would answer for the other providers.
+/// Whether new requests are welcome. The circuits do not matter: a provider's outage must not take every gateway out of
+/// service, since then nobody would answer for the other providers.
 async fn ready(State(state): State<Arc<AppState>>) -> Response {
     if state.is_draining() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()

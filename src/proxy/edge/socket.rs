@@ -1,6 +1,5 @@
-//! A client's connection: given up where the client takes nothing of its answer, and closed so that it can still read it.
-//!
-//! Not here: HTTP.
+//! A client's socket. It is given up if the client reads nothing of its answer, and it is closed in such a way that the
+//! client can still read a refusal.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -19,27 +18,27 @@ use tokio::time::Instant;
 
 use crate::proxy::timers::{Pause, Timer};
 
-/// How long a client that is sending may take to read that it has been refused.
+/// How long a client that is still sending may take to read a refusal.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// What hyper reads and writes.
+/// The socket that hyper reads from and writes to.
 pub(crate) struct Socket {
     stream: TokioIo<TcpStream>,
-    /// While the client takes nothing of what it is sent, and while it may still read why it was refused.
+    /// Runs while the client reads nothing, and after the shutdown while it may still read a refusal.
     pause: Pause,
-    /// How long it may take nothing.
+    /// How long the client may read nothing.
     patience: Duration,
-    /// Once it is shut down.
+    /// `None` until the shutdown.
     lingers_until: Option<Instant>,
     has_asked: Arc<AtomicBool>,
-    /// What came while hyper did not want to read: it stops when something is left behind a request, and would not notice then
-    /// that the client leaves.
+    /// Bytes that came while hyper was not reading. hyper stops reading when bytes are left after a request, and then
+    /// would not notice that the client leaves.
     ahead: BytesMut,
     /// Whether hyper waits for bytes.
     is_awaited: bool,
 }
 
-/// As much as that is read ahead. Of a client that sends more behind its request it is not noticed that it leaves.
+/// How much is read ahead. If a client sends more than this after a request, its leaving is not noticed.
 const MAX_AHEAD: usize = 4 << 10;
 
 impl Socket {
@@ -56,18 +55,18 @@ impl Socket {
         }
     }
 
-    /// Whether the client has sent something since it was last sent something.
+    /// Whether the client has sent anything since the gateway last sent something.
     pub(crate) fn has_asked(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.has_asked)
     }
 
-    /// Reads ahead while hyper does not read.
+    /// Reads ahead while hyper is not reading.
     ///
     /// # Errors
     ///
     /// If the client has left.
     fn read_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        // What a client sends after its refusal is read otherwise.
+        // After a refusal, `poll_shutdown` reads instead.
         while !self.is_awaited && self.lingers_until.is_none() && self.ahead.len() < MAX_AHEAD {
             let mut scratch = [const { MaybeUninit::uninit() }; 1024];
             let mut buffer = ReadBuf::uninit(&mut scratch);
@@ -82,7 +81,7 @@ impl Socket {
         Ok(())
     }
 
-    /// What came of writing: if nothing, it is an error in the end.
+    /// The result of a write. It becomes an error if nothing could be written for too long.
     fn within_patience(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
             ready!(self.pause.poll(|| Instant::now() + self.patience, cx));
@@ -119,14 +118,14 @@ impl Write for Socket {
         self.within_patience(written, cx)
     }
 
-    /// hyper flushes whenever it is polled, after it has read what it wants.
+    /// hyper flushes at every poll, after it has read what it wants.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.read_ahead(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// A connection that is closed while the client still sends is reset, and what the client has not read by then is lost:
-    /// the answer that says why it was closed (RFC 9112 section 9.6). So what still comes is read, for a while.
+    /// If a connection is closed while the client still sends, it is reset, and the client loses what it has not read
+    /// yet: the answer that says why it was closed (RFC 9112 section 9.6). So the rest is read and dropped for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let until = if let Some(until) = this.lingers_until {
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_reads_now_and_then_is_waited_for_and_one_that_stops_is_given_up() {
+    async fn a_client_that_reads_slowly_is_waited_for_and_one_that_stops_reading_is_given_up() {
         const PATIENCE: Duration = Duration::from_millis(100);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());

@@ -1,5 +1,5 @@
-//! One request below `/v1/` and its answer: the request is read and routed, and the answer's body takes the exchange with it to
-//! the end.
+//! One request below `/v1/` and its answer: the request is read and routed, and the answer's body takes the exchange
+//! with it to the end.
 //!
 //! Not here: the phases of a request: `route`.
 
@@ -27,7 +27,8 @@ use crate::proxy::route::judge::Answer;
 use crate::proxy::route::stream::Payload;
 use crate::proxy::state::Live;
 
-/// Serves a request below `/v1/`. This is no `async fn`, and no future is around it: each would store the request once more.
+/// Serves a request below `/v1/`. This is no `async fn`, and no future is around it: each would store the request once
+/// more.
 pub(crate) fn serve<B, R>(
     core: Arc<Core>,
     request: Request<B>,
@@ -88,8 +89,8 @@ where
     Ok((Arc::new(request), rest))
 }
 
-/// The providers that may answer a request, in the order in which they are asked. An error is the answer, if no provider serves
-/// its model.
+/// The providers that may answer a request, in the order in which they are asked. An error is the answer, if no
+/// provider serves its model.
 fn candidates<'a>(live: &'a Live, request: &Prepared) -> Result<&'a [ProviderId], Box<Response<Bytes>>> {
     let Some(named) = &request.named else { return Ok(live.all()) };
     live.candidates(&named.model).ok_or_else(|| {

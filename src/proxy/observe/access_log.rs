@@ -52,8 +52,8 @@ pub(crate) fn write<'a>(
     text.push(b'}');
 }
 
-/// Writes `key`, which includes all that stands between it and the value before, and the value. The key goes in as it is: serde
-/// would escape it like a value, which took as long as the rest of the line.
+/// Writes `key`, which includes all that stands between it and the value before, and the value. The key goes in as it
+/// is: serde would escape it like a value, which took as long as the rest of the line.
 fn put(text: &mut Vec<u8>, key: &'static str, value: &(impl Serialize + ?Sized)) {
     text.extend_from_slice(key.as_bytes());
     serde_json::to_writer(text, value).expect("texts and numbers");

@@ -48,8 +48,8 @@ pub(crate) struct Facts {
     pub(crate) first_byte: Option<Duration>,
     /// Whether the request could be sent to another provider.
     pub(crate) is_replayable: bool,
-    /// Whether the client may still be sending a body that nobody will read, so that its connection has to be closed (RFC 9112
-    /// section 9.6).
+    /// Whether the client may still be sending a body that nobody will read, so that its connection has to be closed
+    /// (RFC 9112 section 9.6).
     pub(crate) closes: bool,
 }
 
@@ -87,8 +87,8 @@ impl Facts {
         self.first_byte.get_or_insert_with(|| self.started.elapsed());
     }
 
-    /// Puts the headers that tell of the request into its answer, and notes the answer's status. `provider` is whose answer it
-    /// is; `None` stands for the gateway's own.
+    /// Puts the headers that tell of the request into its answer, and notes the answer's status. `provider` is whose
+    /// answer it is; `None` stands for the gateway's own.
     pub(crate) fn answer_with(&mut self, head: &mut response::Parts, provider: Option<HeaderValue>, attempts: usize) {
         head.headers.insert(REQUEST_ID, self.id.clone());
         head.headers.insert(PROVIDER, provider.unwrap_or(HeaderValue::from_static("none")));

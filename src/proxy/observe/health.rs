@@ -1,6 +1,4 @@
-//! `GET /health` and `GET /ready`.
-//!
-//! Not here: whether a request may pass: that is for breakers alone.
+//! What `GET /health` says.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,12 +24,12 @@ pub enum HealthStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ProviderHealth {
-    /// `closed`, `open` or `half_open`. A circuit whose open time has passed is half-open here: its next request is the
-    /// probe.
+    /// `closed`, `open` or `half_open`. A circuit whose open time has passed is shown as half-open: its next request is
+    /// the probe.
     pub state: &'static str,
-    /// Its failures in a row.
+    /// How many failures in a row were counted.
     pub failure_count: u32,
-    /// Why the circuit is open if it was not failures that opened it: the provider is silent, with the numbers.
+    /// Why the circuit is open, if silence opened it and not failures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -40,7 +38,7 @@ pub struct ProviderHealth {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Health {
-    /// Of all together.
+    /// The gateway as a whole.
     pub status: HealthStatus,
     /// By name.
     pub providers: BTreeMap<String, ProviderHealth>,
@@ -60,7 +58,7 @@ impl Health {
         };
         let provider = |snapshot: &BreakerSnapshot| {
             let state = visible(snapshot).as_str();
-            // No other error's text: that may say what is none of the public's business.
+            // Any other error's text may tell what is not meant for the public.
             let reason = snapshot.last_error.as_ref().filter(|_| snapshot.silent).map(ToString::to_string);
             (snapshot.name.to_string(), ProviderHealth { state, failure_count: snapshot.failure_count, reason })
         };
@@ -68,8 +66,8 @@ impl Health {
     }
 }
 
-/// The breaker itself turns half-open with the next call. Were that call kept away by a load balancer because of a 503 from
-/// here, the circuit would stay open for good.
+/// The state to show. The breaker itself becomes half-open only with the next call. If a load balancer kept that call
+/// away because of a 503 from here, the circuit would stay open for good.
 fn visible(snapshot: &BreakerSnapshot) -> CircuitState {
     if snapshot.next_probe_in == Some(Duration::ZERO) { CircuitState::HalfOpen } else { snapshot.state }
 }

@@ -1,7 +1,7 @@
-//! Lines that are written by a thread of their own, so that nobody waits for a slow disk or for a pipe that is not read: the
-//! access log, and the log.
+//! Writing the lines of the access log and of the log on a separate thread, so that no request waits for a slow disk or
+//! for a pipe that nobody reads.
 //!
-//! Not here: what a line says: `record` and `log`.
+//! Not here: what a line says: `access_log` and `log`.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -13,27 +13,27 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// More than that waits in one buffer only if it cannot be written; then further lines are lost, and counted.
+/// The size of one thread's buffer. When it is full, further lines are lost and counted.
 const MAX_WAITING: usize = 4 << 20;
-/// While there is traffic, lines are written together: a wakeup and a write for each one costs more than the request's share
-/// of everything else that the gateway does by itself.
+/// While there is traffic, the lines of this time are written together. Waking the writer for each line would cost more
+/// than all the rest of the gateway's own work for a request.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long the end waits for what is left to be written.
+/// How long [`LineWriter::end`] waits for the remaining lines to be written.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is written, and by whom.
+/// A thread that writes lines.
 pub(crate) struct LineWriter {
     shared: Arc<Shared>,
     writer: Thread,
-    /// Its other end goes when the writer has written all.
+    /// Its sender is dropped when the writer has written everything.
     has_ended: Mutex<mpsc::Receiver<()>>,
 }
 
 #[derive(Default)]
 struct Shared {
-    /// One for each thread that has lines to write, so that they do not get in each other's way.
+    /// One for each thread that has lines to write, so that threads do not wait for each other.
     buffers: Mutex<Vec<Arc<Mutex<Buffer>>>>,
-    /// The writer, to be woken by who sees it.
+    /// Whether the writer sleeps. Whoever resets it wakes the writer.
     is_asleep: AtomicBool,
     is_over: AtomicBool,
     lost: AtomicU64,
@@ -46,7 +46,7 @@ struct Buffer {
 }
 
 impl LineWriter {
-    /// `name`: of the thread. `failed` is told of the first write of a row that fails.
+    /// Starts a thread with this `name`. `failed` is called for the first of several writes in a row that fail.
     ///
     /// # Errors
     ///
@@ -65,21 +65,21 @@ impl LineWriter {
         Ok(Self { shared, writer, has_ended: Mutex::new(has_ended) })
     }
 
-    /// For one thread, or for who does not mind to wait for others.
+    /// A buffer for lines, best used by one thread alone.
     pub(crate) fn lines(&self) -> Lines {
         let buffer = Arc::default();
         self.shared.buffers.lock().push(Arc::clone(&buffer));
         Lines { buffer, shared: Arc::clone(&self.shared), writer: self.writer.clone() }
     }
 
-    /// Lines that could not be written, or not fast enough.
+    /// How many lines could not be written, or not fast enough.
     pub(crate) fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
     }
 }
 
 impl LineWriter {
-    /// Waits until what is left has been written, but not for ever: what it is written to may be stuck.
+    /// Waits until the remaining lines have been written, for at most [`PATIENCE`]: the output may be stuck.
     pub(crate) fn end(&self) {
         self.shared.is_over.store(true, Ordering::Relaxed);
         self.writer.unpark();
@@ -100,7 +100,7 @@ impl fmt::Debug for LineWriter {
     }
 }
 
-/// What lines are handed to.
+/// A buffer for lines that the writer will write.
 pub(crate) struct Lines {
     buffer: Arc<Mutex<Buffer>>,
     shared: Arc<Shared>,
@@ -108,7 +108,7 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Takes a line, which `fill` appends.
+    /// Adds a line. `fill` appends its text.
     pub(crate) fn push(&self, fill: impl FnOnce(&mut Vec<u8>)) {
         let mut buffer = self.buffer.lock();
         if buffer.text.len() >= MAX_WAITING {
@@ -119,8 +119,8 @@ impl Lines {
         buffer.text.push(b'\n');
         buffer.lines += 1;
         drop(buffer);
-        // The writer says that it sleeps before it looks at this buffer for the last time: either it saw the line, or the
-        // lock has made visible here what it said.
+        // The writer sets the flag before it reads this buffer for the last time. So either it saw the line, or the
+        // buffer's lock has made the flag visible here.
         if self.shared.is_asleep.load(Ordering::Relaxed) && self.shared.is_asleep.swap(false, Ordering::Relaxed) {
             self.writer.unpark();
         }
@@ -128,7 +128,7 @@ impl Lines {
 }
 
 impl Shared {
-    /// Sleeps until there is a line; then looks every now and then, as long as there are more.
+    /// Sleeps until there is a line, and then writes at each [`PAUSE`] as long as there are more.
     #[expect(clippy::disallowed_methods, reason = "it is a thread of its own, and no test")]
     fn write(&self, mut writer: impl Write, failed: fn(&io::Error)) {
         let mut is_failing = false;
@@ -145,7 +145,7 @@ impl Shared {
         }
     }
 
-    /// Whether there was anything.
+    /// Returns whether there was a line.
     fn write_all(
         &self,
         writer: &mut impl Write,
@@ -153,7 +153,7 @@ impl Shared {
         is_failing: &mut bool,
         failed: fn(&io::Error),
     ) -> bool {
-        // Whoever had the others is gone, and what was in them is written.
+        // Removes the empty buffers whose threads are gone.
         self.buffers.lock().retain(|buffer| Arc::strong_count(buffer) > 1 || buffer.lock().lines > 0);
         let buffers = self.buffers.lock().clone();
         let mut lines = 0;
@@ -172,9 +172,9 @@ impl Shared {
         }
         let result = result.and_then(|()| writer.flush());
         if let Err(error) = &result {
-            // Of those that were written together, nobody knows which.
+            // Some of the lines may have been written, but which ones is unknown.
             self.lost.fetch_add(lines, Ordering::Relaxed);
-            // Once, and not fifty times a second as long as the disk is full.
+            // Only once, and not fifty times a second while the disk is full.
             if !*is_failing {
                 failed(error);
             }
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes nothing until it is opened.
+    /// A writer that blocks until it is opened.
     #[derive(Clone, Default)]
     struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<Mutex<Vec<u8>>>);
 
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn no_request_waits_for_a_writer_that_is_stuck_and_what_is_lost_is_counted() {
+    fn no_request_waits_for_a_stuck_writer_and_lost_lines_are_counted() {
         let gate = Gate::default();
         let log = LineWriter::new("test", gate.clone(), |_| {}).unwrap();
         let lines = MAX_WAITING as u64 / 8 * 3;
@@ -223,12 +223,12 @@ mod tests {
         gate.0.1.notify_all();
         drop(log);
         let text = String::from_utf8(std::mem::take(&mut *gate.1.lock())).unwrap();
-        assert_eq!(text.lines().count() as u64, lines - lost, "what is not lost is written before it ends");
+        assert_eq!(text.lines().count() as u64, lines - lost, "every line that is not lost is written before the end");
         assert!(text.starts_with("      0\n      1\n      2\n"));
     }
 
     #[test]
-    fn the_end_does_not_wait_for_ever_for_a_writer_that_is_stuck() {
+    fn the_end_waits_only_so_long_for_a_stuck_writer() {
         let log = LineWriter::new("test", Gate::default(), |_| {}).unwrap();
         log.lines().push(|line| line.push(b'x'));
         let start = std::time::Instant::now();
@@ -249,13 +249,13 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_fails_ends_neither_the_log_nor_the_gateway() {
+    fn a_failing_writer_ends_neither_the_log_nor_the_gateway() {
         let log = LineWriter::new("test", Broken, |_| {}).unwrap();
         for _ in 0..2 {
             log.lines().push(|line| line.push(b'x'));
         }
         let shared = Arc::clone(&log.shared);
         drop(log);
-        assert_eq!(shared.lost.load(Ordering::Relaxed), 2, "and what it could not write is counted");
+        assert_eq!(shared.lost.load(Ordering::Relaxed), 2, "the lines that it could not write are counted");
     }
 }

@@ -1,7 +1,5 @@
-//! The log on standard error. Lines are handed to a thread of their own, so that a core never waits for who reads them; what
-//! cannot be written is counted, and nothing else becomes of it.
-//!
-//! Not here: what is logged.
+//! The log on standard error. A separate thread writes the lines, so that a core never waits for their reader. A line
+//! that cannot be written is counted, and has no other effect.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
@@ -20,24 +18,24 @@ static WRITER: OnceLock<LineWriter> = OnceLock::new();
 pub enum Format {
     /// For people.
     Text,
-    /// An object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Begins the log of this process. `filter`: what is logged unless `RUST_LOG` says otherwise.
+/// Starts the log of this process. `filter` is used unless `RUST_LOG` is set.
 ///
 /// # Errors
 ///
-/// If the writer's thread cannot be started, or there is a log already.
+/// If the writer's thread cannot be started, or the process has a log already.
 pub fn start(format: Format, filter: &str) -> Result<(), Box<dyn std::error::Error>> {
     let is_terminal = io::stderr().is_terminal();
-    // Of a write that fails there is nobody to tell.
+    // A write that fails can be reported nowhere.
     let writer = LineWriter::new("log", standard_error()?, |_| {})?;
     let lines = writer.lines();
-    WRITER.set(writer).map_err(|_| "there is a log already")?;
+    WRITER.set(writer).map_err(|_| "this process has a log already")?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal);
-    // What it would print of an error of its own goes to standard error itself, and panics where that fails.
+    // Its own errors would be printed to standard error, which panics if that fails.
     let log = log.log_internal_errors(false).with_writer(OneLine { lines, is_terminal });
     match format {
         Format::Text => log.try_init(),
@@ -50,19 +48,20 @@ pub fn start(format: Format, filter: &str) -> Result<(), Box<dyn std::error::Err
     Ok(())
 }
 
-/// Waits until what was logged is written, for as long as that may take.
+/// Waits until all lines are written, for at most two seconds.
 pub fn end() {
     if let Some(writer) = WRITER.get() {
         writer.end();
     }
 }
 
-/// Lines that could not be written, or not fast enough.
+/// How many lines could not be written, or not fast enough.
 pub(crate) fn lost() -> u64 {
     WRITER.get().map_or(0, LineWriter::lost)
 }
 
-/// Without a lock, and without what Rust's own does where it is closed.
+/// Standard error without the lock of Rust's own, and with an error where Rust's own pretends success because it is
+/// closed.
 #[cfg(unix)]
 fn standard_error() -> io::Result<std::fs::File> {
     use std::os::fd::AsFd;
@@ -74,7 +73,7 @@ fn standard_error() -> io::Result<io::Stderr> {
     Ok(io::stderr())
 }
 
-/// Takes an event at a time, and makes one line of it whatever it holds.
+/// Makes one line of each event, whatever text the event has.
 struct OneLine {
     lines: Lines,
     is_terminal: bool,
@@ -106,7 +105,7 @@ impl Write for &OneLine {
     }
 }
 
-/// `colours`: whether those are left as they are.
+/// Escapes control characters. With `colours`, the sequences that set colours are left as they are.
 fn escape(text: &str, colours: bool, line: &mut Vec<u8>) {
     fn put(text: &str, line: &mut Vec<u8>) {
         write!(line, "{}", Escaped(text)).expect("a buffer takes everything");

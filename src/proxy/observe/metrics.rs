@@ -1,6 +1,6 @@
-//! What the gateway counts. Counting is what a request pays for: how it is shown is in `page`.
+//! What the gateway counts. Requests pay for the counting, so it is kept cheap.
 //!
-//! Not here: anything that a decision depends on.
+//! Not here: how the counts are shown: `page`.
 
 mod page;
 
@@ -15,19 +15,19 @@ use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 use crate::proxy::outcome::Outcome;
 
-/// In seconds: from what a cache answers to what a model thinks.
+/// The bounds of the histograms, in seconds: from an answer of a cache to one of a model that thinks.
 const BOUNDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
-/// Counts in several copies, which are added up when somebody asks: two threads that count together fight over a cache line,
-/// which takes longer than everything else about counting.
+/// Counts in several copies, which are added up when they are read. Two threads that count in one place fight over a
+/// cache line, which costs more than all the rest of counting.
 #[derive(Debug, Default)]
 struct Sharded<T>([CachePadded<T>; SHARDS]);
 
 const SHARDS: usize = 16;
 
 impl<T> Sharded<T> {
-    /// The copy of this thread, shared only if there are more threads than copies.
+    /// The copy for this thread. Threads share one only if there are more threads than copies.
     fn mine(&self) -> &T {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
@@ -45,10 +45,10 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How long things took.
+/// A histogram of durations.
 #[derive(Debug, Default)]
 struct Times {
-    /// Not cumulated; what is above the last bound comes last.
+    /// Not cumulated. The last bucket is for what is above the last bound.
     buckets: [AtomicU64; BOUNDS.len() + 1],
     micros: AtomicU64,
 }
@@ -61,14 +61,14 @@ impl Times {
     }
 }
 
-/// Of one provider.
+/// The counts of one provider.
 #[derive(Debug, Default)]
 pub(crate) struct ProviderMetrics(Sharded<ProviderCounts>);
 
 #[derive(Debug, Default)]
 struct ProviderCounts {
     asked: AtomicU64,
-    /// Of those that are over, how they ended.
+    /// How many attempts have ended in each way.
     outcomes: [AtomicU64; Outcome::COUNT],
     probes: AtomicU64,
     rejections: AtomicU64,
@@ -85,7 +85,7 @@ impl ProviderMetrics {
         }
     }
 
-    /// Once for each [`begin`](Self::begin).
+    /// To be called once for each [`begin`](Self::begin).
     pub(crate) fn end(&self, outcome: Outcome, took: Duration) {
         let mine = self.0.mine();
         count(&mine.outcomes[outcome as usize]);
@@ -100,7 +100,7 @@ impl ProviderMetrics {
         count(&self.0.mine().rejections);
     }
 
-    /// Requests that were sent its way, probes included.
+    /// Requests that were sent to it, probes included.
     pub(crate) fn asked(&self) -> u64 {
         self.0.sum(|counts| &counts.asked)
     }
@@ -114,7 +114,7 @@ impl ProviderMetrics {
     }
 
     pub(crate) fn in_flight(&self) -> u64 {
-        // In this order: what begins and ends in between must not make it negative.
+        // In this order: a request that begins and ends in between must not make the result negative.
         let over = Outcome::VARIANTS.iter().map(|outcome| self.outcome(*outcome)).sum();
         self.asked().saturating_sub(over)
     }
@@ -137,7 +137,7 @@ impl CloseReason {
     }
 }
 
-/// Of all of the gateway.
+/// The counts of the whole gateway.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     providers: Mutex<BTreeMap<String, Arc<ProviderMetrics>>>,
@@ -151,13 +151,14 @@ pub(crate) struct Metrics {
 #[derive(Debug, Default)]
 struct RequestCounts {
     begun: AtomicU64,
-    /// Of those that are over, by the hundreds of the status; 0 where the client left before there was one.
+    /// Requests that have ended, by the first digit of the status. 0 stands for a client that left before there was
+    /// one.
     classes: [AtomicU64; 6],
     times: Times,
 }
 
 impl Metrics {
-    /// A provider that stays keeps its counts.
+    /// The counts of a provider. They survive a reload.
     pub(crate) fn of(&self, provider: &str) -> Arc<ProviderMetrics> {
         Arc::clone(self.providers.lock().entry(provider.to_owned()).or_default())
     }
@@ -174,7 +175,7 @@ impl Metrics {
         count(&self.closed[reason as usize]);
     }
 
-    /// Once for each [`begin`](Self::begin).
+    /// To be called once for each [`begin`](Self::begin).
     pub(crate) fn end(&self, status: Option<u16>, took: Duration) {
         let mine = self.requests.mine();
         count(&mine.classes[status.map_or(0, |status| usize::from(status / 100).min(5))]);

@@ -1,10 +1,10 @@
-//! Which headers pass, in each direction.
+//! Which headers are passed on, in each direction.
 //!
-//! Not here: headers that the gateway adds: `record`.
+//! Not here: headers that the gateway adds: `observe::facts`, and `upstream` for the provider's key.
 
 use http::header::{self, HeaderMap, HeaderName};
 
-/// RFC 9110 section 7.6.1, and `proxy-connection`, which is none but is treated so everywhere.
+/// RFC 9110 section 7.6.1; and `proxy-connection`, which is no hop-by-hop header but is treated as one everywhere.
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
@@ -20,8 +20,8 @@ fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
-/// What identifies an account: the client's with the gateway must not reach a provider, the gateway's with a provider must
-/// not reach a client.
+/// Headers that identify an account. The client's account with the gateway must not reach a provider, and the gateway's
+/// account with a provider must not reach a client.
 fn is_credential(name: &str) -> bool {
     matches!(
         name,
@@ -35,7 +35,8 @@ fn is_credential(name: &str) -> bool {
     )
 }
 
-/// Removes what concerns only one connection, the headers that `connection` names included, and what identifies an account.
+/// Removes the headers that concern only one connection, those that `connection` names, and those that identify an
+/// account.
 fn strip(headers: &mut HeaderMap, is_one_way: fn(&str) -> bool) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -44,7 +45,7 @@ fn strip(headers: &mut HeaderMap, is_one_way: fn(&str) -> bool) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    // There are fewer headers than names to look for.
+    // A message has fewer headers than there are names to look for.
     let is_stripped = |name: &&HeaderName| {
         let name = name.as_str();
         is_hop_by_hop(name) || is_credential(name) || is_one_way(name)
@@ -56,13 +57,13 @@ fn strip(headers: &mut HeaderMap, is_one_way: fn(&str) -> bool) {
 }
 
 pub(crate) fn to_provider(headers: &mut HeaderMap) {
-    // The provider's own host, the body's own length; the body is at hand, so there is nothing to expect; and what comes back
-    // is looked at, for the ends of events and for quoted keys, which takes answers that are not compressed.
+    // The gateway sets host and length itself, and has the body already, so that there is no `100 Continue` to expect.
+    // It reads answers, for the ends of events and for quoted keys, so they must not be compressed.
     strip(headers, |name| matches!(name, "accept-encoding" | "cookie" | "host" | "content-length" | "expect"));
 }
 
-/// How long an answer is is for the gateway to say: a provider that says it twice, by a length and by chunks, would have the
-/// rest of a body taken for the next answer (RFC 9112 section 6.3).
+/// The gateway sets an answer's length itself. If a provider gives both a length and chunks, the rest of a body could
+/// be taken for the next answer (RFC 9112 section 6.3).
 pub(crate) fn to_client(headers: &mut HeaderMap) {
     strip(headers, |name| matches!(name, "content-length" | "set-cookie" | "www-authenticate"));
 }

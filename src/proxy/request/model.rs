@@ -1,11 +1,11 @@
-//! Which model a request's body asks for, and the same body with the provider's own name for it. A body is never written
-//! anew: the name is cut out and replaced, everything else passes byte for byte.
+//! Finding the model that a request's body asks for, and replacing its name by the provider's own. A body is never
+//! serialized again: only the name is replaced, and every other byte is passed on as it is.
 //!
-//! What a provider could read otherwise is refused, so that nobody gets another model than the one that was routed: Go reads
-//! `Model` as `model`, and forms are read leniently everywhere. That holds for as much of a body as is kept; what comes after
-//! `replay_body_bytes` is passed on unread.
+//! A body that a provider could read differently is refused, so that no client gets another model than the one that was
+//! routed: Go reads `Model` as `model`, and forms are parsed leniently everywhere. This covers the part of a body that
+//! is held. What comes after `replay_body_bytes` is passed on unread.
 //!
-//! Not here: who serves a model: `state`.
+//! Not here: which providers serve a model: `state`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use crate::proxy::body::budget::FREE;
 use crate::proxy::body::parts::Parts;
 
-/// How a body is written.
+/// The format of a body.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Json,
@@ -29,11 +29,11 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// JSON unless it says that it is a form: SDKs send JSON, and curl says nothing of use.
+    /// A form if the content type says so, and JSON otherwise: SDKs send JSON, and curl sends JSON under another type.
     ///
     /// # Errors
     ///
-    /// If it is a form and its boundary cannot be used.
+    /// If it is a form and its boundary is invalid.
     pub(crate) fn of(content_type: Option<&HeaderValue>) -> Result<Self, &'static str> {
         let Some(text) = content_type.and_then(|value| value.to_str().ok()) else { return Ok(Self::Json) };
         let mut parts = text.split(';').map(str::trim);
@@ -47,25 +47,25 @@ impl Format {
         if (1..=70).contains(&boundary.len()) && boundaries.next().is_none() {
             Ok(Self::Multipart { boundary: boundary.to_owned() })
         } else {
-            Err("The content type does not have one boundary of 1 to 70 characters.")
+            Err("The content type must have exactly one boundary of 1 to 70 characters.")
         }
     }
 }
 
-/// A model's name, and where in the body it stands.
+/// A model's name and its place in the body.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) model: String,
-    /// Whether the answer is to be a stream, as far as is known.
+    /// Whether the request asks for a stream, as far as the body has been read.
     pub(crate) is_stream: bool,
     place: Range<usize>,
 }
 
-/// Finds the model in a body, or in the beginning of one. `None`: there is none (yet).
+/// Finds the model in a body, or in the beginning of one that is not `complete`. `None` if it is not there.
 ///
 /// # Errors
 ///
-/// What is wrong with the body.
+/// A message for the client, if the body is invalid or ambiguous.
 pub(crate) fn find(format: &Format, body: &[u8], complete: bool) -> Result<Option<Named>, String> {
     match format {
         Format::Json => find_in_json(body, complete),
@@ -73,7 +73,7 @@ pub(crate) fn find(format: &Format, body: &[u8], complete: bool) -> Result<Optio
     }
 }
 
-/// The body with another name for the model. Of a long one nothing is copied.
+/// The body with another name for the model. A long body is not copied.
 pub(crate) fn rename(format: &Format, body: &Bytes, named: &Named, to: &str) -> Parts {
     let to = match format {
         Format::Json => Cow::Owned(serde_json::to_string(to).expect("a string can be written")),
@@ -102,7 +102,7 @@ fn find_in_json(body: &[u8], complete: bool) -> Result<Option<Named>, String> {
         (_, None) => Ok(None),
         (_, Some(raw)) => {
             let model = serde_json::from_str(raw.get()).map_err(|_| "The 'model' is not a string.".to_owned())?;
-            // `raw` is a part of `body`.
+            // `raw` is a slice of `body`.
             let start = raw.get().as_ptr().addr() - body.as_ptr().addr();
             Ok(Some(Named { model, is_stream, place: start..start + raw.get().len() }))
         }
@@ -115,8 +115,8 @@ struct Found<'de> {
     is_stream: bool,
 }
 
-/// Keeps the model as soon as it comes by: of a body that is cut off later it is then known all the same. Two models are an
-/// error: who reads the other one would serve another model than was routed.
+/// Keeps the model as soon as it is read, so that it is known even if the rest of the body is missing. Two models are
+/// an error: a provider that reads the other one would serve another model than was routed.
 struct Finder<'a, 'de>(&'a mut Found<'de>);
 
 impl<'de> Visitor<'de> for Finder<'_, 'de> {
@@ -137,7 +137,7 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
                 Key::OtherModel => {
                     return Err(A::Error::custom("a key differs from 'model' in the case of its letters only"));
                 }
-                // Whatever else stands there is for the provider to refuse.
+                // Any other value is left for the provider to refuse.
                 Key::Stream => self.0.is_stream = map.next_value::<&RawValue>()?.get() == "true",
             }
         }
@@ -145,10 +145,10 @@ impl<'de> Visitor<'de> for Finder<'_, 'de> {
     }
 }
 
-/// A key, compared where it stands.
+/// A key of the object, compared without a copy.
 enum Key {
     Model,
-    /// What a reader that ignores case takes for it.
+    /// `model` in other letter case, which some parsers accept.
     OtherModel,
     Stream,
     Other,
@@ -177,17 +177,17 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-/// RFC 7578, as far as a field `model` goes.
+/// Reads a form (RFC 7578) as far as its field `model`.
 fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
     let delimiter = format!("\r\n--{boundary}");
-    // Others end lines so, and would see parts that are not looked at here.
+    // Some parsers accept LF alone as a line end, and would find parts that this one does not.
     let lenient = &delimiter.as_bytes()[1..];
     if memmem::find_iter(body, lenient).any(|at| at == 0 || body[at - 1] != b'\r') {
-        return Err("The lines of the form do not end with CR LF.".to_owned());
+        return Err("The lines of a form must end with CR LF.".to_owned());
     }
     let finder = memmem::Finder::new(&delimiter);
     let mut found = None;
-    // The first delimiter may do without its line break.
+    // The first delimiter may come without a line break before it.
     let mut rest = if body.starts_with(&delimiter.as_bytes()[2..]) {
         delimiter.len() - 2
     } else {
@@ -201,7 +201,7 @@ fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
         let start = rest + length + 4;
         let Some(end) = finder.find(&body[start..]).map(|length| start + length) else { break };
         if memmem::find(&body[rest..start], delimiter.as_bytes()).is_some() {
-            return Err("The form has a part without an empty line.".to_owned());
+            return Err("The form has a part without an empty line after its headers.".to_owned());
         }
         if is_model(head)? {
             let model = std::str::from_utf8(&body[start..end]).map_err(|_| "The 'model' is not UTF-8.".to_owned())?;
@@ -214,13 +214,14 @@ fn find_in_form(body: &[u8], boundary: &str) -> Result<Option<Named>, String> {
     Ok(found)
 }
 
-/// `head`: of a part, from behind its delimiter, the empty line included.
+/// Whether a part of a form is its field `model`. `head` begins after the part's delimiter and ends with the empty
+/// line.
 ///
 /// # Errors
 ///
-/// If others could read it otherwise.
+/// A message for the client, if another parser could read the part differently.
 fn is_model(head: &[u8]) -> Result<bool, String> {
-    const UNCLEAR: &str = "The form has a part whose 'content-disposition' is not clear.";
+    const UNCLEAR: &str = "The form has a part whose 'content-disposition' is ambiguous.";
     let mut headers = [httparse::EMPTY_HEADER; 16];
     let parsed =
         memmem::find(head, b"\r\n").map(|line_end| httparse::parse_headers(&head[line_end + 2..], &mut headers));
@@ -238,7 +239,7 @@ fn is_model(head: &[u8]) -> Result<bool, String> {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         let (key, value) = (key.trim(), value.trim());
         if key.eq_ignore_ascii_case("name") {
-            // As a quoted text or as a token, and in no other way (RFC 6266 section 4.1).
+            // Only a quoted text without escapes, or a token, is accepted (RFC 6266 section 4.1).
             let plain = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
             if plain.contains(['\\', '"']) || name.replace(plain).is_some() {
                 return Err(UNCLEAR.to_owned());
@@ -257,7 +258,7 @@ fn is_model(head: &[u8]) -> Result<bool, String> {
     }
 }
 
-/// The pieces of a header's value between semicolons, those in quotes left out.
+/// The parts of a header's value between semicolons. Semicolons within quotes do not count.
 struct Parameters<'a>(&'a str);
 
 impl<'a> Iterator for Parameters<'a> {
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_of_a_json_body_is_found_wherever_it_stands() {
+    fn the_model_of_a_json_body_is_found_at_any_place() {
         for body in [
             r#"{"model":"m"}"#,
             r#" {"a":{"model":"x"},"model" : "m" ,"b":[1,{}]} "#,
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_asked_for_by_true_alone_and_whatever_else_stands_there_is_not_refused() {
+    fn only_true_asks_for_a_stream_and_no_other_value_is_refused() {
         let is_stream = |value: &str| {
             let body = format!("{{\"stream\":{value},\"model\":\"m\"}}");
             find(&Format::Json, body.as_bytes(), true).unwrap().unwrap().is_stream
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_of_a_json_body_that_is_cut_off_is_found_if_it_came_before() {
+    fn the_model_of_a_json_body_that_is_cut_off_is_found_if_it_comes_before_the_cut() {
         assert_eq!(json(r#"{"a":"b","model":"m","input":"xxxx"#, false), Ok(Some("m".into())));
         for body in [r#"{"a":"b","model":"m"#, r#"{"a":"b","#, "{", r#"{"input":"{\"model\":\"m\"}"#] {
             assert_eq!(json(body, false), Ok(None), "{body}");
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renamed_body_differs_in_nothing_but_the_name() {
+    fn a_renamed_body_differs_only_in_the_name() {
         let body = Bytes::from_static(b"{ \"x\" : [ 1.50 ],\n \"model\":  \"m\\u006d\", \"y\":\"\xc3\xa9\" }");
         let named = find(&Format::Json, &body, true).unwrap().unwrap();
         let renamed = rename(&Format::Json, &body, &named, "a \"b\"");
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_of_a_form_is_the_field_of_that_name_and_not_what_a_file_says() {
+    fn the_model_of_a_form_is_the_field_of_that_name_and_not_a_text_within_a_file() {
         let body = Bytes::from_static(FORM.as_bytes());
         let named = find(&form(), &body, true).unwrap().unwrap();
         assert_eq!(named.model, "whisper");
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_without_a_model_or_with_its_end_still_to_come_names_none() {
+    fn a_form_without_a_model_or_without_its_end_names_none() {
         let end = FORM.find("isper").unwrap();
         assert_eq!(find(&form(), &FORM.as_bytes()[..end], false), Ok(None));
         for body in [
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_a_provider_could_read_otherwise_is_refused() {
+    fn a_model_that_a_provider_could_read_differently_is_refused() {
         for body in [
             r#"{"model":"m","Model":"other"}"#,
             r#"{"MODEL":"other","model":"m"}"#,
@@ -403,10 +404,7 @@ mod tests {
         ] {
             assert!(json(body, true).is_err() && json(&body[..body.len() - 1], false).is_err(), "{body}");
         }
-        assert!(
-            json(r#"{"model":"m","model":"other","input":"..."#, false).is_err(),
-            "though its end is still to come"
-        );
+        assert!(json(r#"{"model":"m","model":"other","input":"..."#, false).is_err(), "even before its end has come");
         for disposition in [
             "form-data; name*=utf-8''model",
             "form-data; name=\"mo\\del\"",

@@ -1,19 +1,17 @@
-//! Whether a path stays below the base it is appended to.
-//!
-//! Not here: anything else about URLs.
+//! Whether a path stays below the base that it is appended to.
 
 use percent_encoding::percent_decode_str;
 
-/// One server decodes a path once, and a row of them that each do so is short.
+/// Each server on the way may decode a path once, and there are few of them.
 const MAX_ROUNDS: usize = 5;
 
-/// Whether a server, however it decodes the path, could take it to climb out of the provider's base, where the provider's
-/// key must not be sent: dot segments (RFC 3986 section 5.2.4) behind any number of percent-encodings, with backslashes for
-/// slashes, or with parameters (`..;x`); and bytes that are not UTF-8, such as overlong forms of a dot, or are control
-/// characters. A path that is still encoded after a few rounds is refused, too: each round looks at all of it, and nobody
-/// means that.
+/// Whether any server could read the path as one outside of the provider's base, where the provider's key must not be
+/// sent. That is so for dot segments (RFC 3986 section 5.2.4), however often they are percent-encoded, with backslashes
+/// for slashes, or with parameters (`..;x`); for bytes that are not UTF-8, such as overlong forms of a dot; and for
+/// control characters. A path that is still encoded after [`MAX_ROUNDS`] is refused as well: each round reads all of
+/// it, and no client needs that.
 pub(crate) fn leaves_its_base(path: &str) -> bool {
-    // Nothing here can stand for a dot, as in nearly every path.
+    // Nearly every path: it has no dot, and nothing that stands for one.
     if path.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'.' | b'%')) {
         return false;
     }
@@ -65,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn dots_within_a_name_stay() {
+    fn dots_within_a_name_are_allowed() {
         for path in [
             "/v1/chat/completions",
             "/v1/models/gpt-4.1",

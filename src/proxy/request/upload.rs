@@ -1,5 +1,6 @@
-//! A request's body on its way from the client: kept whole where that is possible, so that it can be sent again, and passed
-//! on as it comes where it is too long for that. What is wrong with it is the client's fault, whichever provider is told so.
+//! A request's body on its way from the client. It is held as a whole if possible, so that it can be sent again. A body
+//! that is too long for that is passed on while it comes. If it breaks off, that is the client's fault, whichever
+//! provider it goes to.
 //!
 //! Not here: sending it to a provider: `upstream`.
 
@@ -40,7 +41,7 @@ impl fmt::Display for Fault {
             Self::Stalled { limit } => {
                 write!(f, "The body did not come in time: no pause may be longer than {limit:?}.")
             }
-            Self::Broken => f.write_str("The body could not be read to its end."),
+            Self::Broken => f.write_str("The body ended before it was complete."),
         }
     }
 }
@@ -58,33 +59,34 @@ impl Fault {
     }
 }
 
-/// As much of a body as was read.
+/// What was read of a body.
 pub(crate) enum Read {
     Whole(Bytes),
-    /// More than `replay_body_bytes`, or than there is room for at the moment.
+    /// The beginning of a body that is longer than `replay_body_bytes`, or for which there is no room at the moment.
     Begun(Bytes, Box<Rest>),
 }
 
-/// What has not been read yet.
+/// The part of a body that has not been read yet.
 pub(crate) struct Rest {
     body: UnsyncBoxBody<Bytes, Fault>,
-    /// What it may still have.
+    /// How many bytes may still come.
     left: u64,
     max: u64,
     timer: Timer,
     patience: Patience,
 }
 
-/// How long a client is waited for: not for long at a time, and not for ever by a byte now and then.
+/// How long to wait for a client. Each pause has a limit, and so have all pauses together: a client that sends a byte
+/// now and then must not be waited for endlessly.
 struct Patience {
-    /// For the next piece.
+    /// For one pause.
     limit: Duration,
-    /// For all that are still to come.
+    /// For all pauses from now on.
     left: Duration,
     waits_since: Option<Instant>,
 }
 
-/// A client that is slower than that on average is held to be none.
+/// A client that is slower than this on average is given up.
 const BYTES_PER_SECOND: u32 = 1024;
 
 impl Patience {
@@ -92,12 +94,12 @@ impl Patience {
         Self { limit, left: limit, waits_since: None }
     }
 
-    /// Until when the next piece is waited for.
+    /// The end of the wait for the next piece, which begins now unless it has begun.
     fn until(&mut self) -> Instant {
         *self.waits_since.get_or_insert_with(Instant::now) + self.limit.min(self.left)
     }
 
-    /// A piece has come.
+    /// Call it when a piece has come.
     fn receive(&mut self, bytes: usize) {
         if let Some(since) = self.waits_since.take() {
             self.left = self.left.saturating_sub(since.elapsed());
@@ -107,7 +109,7 @@ impl Patience {
     }
 }
 
-/// Reads a body, up to what is kept.
+/// Reads a body, as far as it is held.
 pub(crate) async fn read<B>(
     mut body: B,
     limits: &ServerConfig,
@@ -148,7 +150,7 @@ where
     Ok(Read::Whole(pieces.into_bytes()))
 }
 
-/// How far a body has got that is passed on as it comes.
+/// The progress of a body that is passed on while it comes.
 #[derive(Debug)]
 pub(crate) struct Progress(Mutex<State>);
 
@@ -163,7 +165,7 @@ struct State {
 }
 
 impl Progress {
-    /// Since when it can be the provider who is late: not while the next piece is still with the client.
+    /// Since when the provider has been the one to wait for. While the client owes the next piece, that is now.
     pub(crate) fn since(&self) -> Instant {
         let state = self.0.lock();
         if state.waits_for_client { Instant::now() } else { state.moved }
@@ -173,7 +175,7 @@ impl Progress {
         self.0.lock().bytes
     }
 
-    /// Whether all of it was passed on.
+    /// Whether the whole body was passed on.
     pub(crate) fn is_whole(&self) -> bool {
         self.0.lock().is_whole
     }
@@ -183,7 +185,7 @@ impl Progress {
     }
 }
 
-/// A body that is passed on as it comes.
+/// A body that is passed on while it comes.
 pub(crate) struct Upload {
     begun: Parts,
     rest: Box<Rest>,
@@ -207,7 +209,7 @@ impl Upload {
         state.moved = Instant::now();
         state.waits_for_client = false;
         state.bytes += data.len() as u64;
-        // Of a body of known length nobody asks for the end.
+        // hyper does not poll a body of known length for its end.
         state.is_whole = self.rest.body.is_end_stream();
     }
 
@@ -269,7 +271,7 @@ impl Body for Upload {
 mod tests {
     use super::*;
 
-    /// How many pieces of a body, one every 900 ms, come before the client has been waited for long enough.
+    /// How many pieces of this size, one every 900 ms, come before the client is given up. At most 100 are sent.
     async fn pieces_in_time(bytes: usize) -> usize {
         let mut patience = Patience::new(Duration::from_secs(1));
         for piece in 0..100 {
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_may_be_slow_but_not_for_ever_by_a_byte_now_and_then() {
+    async fn a_slow_client_is_waited_for_and_one_that_sends_a_byte_now_and_then_is_given_up() {
         assert_eq!(pieces_in_time(1024).await, 100);
         assert_eq!(pieces_in_time(1).await, 1);
     }

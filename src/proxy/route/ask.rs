@@ -1,5 +1,5 @@
-//! Asking one provider: sending the request, and receiving its answer as far as nothing of it goes to the client yet. Until then
-//! another provider can do better.
+//! Asking one provider: sending the request, and receiving its answer as far as nothing of it goes to the client yet.
+//! Until then another provider can do better.
 //!
 //! Not here: what an answer means for the breaker: `judge`; connections: `upstream`.
 

@@ -1,5 +1,5 @@
-//! The attempts of one request: who was asked, by which permit, watched by what, and how it ended. Settling an attempt is the one
-//! place where the gateway tells a breaker how a call went.
+//! The attempts of one request: who was asked, by which permit, watched by what, and how it ended. Settling an attempt
+//! is the one place where the gateway tells a breaker how a call went.
 //!
 //! Not here: asking a provider: `ask`; choosing one: `failover`.
 
@@ -59,8 +59,8 @@ impl Attempts {
         self.all.len()
     }
 
-    /// Begins an attempt. `awaited` is the latency class to watch, or `None`. An unsettled permit is cancelled: a client that
-    /// leaves says nothing about a provider.
+    /// Begins an attempt. `awaited` is the latency class to watch, or `None`. An unsettled permit is cancelled: a
+    /// client that leaves says nothing about a provider.
     pub(crate) fn begin(
         &mut self,
         provider: ProviderId,
@@ -129,8 +129,8 @@ impl Attempts {
         }
     }
 
-    /// Another provider has answered before this silent one. Keeps waiting for `answer`, which returns whether it is an answer,
-    /// to learn how long the silence was.
+    /// Another provider has answered before this silent one. Keeps waiting for `answer`, which returns whether it is an
+    /// answer, to learn how long the silence was.
     pub(crate) fn listen(&mut self, attempt: AttemptId, answer: impl Future<Output = bool> + Send + 'static) {
         let ticket = self.all[attempt.0].ticket.take();
         self.settle(attempt, Outcome::Silent, &"");
@@ -141,9 +141,9 @@ impl Attempts {
         }
     }
 
-    /// Ends an attempt, unless it has ended, and tells the breaker how it went. Each failure is logged here: the breaker logs
-    /// only the one that it opens on, and lets few of them through. Silence is logged by the breaker alone: many requests share
-    /// one.
+    /// Ends an attempt, unless it has ended, and tells the breaker how it went. Each failure is logged here: the
+    /// breaker logs only the one that it opens on, and lets few of them through. Silence is logged by the breaker
+    /// alone: many requests share one.
     pub(crate) fn settle(&mut self, AttemptId(attempt): AttemptId, outcome: Outcome, message: &dyn fmt::Display) {
         let attempt = &mut self.all[attempt];
         if attempt.ended.is_some() {

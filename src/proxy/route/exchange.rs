@@ -1,5 +1,5 @@
-//! One request and its answer: its attempts, and what is told of it. It goes with the answer's body to the end, and writes the
-//! access log and the metrics when it is dropped, so that a client that leaves is counted, too.
+//! One request and its answer: its attempts, and what is told of it. It goes with the answer's body to the end, and
+//! writes the access log and the metrics when it is dropped, so that a client that leaves is counted, too.
 //!
 //! Not here: decisions: `failover` and `judge`.
 
@@ -25,8 +25,8 @@ impl Exchange {
         Self { facts: Facts::of(head), attempts: Attempts::new(core) }
     }
 
-    /// Puts the headers that tell of the request into its answer. `provider` is whose answer it is; `None` stands for the
-    /// gateway's own.
+    /// Puts the headers that tell of the request into its answer. `provider` is whose answer it is; `None` stands for
+    /// the gateway's own.
     pub(crate) fn answer_with(&mut self, head: &mut response::Parts, provider: Option<ProviderId>, is_stream: bool) {
         let provider = provider.map(|id| self.attempts.local().upstreams[id].name.clone());
         self.facts.answer_with(head, provider, self.attempts.len());

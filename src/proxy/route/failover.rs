@@ -29,8 +29,8 @@ use crate::{CircuitBreaker, Permit, Rejection, RejectionReason};
 
 /// A request on its way from one candidate to the next.
 ///
-/// A request's future is one allocation, as large as the largest of its states. So what is awaited in the usual case is kept
-/// small, and everything else is in boxes; a test holds the size.
+/// A request's future is one allocation, as large as the largest of its states. So what is awaited in the usual case is
+/// kept small, and everything else is in boxes; a test holds the size.
 pub(crate) struct Failover<'a> {
     live: &'a Arc<Local>,
     exchange: &'a mut Exchange,
@@ -150,8 +150,8 @@ impl<'a> Failover<'a> {
         (ask(provider, attempt, question), progress)
     }
 
-    /// The next candidate when none can be asked at once. Waits for a probe, or for a request to a silent provider to be
-    /// answered, whichever comes first.
+    /// The next candidate when none can be asked at once. Waits for a probe, or for a request to a silent provider to
+    /// be answered, whichever comes first.
     async fn next(&mut self) -> Step {
         loop {
             let next = {
@@ -174,8 +174,8 @@ impl<'a> Failover<'a> {
         }
     }
 
-    /// Waits until the newest attempt, or one to a silent provider, is answered. `None` if the next candidate is to be asked:
-    /// the newest attempt failed, or its provider was found silent.
+    /// Waits until the newest attempt, or one to a silent provider, is answered. `None` if the next candidate is to be
+    /// asked: the newest attempt failed, or its provider was found silent.
     async fn wait(&mut self, mut newest: InFlight) -> Option<Answer> {
         let attempt = newest.asked.attempt;
         loop {
@@ -234,7 +234,8 @@ impl<'a> Failover<'a> {
     }
 }
 
-/// Runs `future` until it completes, or until one of the requests to `silent` providers is answered, which is then taken out.
+/// Runs `future` until it completes, or until one of the requests to `silent` providers is answered, which is then
+/// taken out.
 async fn unless_answered<T>(
     silent: &mut Vec<InFlight>,
     mut future: Pin<&mut impl Future<Output = T>>,
@@ -250,8 +251,8 @@ async fn unless_answered<T>(
     .await
 }
 
-/// Takes the first provider out of `untried` that lets the request pass now. Fills `worth_a_wait` with those that have a probe
-/// in flight or are only silent.
+/// Takes the first provider out of `untried` that lets the request pass now. Fills `worth_a_wait` with those that have
+/// a probe in flight or are only silent.
 fn next_at_once(
     live: &Arc<Local>,
     untried: &mut Vec<Candidate>,
@@ -278,8 +279,8 @@ fn next_at_once(
     None
 }
 
-/// As [`next_at_once`], and waits if no provider lets the request pass now. Only the request that is sent with a probe claims
-/// it, and nobody waits for one provider while another can answer.
+/// As [`next_at_once`], and waits if no provider lets the request pass now. Only the request that is sent with a probe
+/// claims it, and nobody waits for one provider while another can answer.
 async fn next_admitted(live: &Arc<Local>, untried: &mut Vec<Candidate>) -> Option<(ProviderId, ProviderPermit)> {
     loop {
         let mut awaited = Vec::new();
@@ -316,7 +317,8 @@ async fn first_granted(live: &Arc<Local>, awaited: &[ProviderId]) -> Option<(Pro
     .await
 }
 
-/// The shortest time until one of the candidates takes a request again. A probe in flight is likely to end before its lease.
+/// The shortest time until one of the candidates takes a request again. A probe in flight is likely to end before its
+/// lease.
 fn soonest(live: &Live, candidates: &[ProviderId]) -> Duration {
     let next = |id: &ProviderId| live.providers[*id].breaker.snapshot().next_probe_in.unwrap_or_default();
     candidates.iter().map(next).min().unwrap_or_default()

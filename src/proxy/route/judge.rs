@@ -1,5 +1,5 @@
-//! Judging what came back for an attempt: the breaker is told how it went, and either the client gets an answer or another
-//! provider is asked.
+//! Judging what came back for an attempt: the breaker is told how it went, and either the client gets an answer or
+//! another provider is asked.
 //!
 //! Not here: which outcome an answer stands for: `outcome`; whom to ask next: `failover`.
 
@@ -48,8 +48,8 @@ pub(crate) struct Fallback {
 }
 
 impl Fallback {
-    /// How much it helps the client: most of all to be asked to come back later, then to learn of a failure of a provider that
-    /// could have answered, and least of all to learn that one could not.
+    /// How much it helps the client: most of all to be asked to come back later, then to learn of a failure of a
+    /// provider that could have answered, and least of all to learn that one could not.
     pub(crate) fn usefulness(&self) -> u8 {
         match self.outcome {
             Outcome::RateLimited => 4,

@@ -82,9 +82,9 @@ pub(crate) async fn hold(
 /// A longer beginning is passed on, with or without content.
 const MAX_BEGINNING: usize = 64 << 10;
 
-/// Waits for the first piece of a body, or of a stream of events for the first piece with content. Until then the client has
-/// nothing, and another provider can be asked. Returns the beginning and whether it has content: at the time limit, a stream
-/// that was only kept alive is passed on as it is. `None` if nothing came in time.
+/// Waits for the first piece of a body, or of a stream of events for the first piece with content. Until then the
+/// client has nothing, and another provider can be asked. Returns the beginning and whether it has content: at the time
+/// limit, a stream that was only kept alive is passed on as it is. `None` if nothing came in time.
 pub(crate) async fn begin(
     timer: &mut Timer,
     body: &mut UpstreamBody,
@@ -92,8 +92,8 @@ pub(crate) async fn begin(
     is_events: bool,
 ) -> Result<Option<(Option<Bytes>, bool)>, hyper::Error> {
     let mut beginning = BytesMut::new();
-    // The first `judged` bytes are known to have no content. The rest is judged when an event ends, or when it has `look_at`
-    // bytes: however small the pieces are, each byte is judged a few times only.
+    // The first `judged` bytes are known to have no content. The rest is judged when an event ends, or when it has
+    // `look_at` bytes: however small the pieces are, each byte is judged a few times only.
     let (mut judged, mut look_at) = (0, 0);
     loop {
         let piece = within(timer, &mut until, pin!(next(body))).await;

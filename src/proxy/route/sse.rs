@@ -1,7 +1,7 @@
-//! Server-sent events, as far as their ends go: a client gets whole events only, so that a stream that breaks off can end
-//! with one that says so.
+//! Server-sent events: where they end, and whether they have content. A client gets whole events only, so that a stream
+//! that breaks off can end with an event that says so.
 //!
-//! Not here: what an event means, but for whether there is content in it.
+//! Not here: anything else that an event means.
 
 use std::collections::BTreeMap;
 
@@ -12,20 +12,20 @@ use serde_json::value::RawValue;
 
 use crate::proxy::answer::broken_stream;
 
-/// Longer ones are passed on in parts. No provider sends one.
+/// A longer event is passed on in parts. No provider sends one.
 const MAX_EVENT: usize = 1 << 20;
 
 /// Cuts a stream at the ends of events.
 #[derive(Default)]
 pub(crate) struct Events {
-    /// The beginning of an event.
+    /// The beginning of an event whose end has not come.
     held: BytesMut,
-    /// Whether a part of an event has been passed on.
+    /// Whether a part of that event has been passed on.
     within: bool,
 }
 
 impl Events {
-    /// What can be passed on with this chunk; empty if it ends no event.
+    /// What can be passed on after this chunk. It is empty if no event ends in the chunk.
     pub(crate) fn push(&mut self, chunk: &Bytes) -> Bytes {
         if self.held.is_empty() {
             let end = last_end(chunk);
@@ -37,7 +37,7 @@ impl Events {
             }
             return self.unless_too_long(chunk.slice(..end));
         }
-        // An end may lie across the seam.
+        // The end of an event may be split between two chunks.
         let seen = self.held.len().saturating_sub(3);
         self.held.extend_from_slice(chunk);
         let end = last_end(&self.held[seen..]);
@@ -59,12 +59,12 @@ impl Events {
         all.freeze()
     }
 
-    /// At the end of a whole stream: what is left.
+    /// What is left at the end of a complete stream.
     pub(crate) fn rest(&mut self) -> Bytes {
         self.held.split().freeze()
     }
 
-    /// Instead of what is left, where the stream breaks off: an event that every OpenAI SDK turns into an error.
+    /// The event that replaces what is left if the stream breaks off. Every OpenAI SDK turns it into an error.
     pub(crate) fn error(&mut self, message: &str) -> Bytes {
         self.held.clear();
         let error = broken_stream(message);
@@ -73,8 +73,8 @@ impl Events {
     }
 }
 
-/// The end of the last event that ends in `text`, 0 if none does. Lines end with CR LF, LF or CR, and an event with an empty
-/// line (HTML standard, section 9.2.5).
+/// Where the last event that ends in `text` ends, or 0 if none does. An event ends with an empty line, and a line with
+/// CR LF, LF or CR (HTML standard, section 9.2.5).
 pub(crate) fn last_end(text: &[u8]) -> usize {
     if text.ends_with(b"\n\n") {
         return text.len();
@@ -83,11 +83,11 @@ pub(crate) fn last_end(text: &[u8]) -> usize {
     end(b"\n\n").max(end(b"\n\r\n")).max(end(b"\r\r"))
 }
 
-/// The fields of an event, and a comment.
+/// The fields of an event. The empty name stands for a comment.
 const FIELDS: [&[u8]; 5] = [b"data", b"event", b"id", b"retry", b""];
 
-/// Whether one of the events in `text` brings something of an answer: it is no comment, and does more than announce the stream
-/// or keep it alive. What is unknown counts as content.
+/// Whether one of the events in `text` carries a part of an answer, and does not merely announce the stream or keep it
+/// alive. Anything unknown counts as content.
 pub(crate) fn has_content(text: &[u8]) -> bool {
     if text.starts_with(b"data:") && says_something(text) {
         return true;
@@ -104,24 +104,24 @@ pub(crate) fn has_content(text: &[u8]) -> bool {
         if !FIELDS.iter().any(is_known) {
             return true;
         } else if name == b"data" {
-            // Of several lines the last one: no event without content has several.
+            // If there are several lines, the last one counts: no event without content has several.
             data = line[name.len()..].strip_prefix(b":").unwrap_or_default().trim_ascii();
         } else if line.is_empty() && !is_empty(std::mem::take(&mut data)) {
             return true;
         }
     }
-    // Lines that end with CR alone, which nobody sends.
+    // Lines that end with CR alone, which no provider sends.
     text.strip_suffix(b"\r").is_some_and(|text| !text.contains(&b'\n'))
 }
 
-/// The usual way to, found without parsing.
+/// The usual form of content, found without parsing.
 fn says_something(text: &[u8]) -> bool {
     const CONTENT: &[u8] = b"\"content\":\"";
     memmem::find(text, CONTENT).is_some_and(|at| text.get(at + CONTENT.len()).is_some_and(|first| *first != b'"'))
         && last_end(text) > 0
 }
 
-/// The parts of an event that say whether it has content.
+/// The parts of an event that show whether it has content.
 #[derive(Deserialize)]
 struct Event<'a> {
     r#type: Option<&'a str>,
@@ -139,7 +139,7 @@ struct Choice<'a> {
     finish_reason: Option<&'a RawValue>,
 }
 
-/// What `OpenAI`'s and Anthropic's streams begin with.
+/// The events that `OpenAI`'s and Anthropic's streams begin with.
 const ANNOUNCEMENTS: [&str; 8] = [
     "ping",
     "message_start",
@@ -173,7 +173,7 @@ fn is_empty(data: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// What comes out for each chunk.
+    /// What is passed on for each chunk.
     fn pass(chunks: &[&'static str]) -> (Vec<String>, Events) {
         let mut events = Events::default();
         let passed =
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_events_pass_at_once_and_the_beginning_of_one_waits_for_its_end() {
+    fn whole_events_are_passed_on_at_once_and_the_beginning_of_one_waits_for_its_end() {
         for (chunks, expected) in [
             (vec!["data: 1\n\n", "data: 2\n\n"], vec!["data: 1\n\n", "data: 2\n\n"]),
             (vec!["data: 1\n\ndata", ": 2\n", "\ndata: 3"], vec!["data: 1\n\n", "", "data: 2\n\n"]),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_or_moved_wherever_a_stream_is_cut_into_chunks() {
+    fn no_byte_is_lost_or_moved_wherever_a_stream_is_cut_into_chunks() {
         let text = "data: 1\n\n: c\r\n\r\nid: 3\ndata: x\ndata: y\n\ndata: tail";
         for first in 0..text.len() {
             for second in first..text.len() {
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_pings_announcements_and_empty_deltas_are_no_content() {
+    fn comments_pings_announcements_and_empty_deltas_are_not_content() {
         for empty in [
             "",
             "dat",

@@ -1,5 +1,5 @@
-//! A stream on its way to the client, judged while it passes: a provider that breaks off in the middle has failed, however well
-//! it began.
+//! A stream on its way to the client, judged while it passes: a provider that breaks off in the middle has failed,
+//! however well it began.
 //!
 //! Not here: the beginning of a stream: `receive`.
 
@@ -54,10 +54,10 @@ pub(crate) struct JudgedStream {
 impl JudgedStream {
     /// For a body that began well, with `first`.
     ///
-    /// A good beginning is enough for a probe, so that nobody waits for a whole stream; the rest is judged as an ordinary call.
-    /// But if the circuit was opened by answers that broke off, a good beginning proves nothing. Such a probe is judged at its
-    /// end, or when it has run for `first_byte` and `idle`: its lease lasts one `idle` longer, and within that time the stream
-    /// goes on or breaks off.
+    /// A good beginning is enough for a probe, so that nobody waits for a whole stream; the rest is judged as an
+    /// ordinary call. But if the circuit was opened by answers that broke off, a good beginning proves nothing. Such a
+    /// probe is judged at its end, or when it has run for `first_byte` and `idle`: its lease lasts one `idle` longer,
+    /// and within that time the stream goes on or breaks off.
     pub(crate) fn begin(
         asked: &Asked,
         body: UpstreamBody,
@@ -105,7 +105,8 @@ impl JudgedStream {
                 Some(first) => first,
                 None => match Pin::new(&mut self.body).poll_frame(cx) {
                     Poll::Pending => {
-                        // The limit counts only while the client is ready for more: a slow client is not the provider's fault.
+                        // The limit counts only while the client is ready for more: a slow client is not the provider's
+                        // fault.
                         let whole_by = self.since + self.timeouts.total;
                         if let Some(pieces) = &mut self.pieces {
                             pieces.wait();
@@ -127,8 +128,8 @@ impl JudgedStream {
                     }
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) => data,
-                        // Trailers are dropped (RFC 9110 section 6.5.1 allows it): no client of a model reads them, and hyper
-                        // would not ask for the end after them.
+                        // Trailers are dropped (RFC 9110 section 6.5.1 allows it): no client of a model reads them, and
+                        // hyper would not ask for the end after them.
                         Err(_) => continue,
                     },
                 },

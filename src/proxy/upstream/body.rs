@@ -1,6 +1,6 @@
 //! Bodies on their way to a provider and back.
 //!
-//! Not here: limits of time: `hold` and `stream`.
+//! Not here: time limits: `route::receive` and `route::stream`.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -18,22 +18,23 @@ use crate::proxy::body::parts::Parts;
 use crate::proxy::body::pieces::Pieces;
 use crate::proxy::request::upload::{Fault, Upload};
 
-/// Frames that are there at once are handed on as one, up to this size: each that is handed on alone is a write of its own.
+/// Frames that are available at once are merged into one, up to this size: each frame is written separately to the
+/// client.
 const MAX_MERGED: u64 = 16 << 10;
 
-/// What a provider answers with. When it has been read, its connection can be used again.
+/// The body of a provider's answer. When it has been read, its connection can be used again.
 pub(crate) struct UpstreamBody {
     body: Incoming,
-    /// What comes after a frame that was handed on.
+    /// What was received after the last frame that was handed on.
     ahead: Option<Result<Frame<Bytes>, hyper::Error>>,
-    /// `None` once it has been read.
+    /// `None` once the body has been read.
     loan: Option<Loan>,
 }
 
 /// A connection in use.
 pub(super) enum Loan {
     Http1(Http1, Arc<Idle>),
-    /// Among other uses of it.
+    /// It serves other requests at the same time.
     Http2 {
         _until_dropped: Http2,
     },
@@ -94,7 +95,7 @@ impl Body for UpstreamBody {
 
 impl Drop for UpstreamBody {
     fn drop(&mut self) {
-        // One that was read to its known length has not been asked for its end.
+        // hyper does not poll a body of known length for its end.
         if self.body.is_end_stream()
             && let Some(loan) = self.loan.take()
         {
@@ -104,7 +105,7 @@ impl Drop for UpstreamBody {
 }
 
 impl Loan {
-    /// The answer was read.
+    /// Gives the connection back when the answer has been read.
     fn end(self) {
         if let Self::Http1(connection, idle) = self {
             idle.put(connection);
@@ -112,10 +113,10 @@ impl Loan {
     }
 }
 
-/// What it is asked with.
+/// The body of a request to a provider.
 pub(crate) enum RequestBody {
     Whole(Parts),
-    /// Can be sent only once.
+    /// It can be sent only once.
     Upload(Box<Upload>),
 }
 

@@ -1,6 +1,7 @@
-//! One HTTP/1 connection, polled by whoever uses it: no task of its own, and no wakeup between that task and the connection.
+//! One HTTP/1 connection. The task that uses it polls it, so that there is no task for the connection and no wakeup
+//! between the two.
 //!
-//! Not here: which connection is taken: `idle`.
+//! Not here: which connection is used: `idle`.
 
 use std::future::{Future as _, poll_fn};
 use std::ops::ControlFlow;
@@ -17,7 +18,10 @@ use tokio::time::Instant;
 use super::wake::{Relay, Wanted};
 use super::{RequestBody, Stream};
 
-/// In a box: it is moved to its use and back to its rest, and is large.
+/// How many unread bytes of a provider are buffered: the largest head of an answer. hyper's own limit is 400 KiB.
+const MAX_BUFFERED: usize = 64 << 10;
+
+/// In a box: it is large, and is moved whenever it is used or becomes idle.
 pub(super) struct Http1(Box<Inner>);
 
 struct Inner {
@@ -27,7 +31,7 @@ struct Inner {
     since: Instant,
 }
 
-/// What reads and writes.
+/// hyper's half that reads and writes.
 struct Driver {
     connection: http1::Connection<Stream, RequestBody>,
     is_over: bool,
@@ -35,17 +39,17 @@ struct Driver {
 
 impl Http1 {
     pub(super) async fn new(stream: Stream) -> hyper::Result<Self> {
-        let (sender, connection) = http1::handshake(stream).await?;
+        let (sender, connection) = http1::Builder::new().max_buf_size(MAX_BUFFERED).handshake(stream).await?;
         let driver = Driver { connection, is_over: false };
         Ok(Self(Box::new(Inner { sender, driver, relay: Relay::new(), since: Instant::now() })))
     }
 
-    /// `request` makes the request: as an argument of its own it would be kept twice.
+    /// `request` makes the request: as a plain argument it would be stored twice.
     pub(super) async fn send(
         &mut self,
         request: impl FnOnce() -> Request<RequestBody>,
     ) -> hyper::Result<Response<Incoming>> {
-        // Nobody is to be woken by that: the connection is polled at once.
+        // Sending wakes the connection. It is polled at once, so the task need not be woken for it.
         self.0.relay.expect_wake();
         let mut response = pin!(self.0.sender.send_request(request()));
         poll_fn(|cx| {
@@ -57,7 +61,7 @@ impl Http1 {
         .await
     }
 
-    /// Hands what there is of a body to `take`, until that has had enough, or until there is no more for now.
+    /// Hands the available frames of a body to `take`, until `take` breaks or no frame is available.
     pub(super) fn poll_frames<T>(
         &mut self,
         body: &mut Incoming,
@@ -74,12 +78,12 @@ impl Http1 {
         self.0.since
     }
 
-    /// Whether something has happened that nobody has looked at.
+    /// Whether the connection was woken since it was last polled.
     pub(super) fn is_woken(&self) -> bool {
         self.0.relay.is_woken()
     }
 
-    /// Whether another request can be sent. Wakes `task` when that may have changed.
+    /// Whether another request can be sent on the idle connection. Wakes `task` when that may have changed.
     pub(super) fn rests(&mut self, task: Option<&Waker>) -> bool {
         let Inner { sender, driver, relay, .. } = &mut *self.0;
         relay.settle(task, |cx| driver.poll(cx));
@@ -101,7 +105,7 @@ impl Inner {
 impl Driver {
     fn poll(&mut self, cx: &mut Context<'_>) {
         if !self.is_over {
-            // How it ended is told to who waits for the answer or for its body.
+            // An error is reported to whoever waits for the answer or for its body.
             self.is_over = Pin::new(&mut self.connection).poll(cx).is_ready();
         }
     }

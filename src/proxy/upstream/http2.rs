@@ -1,6 +1,6 @@
-//! Connections of HTTP/2, each shared by many requests.
+//! HTTP/2 connections, each shared by many requests.
 //!
-//! Not here: HTTP/1, and whether a provider speaks HTTP/2: `mod.rs`.
+//! Not here: HTTP/1, and how the version is chosen: `upstream`.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -24,18 +24,18 @@ use tracing::debug;
 
 use super::{Chain, RequestBody, Stream};
 
-/// What common servers allow at least (RFC 9113 section 6.5.2 recommends it). Further requests would wait for a place, and that
-/// would look as if the provider were slow.
+/// Common servers allow at least this many (RFC 9113 section 6.5.2 recommends it). A further request would wait within
+/// the connection, and the provider would look slow.
 const MAX_STREAMS: usize = 100;
-/// A connection that is dead without a word would hold up all its requests: while there are any, it is asked for a sign of life
-/// so often, and has as long to give it.
+/// A dead connection would hold up all its requests. While there are any, it is pinged at this interval, and has this
+/// long to answer.
 const PING: Duration = Duration::from_secs(10);
 
 /// The connections to one provider.
 pub(super) struct Http2Pool {
     max_age: Duration,
     connections: Mutex<Vec<Connection>>,
-    /// Whether the provider spoke HTTP/2 when it was last connected to.
+    /// Whether the newest connection to the provider was HTTP/2.
     is_spoken: AtomicBool,
     connecting: tokio::sync::Mutex<()>,
 }
@@ -66,13 +66,13 @@ impl Http2Pool {
         }
     }
 
-    /// One that was made since then.
+    /// A connection that has room for another request, and was made after `made_since`.
     pub(super) fn take(&self, made_since: Option<Instant>) -> Option<Http2> {
         if !self.is_spoken.load(Ordering::Relaxed) {
             return None;
         }
         let mut connections = self.connections.lock();
-        // Requests that are on one that is dropped here go on.
+        // Requests under way on a connection that is removed here go on.
         connections.retain(|connection| !connection.sender.is_closed() && connection.since.elapsed() < self.max_age);
         let fits = |connection: &&Connection| {
             connection.streams.load(Ordering::Relaxed) < MAX_STREAMS
@@ -81,7 +81,7 @@ impl Http2Pool {
         connections.iter().find(fits).map(Connection::use_once)
     }
 
-    /// Where connections are of HTTP/2, one at a time is made.
+    /// Waits for the turn to connect, if the provider speaks HTTP/2: one connection is made at a time.
     pub(super) async fn turn(&self) -> Option<MutexGuard<'_, ()>> {
         if self.is_spoken.load(Ordering::Relaxed) { Some(self.connecting.lock().await) } else { None }
     }
@@ -102,15 +102,15 @@ impl Http2Pool {
         Ok(used)
     }
 
-    /// The provider has just preferred HTTP/1, for which each request needs a connection of its own, and need not wait for its
-    /// turn.
+    /// Call it when the provider has chosen HTTP/1. Then each request needs a connection of its own, and does not wait
+    /// for a turn.
     pub(super) fn is_not_spoken(&self) {
         if self.is_spoken.swap(false, Ordering::Relaxed) {
             self.connections.lock().clear();
         }
     }
 
-    /// No other request should try this one.
+    /// Removes a connection, so that no other request is sent on it.
     pub(super) fn forget(&self, used: &Http2) {
         self.connections.lock().retain(|connection| !Arc::ptr_eq(&connection.streams, &used.0.streams));
     }
@@ -131,7 +131,7 @@ impl Http2 {
         self.0.sender.send_request(request()).await
     }
 
-    /// As of HTTP/1.
+    /// As [`Http1::poll_frames`](super::http1::Http1::poll_frames).
     pub(super) fn poll_frames<T>(
         body: &mut Incoming,
         cx: &mut Context<'_>,
@@ -150,7 +150,7 @@ impl Http2 {
     }
 }
 
-/// Why the provider ended the stream, if it did that and not more.
+/// Why the provider reset the stream. `None` if it did not, or closed the whole connection.
 pub(super) fn reset_by_provider(error: &hyper::Error) -> Option<Reason> {
     let mut cause = error.source();
     while let Some(error) = cause {

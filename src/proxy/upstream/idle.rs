@@ -1,6 +1,6 @@
-//! Connections that nobody uses at the moment.
+//! Connections that no request uses at the moment.
 //!
-//! Not here: making connections: `mod.rs`.
+//! Not here: making connections: `upstream`.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::http1::Http1;
 use crate::proxy::timers::watch;
 
-/// A stack, so that those that are not needed get old. Its connections are watched: one that the other side closes is gone
-/// before a request finds it.
+/// A stack: the connections that are not needed stay at its bottom and expire. A task watches them, so that one that
+/// the provider closes is removed before a request uses it.
 pub(super) struct Idle {
     max: usize,
     limit: Duration,
@@ -23,10 +23,11 @@ pub(super) struct Idle {
 
 #[derive(Default)]
 struct Stack {
-    /// In the order of their rest.
+    /// Each with the time since when it is idle; the oldest first.
     connections: Vec<(Http1, Instant)>,
-    /// Of who watches them.
+    /// Wakes the task that watches them.
     watch: Option<Waker>,
+    /// Whether that task runs.
     is_watched: bool,
 }
 
@@ -57,7 +58,7 @@ impl Idle {
         }
         stack.connections.push((connection, now));
         if !std::mem::replace(&mut stack.is_watched, true) {
-            // Outside of a runtime there is nobody to watch, and nobody to use it.
+            // Outside of a runtime no task can watch the connection, and none will use it.
             match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => {
                     let idle = Arc::downgrade(self);
@@ -68,7 +69,7 @@ impl Idle {
         }
     }
 
-    /// Lets go of those that are closed or too old. When the next one will be too old.
+    /// Removes connections that are closed or have been idle for too long. Returns when the next one will be.
     fn sweep(&self, watch: &Waker) -> Option<Instant> {
         let mut stack = self.stack.lock();
         let now = Instant::now();
@@ -98,10 +99,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_connection_that_was_closed_is_not_used_though_nobody_has_swept_it_yet() {
+    async fn a_closed_connection_is_not_used_even_before_it_is_swept() {
         let hour = Duration::from_secs(3600);
         let idle = Idle::new(1, hour, hour);
-        // Nobody will.
+        // So that no task sweeps.
         idle.stack.lock().is_watched = true;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         for is_closed in [false, true] {
@@ -110,9 +111,12 @@ mod tests {
             idle.put(Http1::new(MaybeHttpsStream::Http(TokioIo::new(stream))).await.unwrap());
             if is_closed {
                 drop(provider);
-                while !idle.stack.lock().connections[0].0.is_woken() {
-                    yield_now().await;
-                }
+                let woken = async {
+                    while !idle.stack.lock().connections[0].0.is_woken() {
+                        yield_now().await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(20), woken).await.expect("it notices in time");
             }
             assert_eq!(idle.take().is_none(), is_closed);
         }

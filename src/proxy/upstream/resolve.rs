@@ -1,10 +1,10 @@
-//! Looking hosts up, by the system's own resolver, so that `/etc/hosts`, `search` and whatever else it knows count.
+//! Looking up hosts with the system's own resolver, which knows `/etc/hosts`, `search` and the like.
 //!
-//! Not here: which of a host's addresses is connected to: `mod.rs`.
+//! Not here: which of a host's addresses is connected to: `upstream`.
 //!
-//! The system's resolver takes a thread for as long as it likes and cannot be called off. Each host has one lookup at a time, on
-//! a thread of its own, and all who want to know wait for that: a host whose lookup hangs takes one thread, however many
-//! requests there are for it, and none from the others.
+//! The system's resolver occupies a thread for as long as it takes, and cannot be cancelled. Each host has one lookup
+//! at a time, on a thread of its own, and all requests wait for that one. So a host whose lookup hangs occupies one
+//! thread, however many requests there are for it, and delays no other host.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -23,15 +23,15 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tower::Service;
 
-/// How long the answer of a new lookup is awaited where there is an older one.
+/// How long a new lookup is awaited if the result of an older one is known.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// More hosts than that are not looked up at one time.
+/// How many hosts are looked up at one time.
 const MAX_LOOKUPS: usize = 64;
 
 type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 type Found = Result<Arc<[IpAddr]>, LookupError>;
 
-/// What is known of all hosts, for all cores.
+/// The lookups of all cores and their results.
 #[derive(Clone)]
 pub(crate) struct Resolver(Arc<Shared>);
 
@@ -43,15 +43,15 @@ struct Shared {
 #[derive(Default)]
 struct Host {
     last: Option<Arc<[IpAddr]>>,
-    /// The lookup under way.
+    /// The lookup under way, if there is one.
     awaited: Option<watch::Receiver<Option<Found>>>,
 }
 
-/// A host has no address.
+/// Why a host has no address.
 #[derive(Clone, Debug)]
 pub(crate) struct LookupError(Arc<io::Error>);
 
-/// The system's lookups hang, of so many hosts at once that no more are begun.
+/// The lookups of [`MAX_LOOKUPS`] hosts hang, so that no further one is begun.
 #[derive(Debug)]
 pub(crate) struct TooManyLookups;
 
@@ -90,12 +90,11 @@ impl Resolver {
         Self(Arc::new(Shared { hosts: Mutex::default(), lookup: Box::new(lookup) }))
     }
 
-    /// Looks a host up, anew unless somebody else is doing that. What was found the last time is the answer if the new one
-    /// takes long or cannot be had.
+    /// Looks up a host, or waits for the lookup that is under way. If it takes long or fails, the last result is used.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it leaves the lookup to whoever else waits for it.
+    /// Dropping it leaves the lookup to the others that wait for it.
     async fn resolve(&self, host: &str) -> Found {
         let (mut awaited, last) = match self.begin(host) {
             Ok(begun) => begun,
@@ -112,7 +111,7 @@ impl Resolver {
         }
     }
 
-    /// The lookup under way, and what was found the last time.
+    /// The lookup under way, which is begun if there is none, and the last result.
     #[expect(clippy::type_complexity, reason = "each of the two is simple")]
     fn begin(
         &self,
@@ -141,7 +140,7 @@ impl Resolver {
 
 impl Shared {
     fn run(&self, name: &str, tell: &watch::Sender<Option<Found>>) {
-        /// A lookup that panics is over, too.
+        /// Marks the lookup as over, even if it panics.
         struct Over<'a>(&'a Shared, &'a str);
         impl Drop for Over<'_> {
             fn drop(&mut self) {
@@ -162,12 +161,12 @@ impl Shared {
             host.last = Some(Arc::clone(addresses));
         }
         drop(over);
-        // Nobody may wait any more.
+        // The receivers may be gone.
         let _ = tell.send(Some(found.map_err(|error| LookupError(Arc::new(error)))));
     }
 }
 
-/// For hyper.
+/// As hyper wants it.
 impl Service<Name> for Resolver {
     type Response = std::vec::IntoIter<SocketAddr>;
     type Error = LookupError;
@@ -181,7 +180,7 @@ impl Service<Name> for Resolver {
         let resolver = self.clone();
         Box::pin(async move {
             let found = resolver.resolve(host.as_str()).await?;
-            // hyper puts the port in.
+            // hyper sets the port.
             Ok(found.iter().map(|ip| SocketAddr::new(*ip, 0)).collect::<Vec<_>>().into_iter())
         })
     }
@@ -201,7 +200,7 @@ mod tests {
         Ipv4Addr::new(127, 0, 0, last).into()
     }
 
-    /// `slow` waits for what the test sends, and is counted; every other host is 127.0.0.1.
+    /// The lookup of `slow` waits for a result that the test sends, and is counted. Every other host is 127.0.0.1.
     fn resolver() -> (Resolver, mpsc::Sender<io::Result<u8>>, Arc<AtomicUsize>) {
         let (answer, answers) = mpsc::channel::<io::Result<u8>>();
         let (answers, count) = (Mutex::new(answers), Arc::new(AtomicUsize::new(0)));
@@ -217,8 +216,17 @@ mod tests {
         (resolver, answer, count)
     }
 
+    async fn until(condition: impl Fn() -> bool) {
+        let met = async {
+            while !condition() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, met).await.expect("the condition is met in time");
+    }
+
     #[tokio::test]
-    async fn a_host_whose_lookup_hangs_takes_one_thread_and_keeps_no_other_host_waiting() {
+    async fn a_host_whose_lookup_hangs_occupies_one_thread_and_delays_no_other_host() {
         let (resolver, answer, count) = resolver();
         let mut waiting = tokio::task::JoinSet::new();
         for _ in 0..700 {
@@ -229,9 +237,7 @@ mod tests {
             let found = timeout(DEADLINE, resolver.resolve("quick")).await.expect("it does not wait for the other one");
             assert_eq!(*found.unwrap(), [ip(1)]);
         }
-        while count.load(Ordering::Relaxed) == 0 {
-            tokio::task::yield_now().await;
-        }
+        until(|| count.load(Ordering::Relaxed) > 0).await;
         answer.send(Ok(2)).unwrap();
         let found = timeout(DEADLINE, waiting.join_all()).await.unwrap();
         assert!(found.iter().all(|found| *found == Some(ip(2))));
@@ -239,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_answer_holds_while_a_new_one_hangs_or_fails_and_is_replaced_by_it() {
+    async fn the_last_result_is_used_while_a_new_lookup_hangs_or_fails() {
         let (resolver, answer, count) = resolver();
         answer.send(Ok(2)).unwrap();
         assert_eq!(*resolver.resolve("slow").await.unwrap(), [ip(2)]);
@@ -248,9 +254,7 @@ mod tests {
         assert_eq!(*timeout(DEADLINE, resolver.resolve("slow")).await.unwrap().unwrap(), [ip(2)]);
         assert_eq!(count.load(Ordering::Relaxed), 2);
         answer.send(Err(io::Error::other("no such host"))).unwrap();
-        while resolver.0.hosts.lock()["slow"].awaited.is_some() {
-            tokio::task::yield_now().await;
-        }
+        until(|| resolver.0.hosts.lock()["slow"].awaited.is_none()).await;
         answer.send(Err(io::Error::other("no such host"))).unwrap();
         assert_eq!(*resolver.resolve("slow").await.unwrap(), [ip(2)]);
         answer.send(Ok(3)).unwrap();
@@ -258,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_host_without_an_address_is_an_error_that_says_why_and_is_asked_for_again() {
+    async fn a_failed_lookup_says_why_and_is_repeated_by_the_next_request() {
         let (resolver, answer, _) = resolver();
         answer.send(Err(io::Error::other("no such host"))).unwrap();
         let error = resolver.resolve("slow").await.unwrap_err();
@@ -268,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_systems_resolver_knows_the_files_of_the_system() {
+    async fn the_systems_resolver_knows_localhost() {
         let found = Resolver::new().resolve("localhost").await.unwrap();
         assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
     }

@@ -1,6 +1,6 @@
-//! Whom the gateway trusts when it connects.
+//! Which certificates the gateway trusts when it connects to a provider.
 //!
-//! Not here: clients' connections: those have no TLS.
+//! Not here: clients' connections, which have no TLS.
 
 use std::error::Error;
 use std::fmt;
@@ -14,14 +14,15 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::proxy::config::read_ca_file;
 
-/// Whom to trust.
+/// The trusted authorities.
 pub(crate) struct Tls {
     pub(super) config: ClientConfig,
+    /// Those of `ca_file`.
     own: Vec<CertificateDer<'static>>,
 }
 
 impl Tls {
-    /// Connections that were made with the one may be used with the other.
+    /// Whether connections that were made with the one may be used with the other.
     pub(crate) fn trusts_the_same(&self, other: &Self) -> bool {
         self.own == other.own
     }
@@ -45,7 +46,8 @@ impl Tls {
     }
 }
 
-/// rustls' own panics where the wall clock is set to before 1970. Without a time no certificate is valid, and that is all.
+/// rustls' own clock panics if the wall clock is set to before 1970. Without a time no certificate is valid, and
+/// nothing panics.
 #[derive(Debug)]
 struct WallClock;
 
@@ -85,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn before_1970_there_is_no_time_for_certificates_and_no_panic() {
+    fn a_clock_before_1970_gives_no_time_and_does_not_panic() {
         let second = Duration::from_secs(1);
         assert!(since_1970(UNIX_EPOCH - second).is_none());
         assert_eq!(since_1970(UNIX_EPOCH + second).map(|time| time.as_secs()), Some(1));

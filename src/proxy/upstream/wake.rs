@@ -1,10 +1,8 @@
-//! Between a connection and the task that polls it.
+//! Wakes between a connection and the task that polls it.
 //!
-//! Not here: HTTP.
-//!
-//! hyper's connection and the two ends of its channels wake each other while all of them are polled by one task: each such wake
-//! would have the runtime poll that task once more, for nothing. Here a wake that comes during a poll is only noted, and the
-//! poll goes on. What must not happen is that one is noted and nobody looks: `loom-tests` has the models.
+//! hyper's connection and the two ends of its channels wake each other while one task polls all of them. Each such wake
+//! would make the runtime poll that task once more, in vain. Here a wake that comes during a poll is only noted, and
+//! the poll goes on. A noted wake must never be forgotten: `loom-tests` has the models.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -15,18 +13,18 @@ use crate::sync::{AtomicUsize, Mutex, Ordering};
 const IS_POLLED: usize = 1;
 const IS_WOKEN: usize = 2;
 
-/// What is always ready would keep the other tasks of its core from running. tokio's own limit on what a task may do without a
-/// pause is a wake as any other here, and would be polled against for ever.
+/// A connection that is always ready would keep the other tasks of its core from running. tokio limits how much a task
+/// does without a pause by waking it, which looks like any other wake here and would be polled endlessly.
 const MAX_ROUNDS: usize = 64;
 
-/// What the parts of a connection are polled with.
+/// The waker that a connection and its channels are polled with.
 pub(crate) struct Relay {
     shared: Arc<Shared>,
     waker: Waker,
 }
 
 struct Shared {
-    /// In one word: between a look at the one and a change of the other a wake would be lost.
+    /// Both flags in one word: with two, a wake between reading one and changing the other would be lost.
     state: AtomicUsize,
     task: Mutex<Option<Waker>>,
 }
@@ -37,7 +35,7 @@ impl std::task::Wake for Shared {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Who polls will look, and who was woken before too.
+        // A poll in progress re-checks, and a pending wake need not be repeated.
         if self.state.fetch_or(IS_WOKEN, Ordering::AcqRel) == 0
             && let Some(task) = &*self.task.lock()
         {
@@ -46,10 +44,10 @@ impl std::task::Wake for Shared {
     }
 }
 
-/// What there is of what was wanted, where it is not enough.
+/// What polling for something has brought, if that is not enough.
 pub(crate) enum Wanted {
     Nothing,
-    /// More may be there: whoever sends it was not told to wake anybody.
+    /// More may be available: its sender was given no waker.
     MayBeMore,
 }
 
@@ -60,17 +58,17 @@ impl Relay {
         Self { waker: Waker::from(Arc::clone(&shared)), shared }
     }
 
-    /// Whether something has happened since the connection was polled.
+    /// Whether a wake has come since the connection was polled.
     pub(crate) fn is_woken(&self) -> bool {
         self.shared.state.load(Ordering::Acquire) & IS_WOKEN != 0
     }
 
-    /// For what is going to wake, as the task is going to poll anyway.
+    /// Notes a wake that is about to come, since the task is going to poll anyway.
     pub(crate) fn expect_wake(&self) {
         self.shared.state.fetch_or(IS_WOKEN, Ordering::AcqRel);
     }
 
-    /// Polls what is `wanted`, and the `connection` as long as that may bring it on.
+    /// Polls what is `wanted`, and polls the `connection` as long as that may help.
     pub(crate) fn poll<T>(
         &self,
         cx: &mut Context<'_>,
@@ -79,7 +77,7 @@ impl Relay {
     ) -> Poll<T> {
         self.set_task(Some(cx.waker()));
         let mut own = Context::from_waker(&self.waker);
-        // Otherwise the connection has nothing to do before it is asked for something.
+        // Without a wake the connection has nothing to do until something is wanted of it.
         let mut is_woken = self.begin();
         for _ in 0..MAX_ROUNDS {
             if is_woken {
@@ -97,13 +95,13 @@ impl Relay {
                 return Poll::Pending;
             }
         }
-        // What was noted last has not been looked at.
+        // The last round may have noted a wake that was not handled.
         self.shared.state.store(IS_WOKEN, Ordering::Release);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Polls the `connection` as long as it has something to do by itself. From now on it wakes `task`.
+    /// Polls the `connection` as long as it has something to do by itself. From now on its wakes go to `task`.
     pub(crate) fn settle(&self, task: Option<&Waker>, mut connection: impl FnMut(&mut Context<'_>)) {
         self.set_task(task);
         for _ in 0..MAX_ROUNDS {
@@ -129,17 +127,17 @@ impl Relay {
         }
     }
 
-    /// From now on wakes are noted. Whether there has been one since the last time.
+    /// Begins a poll: from now on wakes are noted. Returns whether one has been noted since the last poll.
     fn begin(&self) -> bool {
         self.shared.state.swap(IS_POLLED, Ordering::AcqRel) & IS_WOKEN != 0
     }
 
-    /// From now on the task is woken. Not if a wake was noted: then there is something to be polled.
+    /// Ends a poll: from now on wakes go to the task. Returns false if a wake was noted, so that the poll must go on.
     fn end(&self) -> bool {
         self.shared.state.compare_exchange(IS_POLLED, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Ends a poll that may leave something to be polled, and will be followed by another one.
+    /// Ends a poll that will be followed by another one, which handles what was noted.
     fn leave(&self) {
         self.shared.state.fetch_and(!IS_POLLED, Ordering::AcqRel);
     }

@@ -1,6 +1,7 @@
-//! `GET /metrics`, in Prometheus' text format. `docs/METRICS.md` has every name; a test compares the two.
+//! The page of `GET /metrics`, in Prometheus' text format. `docs/METRICS.md` explains every name; a test compares the
+//! two.
 //!
-//! Not here: counting.
+//! Not here: counting: `metrics`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -28,7 +29,7 @@ impl Metrics {
     ) -> Vec<u8> {
         let mut page = Page::default();
         self.encode_gateway(&mut page, access_log_lines_lost, log_lines_lost);
-        let help = "Bytes of bodies and answers that are held.";
+        let help = "Bytes of bodies and answers that are held in memory.";
         page.gauge("fusebox_held_bytes", help, &[], float(held_bytes));
         for breaker in breakers.snapshots() {
             encode_breaker(&mut page, &breaker);
@@ -52,22 +53,23 @@ impl Metrics {
         let class = |index: usize| self.requests.sum(|counts| &counts.classes[index]);
         let over: u64 = (0..6).map(class).sum();
         for (index, name) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
-            let help = "Requests that are over, by the class of the answer's status; none: the client left before there was one.";
+            let help =
+                "Requests that have ended, by the class of the answer's status; none: the client left before it.";
             page.count("fusebox_requests_total", help, &[("status", name)], class(index));
         }
         let in_flight = self.requests.sum(|counts| &counts.begun).saturating_sub(over);
-        page.gauge("fusebox_requests_in_flight", "Requests that are not over.", &[], float(in_flight));
-        let help = "From a request's headers to the end of its answer.";
+        page.gauge("fusebox_requests_in_flight", "Requests that have not ended.", &[], float(in_flight));
+        let help = "Time from a request's headers to the end of its answer.";
         page.times("fusebox_request_seconds", help, &[], &self.requests, |counts| &counts.times);
         let connections = u64::try_from(self.connections.load(Ordering::Relaxed)).unwrap_or_default();
-        page.gauge("fusebox_client_connections", "Connections of clients.", &[], float(connections));
+        page.gauge("fusebox_client_connections", "Open connections of clients.", &[], float(connections));
         for reason in CloseReason::VARIANTS {
-            let help = "Connections of clients that were closed for what the client did, or did not do.";
+            let help = "Connections that were closed because of what the client did or failed to do.";
             let count = self.closed[*reason as usize].load(Ordering::Relaxed);
             page.count("fusebox_client_connections_cut_total", help, &[("reason", reason.as_str())], count);
         }
         for (result, counter) in [("applied", &self.reloads), ("refused", &self.failed_reloads)] {
-            let help = "Times the configuration was read anew.";
+            let help = "Reloads of the configuration.";
             page.count("fusebox_config_reloads_total", help, &[("result", result)], counter.load(Ordering::Relaxed));
         }
         let help = "Lines of the access log that could not be written, or not fast enough.";
@@ -81,14 +83,14 @@ fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
     let provider = ("provider", &*breaker.name);
     for state in [CircuitState::Closed, CircuitState::HalfOpen, CircuitState::Open] {
         let is = if breaker.state == state { 1.0 } else { 0.0 };
-        let help = "1 for the state that the circuit is in, 0 for the others.";
+        let help = "1 for the current state of the circuit, 0 for the others.";
         page.gauge("fusebox_circuit_state", help, &[provider, ("state", state.as_str())], is);
     }
     let silent = if breaker.silent { 1.0 } else { 0.0 };
-    page.gauge("fusebox_circuit_silent", "1 while it is open because of silence.", &[provider], silent);
+    page.gauge("fusebox_circuit_silent", "1 while the circuit is open because of silence.", &[provider], silent);
     let failures = f64::from(breaker.failure_count);
     page.gauge("fusebox_circuit_failures", "Failures in a row.", &[provider], failures);
-    let help = "Until the open circuit takes a probe; 0 if it is not open.";
+    let help = "Time until the open circuit takes a probe; 0 if it is not open.";
     let next = breaker.next_probe_in.unwrap_or_default().as_secs_f64();
     page.gauge("fusebox_circuit_probe_in_seconds", help, &[provider], next);
     let waiters = float(breaker.waiters as u64);
@@ -102,22 +104,26 @@ fn encode_silence(page: &mut Page, labels: &[(&str, &str)], silence: DetectorSna
     let mut gauge = |name, help: &str, value| page.gauge(name, help, labels, value);
     let learnt = if silence.learnt { 1.0 } else { 0.0 };
     gauge("fusebox_silence_learnt", "1 if enough answers are known to notice silence.", learnt);
-    gauge("fusebox_silence_phi", "How surprising it is that nothing is answered.", silence.phi.into());
-    let help = "Requests that are unanswered, and newer than all that were answered.";
+    gauge("fusebox_silence_phi", "How surprising it is that no request is answered.", silence.phi.into());
+    let help = "Unanswered requests that are newer than all answered ones.";
     gauge("fusebox_silence_unanswered", help, silence.unanswered.into());
     gauge("fusebox_silence_oldest_seconds", "How long the oldest of them has waited.", silence.oldest.as_secs_f64());
-    gauge("fusebox_silence_median_seconds", "What half of the answers take at most.", silence.median.as_secs_f64());
-    gauge("fusebox_silence_p99_seconds", "What 99% of the answers take at most.", silence.p99.as_secs_f64());
+    gauge(
+        "fusebox_silence_median_seconds",
+        "Half of the answers take at most this long.",
+        silence.median.as_secs_f64(),
+    );
+    gauge("fusebox_silence_p99_seconds", "99% of the answers take at most this long.", silence.p99.as_secs_f64());
 }
 
 fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {
     let provider = ("provider", name);
-    page.count("fusebox_circuit_probes_total", "Requests that were the probe.", &[provider], metrics.probes());
-    let help = "Requests that the circuit kept away from the provider.";
+    page.count("fusebox_circuit_probes_total", "Requests that were probes.", &[provider], metrics.probes());
+    let help = "Requests that the circuit kept from the provider.";
     page.count("fusebox_circuit_rejections_total", help, &[provider], metrics.0.sum(|counts| &counts.rejections));
     for outcome in Outcome::VARIANTS {
         let labels = [provider, ("outcome", outcome.as_str())];
-        let help = "Requests sent to the provider that are over, by how they ended.";
+        let help = "Attempts that have ended, by their outcome.";
         page.count("fusebox_attempts_total", help, &labels, metrics.outcome(*outcome));
     }
     let help = "Requests sent to the provider that are not over.";
