@@ -1,27 +1,29 @@
-//! Notices an upstream that takes requests and does not answer, within about one latency instead of after a timeout.
+//! Notices an upstream that accepts requests and does not answer them, within about one latency instead of after a
+//! timeout.
 //!
-//! Not here: what becomes of the requests, which is their callers' affair.
+//! Not here: what callers do with their unanswered requests.
 //!
 //! # How
 //!
-//! Requests that are answered teach how long an answer takes. Those that wait are the *silent* ones if they were
-//! started after the most recently started request that has been answered: one slow answer is nobody's alarm, and
-//! neither are the old ones that are still under way when newer ones come back. Each silent request is as surprising as
-//! few answers have taken as long: `-log10` of their share. The sum of that over the silent requests is *phi*. At 9 the
-//! odds that an upstream that works lets all of them wait for so long are one to a thousand million, if answers are
-//! independent of each other; they are not, which is what the rules below are for. This is the phi accrual failure
-//! detector of Hayashibara, Défago, Yared and Katayama (2004), which Akka and Cassandra use on heartbeats; here the
-//! requests themselves are the heartbeats.
+//! Answered requests teach how long an answer takes. An unanswered request is *silent* if it was started after the most
+//! recently started request that has been answered. So one slow answer raises no alarm, and neither do old requests
+//! that are still under way when newer ones are answered. A silent request is the more surprising, the fewer answers
+//! have taken as long: it counts `-log10` of their share. The sum over the silent requests is *phi*. At phi 9 a working
+//! upstream would leave all of them waiting this long with a probability of one in a thousand million, if answers were
+//! independent of each other. They are not, hence the rules below. This is the phi accrual failure detector of
+//! Hayashibara, Défago, Yared and Katayama (2004), which Akka and Cassandra use on heartbeats. Here the requests
+//! themselves are the heartbeats.
 //!
-//! At phi the circuit opens: it is *silent*, and rejects like any open circuit. It closes when a probe succeeds, or at
-//! once when an answer comes after all to a request that was silent.
+//! When phi reaches its threshold, the circuit opens: it is *silent*, and rejects calls like any open circuit. It
+//! closes when a probe succeeds, or at once when a silent request is answered after all.
 //!
 //! # Using it
 //!
-//! One [`Detector`] for each kind of answer that takes its own time: for an LLM provider one per model, and for streams
-//! one more over the gaps between chunks. Any answer of a quick model would clear one that hangs. One [`Watcher`] for
-//! each core or thread, which owns it; none of its methods waits for another one's. The caller passes the time, and
-//! calls [`look`](Watcher::look) every [`TICK`] while anything is [in flight](Watcher::in_flight).
+//! Make one [`Detector`] for each kind of answer that takes its own time: for an LLM provider one per model, and for
+//! streams another one for the pauses between pieces. With one detector for two models, each answer of the quick one
+//! would clear the one that hangs. Make one [`Watcher`] for each core or thread, which owns it; its methods never wait
+//! for another watcher. The caller passes the time, and calls [`look`](Watcher::look) every [`TICK`] while anything is
+//! [in flight](Watcher::in_flight).
 //!
 //! ```
 //! use std::sync::Arc;
@@ -46,7 +48,7 @@
 //!     watcher.answered(ticket, now);
 //!     permit.success();
 //! }
-//! // From now on there is none.
+//! // From now on no request is answered.
 //! let permits: Vec<_> = (0..10).map(|_| breaker.try_acquire()).collect::<Result<_, _>>()?;
 //! let mut tickets: Vec<_> = permits.iter().map(|permit| watcher.start(permit, now)).collect();
 //! let alarm = loop {
@@ -58,7 +60,7 @@
 //! assert_eq!((alarm.unanswered, alarm.oldest), (10, Duration::from_millis(25)));
 //! assert!(breaker.snapshot().silent);
 //!
-//! // Now ask somebody else, and keep listening.
+//! // Now ask another upstream, and keep waiting for this one.
 //! watcher.answered(tickets.pop().expect("there are ten"), now);
 //! assert_eq!(breaker.state(), CircuitState::Closed);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -66,37 +68,37 @@
 //!
 //! # Rules
 //!
-//! - Only an answer clears. Whatever fails, or is called off, is [withdrawn](Watcher::withdrawn): it neither clears nor
-//!   counts, so that a front end's 401s do not hide a back end that hangs.
-//! - Nothing is believed before enough is learnt: the first answers at a high rate are the fastest ones. That takes 100
+//! - Only an answer clears. A request that fails or is cancelled is [withdrawn](Watcher::withdrawn): it neither clears
+//!   nor counts, so that a front end's 401s do not hide a back end that hangs.
+//! - No alarm is raised before enough is learnt: at a high rate the first answers are the fastest ones. That takes 100
 //!   answers, and twice as many as there are requests in flight.
-//! - If a look comes late, its caller was held up, and everything seems silent. What it is late by is taken off every
-//!   age if that is more than a tick and a half; if it is more than two, the machine is busy, and no silence is
-//!   believed for the next ten ticks. (The [ceiling](ConfigBuilder::ceiling) holds all the same.)
-//! - What has come before a look has to be read before it: the caller reads its sockets first, and then says how things
-//!   stood when the tick began.
-//! - A probe that waits for longer than 99% of answers do (and 50 ms) is silent, too: one request alone never reaches
+//! - If a look comes late, its caller was held up, and everything seems silent. If it is late by more than a tick and a
+//!   half, the delay is subtracted from every age. If it is late by more than two ticks, the machine is busy, and no
+//!   alarm is raised for the next ten ticks. (The [ceiling](ConfigBuilder::ceiling) holds all the same.)
+//! - What has arrived before a look has to be read before it. The caller reads its sockets first, and then passes the
+//!   time at which the tick began.
+//! - A probe is silent if it waits for longer than 99% of answers take (and 50 ms): a single request never reaches
 //!   phi 9.
-//! - If an answer to a silent request shows that the upstream is not silent but slow, how long answers take is learnt
-//!   again: from requests that are sent then, and not from those that waited.
+//! - If a silent request is answered, the upstream was slow and not silent. Then latencies are learnt anew, from
+//!   requests that are sent from then on.
 //!
 //! # Its limits
 //!
-//! - A part of an upstream that hangs is not seen while other parts answer.
-//! - With few requests it takes its time: `failure_threshold` of them have to go unanswered. Below one request per
-//!   latency a timeout notices as soon.
-//! - Requests have to wait for longer than it takes to notice: a timeout that is shorter withdraws them.
-//! - Requests that take much longer than those that were learnt, several of them at once, look like silence until one
-//!   is answered.
-//! - Each answer, and each piece of a stream, clears those that were started before: streams that begin well and then
-//!   all stop are not silent as long as new ones begin. That is for an idle timeout to notice.
-//! - A request that is sent to somebody else as well is, if the first one answers after all, answered and billed twice.
+//! - A part of an upstream that hangs is not noticed while other parts answer.
+//! - With few requests noticing takes longer: `failure_threshold` of them must go unanswered. Below one request per
+//!   latency, a timeout notices as early.
+//! - Requests must wait for longer than noticing takes: a shorter timeout withdraws them.
+//! - Several requests at once that take much longer than all before look like silence until one of them is answered.
+//! - Each answer, and each piece of a stream, clears the requests that were started before it. So streams that begin
+//!   well and then all stop are not silent as long as new ones begin. An idle timeout has to notice that.
+//! - A request that is sent to another upstream as well is answered and billed twice if the first one answers after
+//!   all.
 //!
 //! # Choosing phi
 //!
-//! Each step up makes a false alarm ten times less likely, and costs about a third of a request more, or its time. Nine
-//! has raised none in millions of heavy-tailed requests; `docs/BENCHMARKS.md` has the figures, and `benches/silence`
-//! makes them.
+//! Each step up makes a false alarm ten times less likely, and needs about a third of an unanswered request more. At 9
+//! there was no false alarm in millions of heavy-tailed requests. `docs/BENCHMARKS.md` has the figures, which
+//! `benches/silence` produces.
 
 mod config;
 mod detector;
@@ -110,8 +112,9 @@ pub use config::{Config, ConfigBuilder};
 pub use detector::{Detector, DetectorSnapshot};
 pub use watcher::{Alarm, Ticket, Watcher};
 
-/// How often a [`Watcher`] wants to look: a coarser tick is noticed where answers take a few milliseconds.
+/// How often [`Watcher::look`] should be called. A longer tick would delay an alarm noticeably if answers take a few
+/// milliseconds.
 pub const TICK: Duration = Duration::from_millis(5);
 
-/// Answers before anything is believed.
+/// How many answers are needed before an alarm can be raised.
 const ENOUGH: usize = 100;

@@ -162,6 +162,6 @@ mod tests {
         let codes = rows.flat_map(|cell| cell.split('`').skip(1).step_by(2));
         let is_code = |text: &&str| text.contains('_') && text.bytes().all(|it| it.is_ascii_lowercase() || it == b'_');
         let explained: BTreeSet<&str> = codes.filter(is_code).collect();
-        assert_eq!(explained, Code::VARIANTS.iter().map(|code| code.into()).collect());
+        assert_eq!(explained, Code::VARIANTS.iter().map(Into::into).collect());
     }
 }

@@ -49,25 +49,23 @@ pub(crate) struct Received {
 }
 
 /// Checks what comes before the body. An error is the answer.
-pub(crate) fn check(head: &request::Parts, auth_tokens: &[Secret]) -> Result<(), Response<Bytes>> {
+pub(crate) fn check(head: &request::Parts, auth_tokens: &[Secret]) -> Result<(), Box<Response<Bytes>>> {
+    let refuse = |status, code, message| Err(Box::new(answer::invalid(status, code, None, message)));
     if !is_authorized(auth_tokens, &head.headers) {
-        return Err(answer::unauthorized());
+        return Err(Box::new(answer::unauthorized()));
     }
-    if head
-        .headers
-        .get(header::TRANSFER_ENCODING)
-        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-    {
+    let coding = head.headers.get(header::TRANSFER_ENCODING);
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         let message = "The only supported transfer coding is 'chunked'.";
-        return Err(answer::invalid(StatusCode::NOT_IMPLEMENTED, Code::UnknownTransferCoding, None, message));
+        return refuse(StatusCode::NOT_IMPLEMENTED, Code::UnknownTransferCoding, message);
     }
     // The length first: the checks that follow read the path several times.
     if head.uri.path_and_query().is_some_and(|path| path.as_str().len() > MAX_PATH) {
-        return Err(answer::invalid(StatusCode::URI_TOO_LONG, Code::PathTooLong, None, "The path is too long."));
+        return refuse(StatusCode::URI_TOO_LONG, Code::PathTooLong, "The path is too long.");
     }
     if leaves_its_base(head.uri.path()) {
         let message = "The path contains '.' or '..' segments, or characters that are not allowed in a path.";
-        return Err(answer::invalid(StatusCode::BAD_REQUEST, Code::InvalidPath, None, message));
+        return refuse(StatusCode::BAD_REQUEST, Code::InvalidPath, message);
     }
     Ok(())
 }

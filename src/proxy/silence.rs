@@ -53,8 +53,11 @@ pub(crate) struct Detectors {
     breaker: Arc<CircuitBreaker>,
     cores: usize,
     config: Config,
-    by_kind: Mutex<BTreeMap<(Box<str>, Awaited), Arc<Detector>>>,
+    by_kind: Mutex<ByKind>,
 }
+
+/// By model and kind of answer.
+type ByKind = BTreeMap<(Box<str>, Awaited), Arc<Detector>>;
 
 impl Detectors {
     pub(crate) fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
@@ -209,13 +212,13 @@ impl CoreWatcher {
 
     fn start(self: Arc<Self>, ticker: &Arc<Ticker>, start: impl FnOnce(&mut Watcher) -> silence::Ticket) -> Ticket {
         let mut state = self.state.lock();
-        let ticket = start(&mut state.watcher);
+        let inner = start(&mut state.watcher);
         let is_ticking = std::mem::replace(&mut state.is_ticking, true);
         drop(state);
         if !is_ticking {
             ticker.add(&self);
         }
-        Ticket { alarms: self.alarms.load(Ordering::Relaxed), watcher: self, ticket: Some(ticket) }
+        Ticket { alarms: self.alarms.load(Ordering::Relaxed), watcher: self, inner: Some(inner) }
     }
 }
 
@@ -224,7 +227,7 @@ impl CoreWatcher {
 pub(crate) struct Ticket {
     watcher: Arc<CoreWatcher>,
     /// `None` once it is answered.
-    ticket: Option<silence::Ticket>,
+    inner: Option<silence::Ticket>,
     /// The watcher's alarms when the request began.
     alarms: u64,
 }
@@ -241,16 +244,16 @@ impl Ticket {
     }
 
     pub(crate) fn answered(&mut self, now: Instant) {
-        if let Some(ticket) = self.ticket.take() {
-            self.watcher.state.lock().watcher.answered(ticket, now.into_std());
+        if let Some(inner) = self.inner.take() {
+            self.watcher.state.lock().watcher.answered(inner, now.into_std());
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            self.watcher.state.lock().watcher.withdrawn(ticket, Instant::now().into_std());
+        if let Some(inner) = self.inner.take() {
+            self.watcher.state.lock().watcher.withdrawn(inner, Instant::now().into_std());
         }
     }
 }

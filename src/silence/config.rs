@@ -1,12 +1,10 @@
-//! What can be set about silence, its defaults and its ranges.
-//!
-//! Not here: whether something is silent: `detector`.
+//! The settings for noticing silence, their defaults and their ranges.
 
 use std::time::Duration;
 
 use crate::config::{ConfigError, MAX_DURATION, MIN_DURATION};
 
-/// When silence is an alarm, checked when it was made.
+/// When silence raises an alarm. The values are checked when it is built.
 ///
 /// # Examples
 ///
@@ -46,43 +44,43 @@ impl Config {
         ConfigBuilder(*self)
     }
 
-    /// How surprising silence has to be.
+    /// The phi that raises an alarm.
     pub fn phi(&self) -> f32 {
         self.phi
     }
 
-    /// How long the oldest silent request has to wait, at least.
+    /// The shortest wait of the oldest silent request that raises an alarm.
     pub fn floor(&self) -> Duration {
         self.floor
     }
 
-    /// How long it may wait at the most, however long answers take.
+    /// The wait that raises an alarm however long answers take. `None`: there is no such wait.
     pub fn ceiling(&self) -> Option<Duration> {
         self.ceiling
     }
 }
 
-/// Sets what differs from the defaults.
+/// Builds a [`Config`] from the defaults and what is set.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct ConfigBuilder(Config);
 
 impl ConfigBuilder {
-    /// How surprising silence has to be: 1 to 100, default 9.
+    /// The phi that raises an alarm: 1 to 100, default 9.
     pub fn phi(mut self, phi: f32) -> Self {
         self.0.phi = phi;
         self
     }
 
-    /// How long the oldest silent request has to wait before it is an alarm: 0 to 24 h, default 20 ms. It keeps an
-    /// upstream that answers within a millisecond from being given up for its next hiccup.
+    /// How long the oldest silent request must have waited: 0 to 24 h, default 20 ms. Without it, an upstream that
+    /// answers within a millisecond would be judged silent at every hiccup.
     pub fn floor(mut self, floor: Duration) -> Self {
         self.0.floor = floor;
         self
     }
 
     /// How long the oldest of at least `failure_threshold` silent requests may wait, whatever was learnt: 1 ms to 24 h.
-    /// Default `None`: for ever.
+    /// Default `None`: there is no limit.
     pub fn ceiling(mut self, ceiling: impl Into<Option<Duration>>) -> Self {
         self.0.ceiling = ceiling.into();
         self

@@ -1,4 +1,4 @@
-//! What is known of one kind of answer, put together from what each core has published; and when it is an alarm.
+//! What all cores together know of one kind of answer, from what each has published; and when that is an alarm.
 //!
 //! Not here: single requests: `watcher`.
 
@@ -19,30 +19,30 @@ use crate::sync::unseen::{AtomicU32, AtomicUsize};
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{GENERATION_BITS, Snapshot};
 
-/// What the watchers of one kind of answer have in common: see the [module](crate::silence).
+/// The part that all watchers of one kind of answer share. See the [module](crate::silence).
 pub struct Detector {
     pub(super) breaker: Arc<CircuitBreaker>,
     pub(super) label: Box<str>,
     epoch: Instant,
     pub(super) cores: Box<[CachePadded<Published>]>,
-    /// The newest answer that was known when the last alarm was raised, and the generation of the opening that it was
-    /// raised for, in the lower bits. Answers that are newer end that silence.
+    /// The newest answer that was known when the last alarm was raised; in the lower bits the generation of the opening
+    /// that followed. A newer answer ends that silence.
     alarm: AtomicU64,
     learning: Learning,
     phi: AtomicU32,
     floor_ms: AtomicU32,
-    /// 0 is for ever.
+    /// 0 stands for no ceiling.
     ceiling_ms: AtomicU32,
 }
 
 /// Whether enough is learnt to raise an alarm.
 struct Learning {
     enough: AtomicU32,
-    /// How many answers there were when it began.
+    /// How many answers were counted when learning began.
     from: AtomicUsize,
 }
 
-/// A detector is made at this time of its own.
+/// The time of a detector's own clock at which it is made.
 const EPOCH_MICROS: u64 = 1 << 40;
 
 fn micros(duration: Duration) -> u64 {
@@ -50,7 +50,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 impl Detector {
-    /// For this breaker and so many cores. It knows nothing yet.
+    /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet.
     pub fn new(breaker: Arc<CircuitBreaker>, config: &Config, cores: usize) -> Self {
         let detector = Self {
             breaker,
@@ -67,26 +67,26 @@ impl Detector {
         detector
     }
 
-    /// What the circuit's last error calls that which is silent, where a breaker has several detectors.
+    /// The name of what is silent, for the circuit's last error. It tells the detectors of one breaker apart.
     #[must_use]
     pub fn with_label(self, label: impl Into<Box<str>>) -> Self {
         Self { label: label.into(), ..self }
     }
 
-    /// Replaces the settings, and keeps what was learnt.
+    /// Replaces the settings. What was learnt is kept.
     pub fn set_config(&self, config: &Config) {
         self.phi.store(config.phi.to_bits(), Ordering::Relaxed);
         self.floor_ms.store(ticks(config.floor), Ordering::Relaxed);
         self.ceiling_ms.store(config.ceiling.map_or(0, ticks), Ordering::Relaxed);
     }
 
-    /// A watcher for one more core; `None` if each has one. A watcher that is dropped makes room for another.
+    /// A watcher for another core. `None` if each core has one. Dropping a watcher makes room for another one.
     pub fn watcher(self: &Arc<Self>) -> Option<Watcher> {
         let core = self.cores.iter().position(|core| core.taken.swap(1, Ordering::Acquire) == 0)?;
         Some(Watcher::new(Arc::clone(self), core))
     }
 
-    /// What there is to say about it now, for health pages and metrics.
+    /// The detector's state at `now`, for health pages and metrics.
     pub fn snapshot(&self, now: Instant) -> DetectorSnapshot {
         let mut surprise = Surprise::new();
         surprise.learn(self.cores.iter().map(|core| &core.latencies));
@@ -102,7 +102,7 @@ impl Detector {
         }
     }
 
-    /// Never 0. The caller's clock may be a paused one that lags behind.
+    /// Never 0. The caller's clock may be a paused one, which lags behind.
     #[inline]
     pub(super) fn micros(&self, now: Instant) -> u64 {
         match now.checked_duration_since(self.epoch) {
@@ -119,12 +119,12 @@ impl Detector {
         self.cores.iter().fold(0, |sum, core| sum.wrapping_add(core.latencies.answers()))
     }
 
-    /// The silent requests of all cores that know of this answer; the others will, within a tick.
+    /// The silent requests of all cores that know of this answer. The other cores will know of it within a tick.
     pub(super) fn silent(&self, as_of: u64) -> Silent {
         self.cores.iter().filter_map(|core| core.silent(as_of)).fold(Silent::default(), Silent::and)
     }
 
-    /// The same, if all cores know of it.
+    /// As [`silent`](Self::silent), or `None` if not all cores know of this answer.
     pub(super) fn silent_on_all(&self, as_of: u64) -> Option<Silent> {
         self.cores.iter().try_fold(Silent::default(), |sum, core| Some(sum.and(core.silent(as_of)?)))
     }
@@ -133,8 +133,8 @@ impl Detector {
         self.learning.enough.load(Ordering::Relaxed) != 0
     }
 
-    /// The first answers at a high rate are the fastest ones: not before those that were under way with them are in,
-    /// too.
+    /// At a high rate the first answers are the fastest ones. So learning takes until the requests that were under way
+    /// with them are answered as well.
     pub(super) fn see_whether_enough(&self, answers: usize) {
         if !self.has_learnt() {
             let in_flight: usize = self.cores.iter().map(|core| core.in_flight.load(Ordering::Relaxed)).sum();
@@ -149,13 +149,13 @@ impl Detector {
         self.learning.enough.store(0, Ordering::Relaxed);
     }
 
-    /// Whether as much silence as this keeps a circuit open.
+    /// Whether this much silence keeps a circuit open.
     pub(super) fn stands(&self, silent: Silent, now: u64) -> bool {
         silent.members >= self.breaker.failure_threshold()
             && (self.is_surprising(silent) || self.is_too_long(silent, now))
     }
 
-    /// Whether it opens one. `is_calm`: whether the caller has not been held up of late.
+    /// Whether this much silence opens a circuit. `is_calm` is whether the caller was not held up lately.
     pub(super) fn alarms(&self, silent: Silent, is_calm: bool, now: u64) -> bool {
         let floor = Duration::from_millis(self.floor_ms.load(Ordering::Relaxed).into());
         let believed = is_calm && self.has_learnt() && self.is_surprising(silent) && silent.age(now) >= floor;
@@ -176,13 +176,13 @@ impl Detector {
     }
 
     pub(super) fn note_alarm(&self, as_of: u64, generation: u32) {
-        // Of two alarms as of one answer the one of the later opening counts. That its generation may wrap in between
-        // costs a closing, once in a quarter of a million openings.
+        // Of two alarms after the same answer, the one of the later opening counts. If the generation wraps between
+        // them, a late answer does not close the circuit, which happens once in a quarter of a million openings.
         self.alarm.fetch_max(as_of << GENERATION_BITS | u64::from(generation), Ordering::Relaxed);
     }
 
-    /// The newest answer that was known when this detector opened the circuit; `None` if it is not silent, or by
-    /// another's alarm.
+    /// The newest answer that was known when this detector opened the circuit. `None` if the circuit is not silent, or
+    /// was opened by another detector.
     pub(super) fn silent_as_of(&self, word: Snapshot) -> Option<u64> {
         if !word.silent {
             return None;
@@ -209,16 +209,16 @@ impl fmt::Debug for Detector {
 pub struct DetectorSnapshot {
     /// Whether enough is learnt to raise an alarm.
     pub learnt: bool,
-    /// How many answers there were.
+    /// How many answers were counted.
     pub answers: usize,
-    /// Half of them are at least as fast, to an eighth.
+    /// Half of the answers take at most this long, to an eighth.
     pub median: Duration,
-    /// 99% of them are.
+    /// 99% of the answers take at most this long, to an eighth.
     pub p99: Duration,
     /// How surprising the silence is, as of the last look.
     pub phi: f32,
-    /// How many are silent: unanswered, and newer than all that were answered.
+    /// How many requests are silent: unanswered, and newer than all answered ones.
     pub unanswered: u32,
-    /// How long the oldest of them has waited.
+    /// How long the oldest silent request has waited.
     pub oldest: Duration,
 }

@@ -1,4 +1,4 @@
-//! How long answers take: a histogram per core, written by that core alone, and what follows from all of them together.
+//! How long answers take: one histogram per core, which only that core writes, and the sum of all of them.
 //!
 //! Not here: which requests are silent: `watcher`.
 
@@ -7,22 +7,22 @@ use std::time::Duration;
 use crate::sync::Ordering;
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
 
-/// Buckets for each doubling: 6 to 12% wide.
+/// Buckets for each doubling, each 6 to 12% wide.
 const PER_OCTAVE_BITS: u32 = 3;
 const PER_OCTAVE: usize = 1 << PER_OCTAVE_BITS;
-/// What is faster is all the same: 512 us, as a power of two.
+/// Answers faster than this share a bucket: 512 us, as a power of two.
 const SHORTEST_BITS: u32 = 9;
 /// Up to 18 minutes.
 const OCTAVES: usize = 21;
 const BUCKETS: usize = 1 + OCTAVES * PER_OCTAVE;
 
-/// It takes so many new answers to look at them all again, or a 32nd of those that are known.
+/// The histograms are summed again after this many new answers, or after a 32nd of those that are known.
 const MIN_NEW: usize = 16;
 
-/// After so many answers all counts are halved: what was learnt long ago fades.
+/// After this many answers all counts are halved, so that old answers count less.
 const HALF_LIFE: usize = 2048;
 
-/// Which bucket a time of so many microseconds belongs to.
+/// The bucket for a time in microseconds.
 #[inline]
 fn bucket(micros: u64) -> usize {
     let Some(octave) = micros.checked_ilog2().and_then(|log| log.checked_sub(SHORTEST_BITS)) else { return 0 };
@@ -38,7 +38,7 @@ fn lower_edge(bucket: usize) -> u64 {
     ((PER_OCTAVE + step % PER_OCTAVE) as u64) << (step / PER_OCTAVE + (SHORTEST_BITS - PER_OCTAVE_BITS) as usize)
 }
 
-/// What one core counts. Others read it while it is written: a sample more or less is of no matter.
+/// The histogram of one core. Other cores read it while it is written: one sample more or less does not matter.
 pub(super) struct Latencies {
     /// By bucket.
     counts: Box<[AtomicU32]>,
@@ -50,7 +50,7 @@ impl Latencies {
         Self { counts: (0..BUCKETS).map(|_| AtomicU32::new(0)).collect(), answers: AtomicUsize::new(0) }
     }
 
-    /// By its own core alone: a load and a store, and no read-modify-write.
+    /// Called by its own core alone, so that a load and a store replace a read-modify-write.
     #[inline]
     pub(super) fn add(&self, micros: u64) {
         let count = &self.counts[bucket(micros)];
@@ -58,13 +58,13 @@ impl Latencies {
         self.answers.store(self.answers().wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// How many were ever counted.
+    /// How many answers were ever counted.
     #[inline]
     pub(super) fn answers(&self) -> usize {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// By its own core alone.
+    /// Called by its own core alone.
     fn halve(&self, times: usize) {
         let times = u32::try_from(times).unwrap_or(u32::MAX);
         for count in &*self.counts {
@@ -73,14 +73,14 @@ impl Latencies {
     }
 }
 
-/// How surprising it is that an answer takes as long as that.
+/// How surprising each latency is.
 pub(super) struct Surprise {
-    /// -log10 of the share of answers that took at least as long, by the bucket's lower edge.
+    /// For each bucket, -log10 of the share of answers that took at least as long as its lower edge.
     scores: Box<[f32]>,
     median: u64,
     p99: u64,
     samples: u64,
-    /// Of how many answers it was made.
+    /// How many answers had been counted when it was made.
     made_at: Option<usize>,
     halvings: usize,
 }
@@ -90,14 +90,14 @@ impl Surprise {
         Self { scores: Box::new([0.0; BUCKETS]), median: 0, p99: 0, samples: 0, made_at: None, halvings: 0 }
     }
 
-    /// Of a request that has waited for so many microseconds. It counts as the shortest time of its bucket: where all
-    /// answers take the same time, who has waited for almost as long is no surprise.
+    /// The surprise of a request that has waited for this many microseconds. It counts as the shortest time of its
+    /// bucket: if all answers take the same time, a request that has waited for almost as long is no surprise.
     #[inline]
     pub(super) fn of(&self, micros: u64) -> f32 {
         self.scores[bucket(micros)]
     }
 
-    /// Half of the answers are at least as fast. Where a bucket is cut, its upper edge.
+    /// Half of the answers take at most this long. The result is the upper edge of a bucket.
     pub(super) fn median(&self) -> Duration {
         Duration::from_micros(self.median)
     }
@@ -107,12 +107,13 @@ impl Surprise {
         Duration::from_micros(self.p99)
     }
 
-    /// Of how many answers it is made, those that faded left out.
+    /// How many answers it is made of. Answers that have faded do not count.
     pub(super) fn samples(&self) -> u64 {
         self.samples
     }
 
-    /// Learns from all cores, if there is enough new; `own` is the caller's. `answers`: of all of them.
+    /// Learns from all cores if there are enough new answers. `own` is the caller's histogram; `answers` counts the
+    /// answers of all cores.
     pub(super) fn refresh<'a>(&mut self, answers: usize, own: &Latencies, all: impl Iterator<Item = &'a Latencies>) {
         let halvings = answers / HALF_LIFE;
         if halvings > self.halvings {
@@ -136,7 +137,7 @@ impl Surprise {
         }
         let samples: u64 = counts.iter().sum();
         self.samples = samples;
-        // Nobody has seen an answer take longer than the slowest: one in so many is the least that may be said of it.
+        // No answer has taken longer than the slowest one. The share of such answers is taken to be one in all.
         let floor = 0.5;
         let mut above = 0;
         (self.median, self.p99) = (0, 0);
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_time_is_in_the_bucket_that_its_edges_say() {
+    fn each_time_lies_between_the_edges_of_its_bucket() {
         for bucket_number in 0..BUCKETS - 1 {
             let (lower, upper) = (lower_edge(bucket_number), lower_edge(bucket_number + 1));
             assert!(lower < upper);
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ten_in_a_hundred_do_scores_one_and_what_one_in_a_hundred_does_two() {
+    fn a_latency_of_one_answer_in_ten_scores_one_and_of_one_in_a_hundred_scores_two() {
         let surprise = learnt((0..1000).map(|n| {
             if n % 100 == 0 {
                 4_000_000
@@ -214,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn who_has_learnt_nothing_is_surprised_by_nothing() {
+    fn without_answers_no_latency_is_surprising() {
         let surprise = learnt([]);
         assert!(surprise.of(u64::MAX).abs() < 1e-6);
         assert_eq!((surprise.median(), surprise.p99(), surprise.samples()), (Duration::ZERO, Duration::ZERO, 0));
     }
 
     #[test]
-    fn what_was_learnt_long_ago_fades() {
+    fn old_answers_fade() {
         let latencies = Latencies::new();
         let mut surprise = Surprise::new();
         let mut answer = |micros| {

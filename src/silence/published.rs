@@ -1,7 +1,7 @@
-//! What each core tells the others: when the newest of its answered requests was started, and how surprising it is that
-//! none after that has been.
+//! What each core publishes for the others: when the newest of its answered requests was started, and how surprising
+//! its silent requests are.
 //!
-//! Not here: what follows from it: `detector`.
+//! Not here: what follows from that: `detector`.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::sync::{AtomicU64, Ordering};
 
 use super::latencies::Latencies;
 
-/// The silent requests of a core, or of all. Times are in microseconds since the detector was made.
+/// The silent requests of one core, or of all cores. Times are in microseconds of the detector's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Silent {
     pub(super) members: u32,
     pub(super) phi: f32,
-    /// When the oldest of them was started; without one, 0.
+    /// When the oldest of them was started. 0 if there is none.
     pub(super) oldest: u64,
 }
 
@@ -35,7 +35,7 @@ impl Silent {
 
 const MEMBERS_BITS: u32 = 14;
 const PHI_BITS: u32 = 14;
-/// Phi is told in 64ths, rounded down.
+/// Phi is published in 64ths, rounded down.
 const PHI_STEPS: f32 = 64.0;
 const AS_OF_SHIFT: u32 = MEMBERS_BITS + PHI_BITS;
 
@@ -43,9 +43,10 @@ const fn most(bits: u32) -> u64 {
     (1 << bits) - 1
 }
 
-/// A sum of surprises, in one word with the answer that it was taken after: requests that are older are silent no more
-/// once a newer answer is known, and a sum that still counts them must be seen to be out of date. 36 bits of it are
-/// enough: the same instant comes back after 19 hours, in which a core with requests under way has long looked again.
+/// A sum of surprises, in one word with the newest answer that was known when it was taken. Once a newer answer is
+/// known, requests that are older than it are not silent, and a sum that still counts them has to be recognized as out
+/// of date. 36 bits for that answer's time are enough: they repeat after 19 hours, long after a core with requests
+/// under way has looked again.
 fn pack(silent: Silent, as_of: u64) -> u64 {
     #[expect(
         clippy::cast_possible_truncation,
@@ -56,7 +57,7 @@ fn pack(silent: Silent, as_of: u64) -> u64 {
     as_of << AS_OF_SHIFT | phi << MEMBERS_BITS | u64::from(silent.members).min(most(MEMBERS_BITS))
 }
 
-/// What there is to add, as of this answer; `None` if it is out of date.
+/// The sum, if it was taken after this answer. `None` if it is out of date.
 fn unpack(word: u64, as_of: u64, oldest: u64) -> Option<Silent> {
     #[expect(clippy::cast_possible_truncation, reason = "14 bits")]
     let members = (word & most(MEMBERS_BITS)) as u32;
@@ -72,13 +73,13 @@ fn unpack(word: u64, as_of: u64, oldest: u64) -> Option<Silent> {
 }
 
 pub(super) struct Published {
-    /// When the newest of the answered requests was started: 0 before the first.
+    /// When the newest of the answered requests was started. 0 before the first answer.
     answered: AtomicU64,
     silent: AtomicU64,
     oldest: AtomicU64,
-    /// Decides nothing but when enough is learnt.
+    /// It only decides when enough is learnt.
     pub(super) in_flight: AtomicUsize,
-    /// Whether a watcher writes this.
+    /// Whether a watcher owns this.
     pub(super) taken: AtomicUsize,
     pub(super) latencies: Latencies,
 }
@@ -100,7 +101,7 @@ impl Published {
         self.answered.load(Ordering::Acquire)
     }
 
-    /// By its own core alone, which knows that it is newer than the one before.
+    /// Called by its own core alone, which knows that the answer is newer than the one before.
     #[inline]
     pub(super) fn set_answered(&self, started: u64) {
         self.answered.store(started, Ordering::Release);
@@ -108,7 +109,7 @@ impl Published {
 
     /// By its own core alone.
     pub(super) fn set_silent(&self, silent: Silent, as_of: u64) {
-        // Who pairs a sum with the next one's oldest takes it for younger than it is, and is a tick late at the most.
+        // A torn read underestimates the age by at most one tick.
         self.oldest.store(silent.oldest, Ordering::Relaxed);
         self.silent.store(pack(silent, as_of), Ordering::Release);
     }
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_comes_back_unless_a_newer_answer_is_known() {
+    fn a_published_sum_can_be_read_until_a_newer_answer_is_known() {
         let published = Published::new();
         assert_eq!(published.silent(17).expect("nothing is never out of date").members, 0);
         published.set_silent(Silent { members: 3, phi: 9.5, oldest: 20 }, 17);
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_told_as_the_most_there_is() {
+    fn values_above_the_maximum_are_reported_as_the_maximum() {
         let told = unpack(pack(Silent { members: u32::MAX, phi: f32::MAX, oldest: 1 }, u64::MAX), u64::MAX, 1)
             .expect("up to date");
         assert_eq!(told.members, 16_383);
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_two_is_the_older_one_that_there_is() {
+    fn the_oldest_request_of_two_cores_is_the_older_of_theirs() {
         let silent = |members, oldest| Silent { members, phi: 1.0, oldest };
         assert_eq!(silent(2, 7).and(silent(1, 5)).oldest, 5);
         assert_eq!(silent(2, 7).and(Silent::default()).oldest, 7);

@@ -1,6 +1,7 @@
-//! One core's requests: which of them are silent, what is learnt of those that are answered, and whom to tell.
+//! One core's requests: which of them are silent, what is learnt from those that are answered, and which ones an alarm
+//! concerns.
 //!
-//! Not here: what the cores know together: `detector`.
+//! Not here: what all cores together know: `detector`.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,28 +21,28 @@ use crate::sync::{Ordering, fence};
 use crate::word::{self, CircuitState, Snapshot, next_generation};
 
 const TICK_MICROS: u64 = 5_000;
-/// A look that comes later than that was held up.
+/// A look that comes later than this was held up.
 const LATE_MICROS: u64 = 5 * TICK_MICROS / 2;
-/// One that comes later than that shows that there is too much to do here, or in the whole machine.
+/// A look that comes later than this shows that the core or the whole machine is overloaded.
 const VERY_LATE_MICROS: u64 = 3 * TICK_MICROS;
-/// For so long after it no silence is believed: what is late here is late for other reasons.
+/// For this long after such a look no alarm is raised: answers are late because of the overload.
 const CALM_MICROS: u64 = 10 * TICK_MICROS;
-/// No probe is given up before.
+/// The shortest wait after which a probe is silent.
 const MIN_PATIENCE: Duration = Duration::from_millis(50);
 
-/// So many requests go unanswered that those who wait had better ask somebody else.
+/// An upstream was found silent. Requests that wait should ask another one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Alarm {
-    /// How surprising it is.
+    /// How surprising the silence is.
     pub phi: f32,
-    /// How many are silent: unanswered, and newer than all that were answered.
+    /// How many requests are silent: unanswered, and newer than all answered ones.
     pub unanswered: u32,
-    /// How long the oldest of them has waited.
+    /// How long the oldest silent request has waited.
     pub oldest: Duration,
-    /// Half of the answers were at least as fast, to an eighth.
+    /// Half of the answers took at most this long, to an eighth.
     pub median: Duration,
-    /// 99% of them were.
+    /// 99% of the answers took at most this long, to an eighth.
     pub p99: Duration,
 }
 
@@ -59,20 +60,20 @@ impl fmt::Display for Alarm {
     }
 }
 
-/// A request under way, to be handed back once. One that is dropped, with the future that it was kept in say, is
-/// [withdrawn](Watcher::withdrawn), as of the next look.
+/// A request under way, to be handed back once. A ticket that is dropped, for example with the future that it was kept
+/// in, is [withdrawn](Watcher::withdrawn) at the next look.
 #[derive(Debug)]
 #[must_use = "a request whose ticket is dropped is not watched"]
 pub struct Ticket {
     number: u64,
     request: Request,
-    /// Whom to tell that it was dropped; `None` once it is handed back.
+    /// Where a drop is noted. `None` once the ticket is handed back.
     dropped: Option<Arc<Dropped>>,
 }
 
 /// Tickets that were dropped.
 struct Dropped {
-    /// Whether there are any, which costs less to ask.
+    /// Whether there are any, which is cheaper to read.
     are_any: AtomicUsize,
     numbers: ArcSwap<Vec<u64>>,
 }
@@ -102,7 +103,7 @@ impl Dropped {
 
     #[cold]
     fn take(&self) -> Arc<Vec<u64>> {
-        // In this order: one that comes in between is taken now or the next time.
+        // In this order: a ticket that is dropped in between is taken now or the next time.
         self.are_any.store(0, Ordering::Release);
         self.numbers.swap(Arc::default())
     }
@@ -115,7 +116,7 @@ impl fmt::Debug for Dropped {
 }
 
 impl Ticket {
-    /// It is handed back.
+    /// The ticket is handed back.
     fn end(mut self) -> (u64, Request) {
         self.dropped = None;
         (self.number, self.request)
@@ -134,7 +135,7 @@ impl Drop for Ticket {
 #[derive(Clone, Copy, Debug)]
 struct Request {
     started: u64,
-    /// How long the watcher had been held up by then.
+    /// How long the watcher had been held up until then.
     held_up: u64,
     withdrawn: bool,
 }
@@ -151,21 +152,21 @@ struct Probe {
 pub struct Watcher {
     detector: Arc<Detector>,
     core: usize,
-    /// Those after the newest that has been answered, in the order of their start.
+    /// The requests after the newest answered one, in the order of their start.
     silent: VecDeque<Request>,
-    /// The number of the first of them.
+    /// The number of the first request in `waiting`.
     first: u64,
-    /// Those before have been told to ask somebody else.
+    /// The requests before this number have been alarmed.
     told: u64,
     in_flight: usize,
     /// Tickets that were dropped since the last look.
     dropped: Arc<Dropped>,
-    /// Whether the others are told of silent requests.
+    /// Whether silent requests are published.
     tells: bool,
     probe: Option<Probe>,
     last_look: u64,
     held_up: u64,
-    /// When a look came very late.
+    /// When a look last came very late.
     disturbed: u64,
     surprise: Surprise,
 }
@@ -189,12 +190,12 @@ impl Watcher {
         }
     }
 
-    /// Requests that are neither answered nor withdrawn. While there are any, somebody has to [`look`](Self::look).
+    /// Requests that are neither answered nor withdrawn. While there are any, [`look`](Self::look) has to be called.
     pub fn in_flight(&self) -> usize {
         self.in_flight.saturating_sub(self.dropped.count())
     }
 
-    /// A request is sent that holds this permit, of the detector's breaker.
+    /// Call it when a request is sent with this permit, which must be one of the detector's breaker.
     pub fn start<B: Deref<Target = CircuitBreaker>>(&mut self, permit: &Permit<B>, now: Instant) -> Ticket {
         debug_assert!(std::ptr::eq(permit.breaker(), &raw const *self.detector.breaker), "another breaker's permit");
         let ticket = self.start_piece(now);
@@ -204,7 +205,7 @@ impl Watcher {
         ticket
     }
 
-    /// As [`start`](Self::start), for what no permit is taken for: the next piece of a stream.
+    /// As [`start`](Self::start), without a permit: for the next piece of a stream.
     pub fn start_piece(&mut self, now: Instant) -> Ticket {
         let now = self.detector.micros(now);
         self.withdraw_dropped(now);
@@ -218,12 +219,12 @@ impl Watcher {
         Ticket { number, request, dropped: Some(Arc::clone(&self.dropped)) }
     }
 
-    /// The upstream answers it: for a response, when its first byte of content is there.
+    /// Call it when the request is answered: for a response, when its first byte of content has come.
     pub fn answered(&mut self, ticket: Ticket, now: Instant) {
         let (number, request) = ticket.end();
         let now = self.detector.micros(now);
         let own = self.own();
-        // How long an outage lasted is not how long an answer takes.
+        // The wait during an outage is no latency.
         if number >= self.told {
             own.latencies.add(self.age(request, now));
         }
@@ -236,7 +237,7 @@ impl Watcher {
         self.end(number, now);
     }
 
-    /// It failed, or was called off: nothing follows from that.
+    /// Call it when the request has failed or was cancelled, which says nothing about latencies.
     pub fn withdrawn(&mut self, ticket: Ticket, now: Instant) {
         let (number, _) = ticket.end();
         self.withdraw(number, self.detector.micros(now));
@@ -254,7 +255,7 @@ impl Watcher {
         let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
         if let Some(request) = at.and_then(|at| self.silent.get_mut(at)) {
             request.withdrawn = true;
-            // What the others were told counts it still: until the next look, they are told of none.
+            // The published sum still counts it, so until the next look no silent request is published.
             self.tell(Silent::default(), 0);
         }
         self.end(number, now);
@@ -271,12 +272,12 @@ impl Watcher {
         }
     }
 
-    /// Looks whether the silence is alarming, and opens the circuit if it is. Every [`TICK`](super::TICK) while
-    /// anything is in flight; what a look is late by is taken for time in which no answer could be read.
+    /// Opens the circuit if there is enough silence. To be called every [`TICK`](super::TICK) while anything is in
+    /// flight. A delay of the call counts as time in which no answer could be read.
     ///
-    /// Returns an alarm if requests of this watcher that have not been told yet had better ask somebody else: all that
-    /// have been started and not handed back. That may be the probe alone, and it may be that another core's watcher,
-    /// or failures, have opened the circuit.
+    /// Returns an alarm if requests of this watcher should ask another upstream and have not been alarmed yet: all that
+    /// have been started and not handed back. That may be the probe alone. The circuit may have been opened by this
+    /// watcher, by another core's, or by failures.
     pub fn look(&mut self, now: Instant) -> Option<Alarm> {
         let detector = Arc::clone(&self.detector);
         let now = detector.micros(now);
@@ -286,7 +287,7 @@ impl Watcher {
             self.disturbed = now;
         }
         self.last_look = now;
-        // Before anything that the look decides by: an alarm is about the circuit as it was.
+        // Read before everything else that the look decides by: an alarm applies to the circuit as it was then.
         let word = detector.breaker.load();
         let newest = detector.newest_answered();
         self.learn();
@@ -325,7 +326,7 @@ impl Watcher {
         self.own().in_flight.store(in_flight, Ordering::Relaxed);
     }
 
-    /// How long the caller has been held up until now.
+    /// How long the caller has been held up so far.
     fn held_up_by(&self, now: u64) -> u64 {
         let since = now.saturating_sub(self.last_look);
         if since > LATE_MICROS { self.held_up + since - TICK_MICROS } else { self.held_up }
@@ -335,7 +336,7 @@ impl Watcher {
         self.disturbed == 0 || now.saturating_sub(self.disturbed) >= CALM_MICROS
     }
 
-    /// For how long a request has waited, without the time in which no answer could be read.
+    /// How long a request has waited, without the time in which no answer could be read.
     fn age(&self, request: Request, now: u64) -> u64 {
         now.saturating_sub(request.started).saturating_sub(self.held_up_by(now).saturating_sub(request.held_up))
     }
@@ -374,7 +375,8 @@ impl Watcher {
         self.tells = silent.members > 0;
     }
 
-    /// Closes the circuit if answers came that are newer than the alarm, and what is silent since is none.
+    /// Closes the circuit if a newer answer than at the alarm has come, and the silence since then would not keep it
+    /// open.
     #[cold]
     fn end_silence(&mut self, now: u64) {
         let detector = Arc::clone(&self.detector);
@@ -385,7 +387,8 @@ impl Watcher {
             return;
         }
         self.tell_what_is_silent(newest, now);
-        // Of two cores that tell their last, one has to see that the other one did: neither looks again.
+        // If two cores publish their last answers at the same time, one of them must see the other's: neither looks
+        // again.
         fence(Ordering::SeqCst);
         let rest = detector.silent_on_all(newest);
         if rest.is_some_and(|rest| !detector.stands(rest, now)) && detector.breaker.end_silence(word) {
@@ -393,7 +396,7 @@ impl Watcher {
         }
     }
 
-    /// How long a probe may go unanswered.
+    /// How long a probe may go unanswered before it is silent.
     fn patience(&self, now: u64) -> Duration {
         let learnt = self.surprise.samples() >= ENOUGH as u64;
         let patience = if learnt && self.is_calm(now) { self.surprise.p99().max(MIN_PATIENCE) } else { Duration::MAX };
@@ -411,7 +414,7 @@ impl Watcher {
         }
     }
 
-    /// Whether there is somebody to be told that has not been.
+    /// Whether there are requests that have not been alarmed.
     fn tell_to_move_on(&mut self) -> bool {
         let told = usize::try_from(self.told.saturating_sub(self.first)).unwrap_or(usize::MAX);
         self.told = self.next();

@@ -8,13 +8,18 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const TICK: Duration = Duration::from_millis(1);
 
 #[test]
-fn the_defaults_are_those_of_the_readme() {
+fn the_defaults_are_those_that_the_documentation_states() {
     let config = Config::default();
     assert_eq!((config.failure_threshold(), config.open_for()), (3, Duration::from_secs(30)));
     assert_eq!((config.probe_lease(), config.wait_limit()), (Duration::from_secs(60), Duration::from_secs(60)));
     assert_eq!(config.max_waiters(), None);
     assert_eq!(Config::builder().build(), Ok(config.clone()));
     assert_eq!(config.to_builder().build(), Ok(config));
+    let readme = include_str!("../../README.md");
+    assert!(
+        readme.contains("Defaults: 3 failures, open for 30 s, a lease of 60 s, a wait of at most 60 s."),
+        "it states them"
+    );
 }
 
 #[test]

@@ -61,8 +61,11 @@ pub(crate) async fn at_once<F: Future>(future: F) -> F::Output {
     output
 }
 
+/// Waits for a condition. The deadline is one of real time: tokio's is paused in most tests.
 pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
     while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "the condition is not met");
         tokio::task::yield_now().await;
     }
 }

@@ -1,5 +1,6 @@
 //! `fusebox.toml`: every mistake at once, before a port is bound, and never a secret.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -123,17 +124,33 @@ fn the_example_file_documents_every_setting_and_loads() {
         .collect();
     let with_defaults = load(&all_set.replace("ca_file = ", "# ").replace("ceiling = ", "# "));
     assert_eq!(with_defaults, plan);
-    let mentioned: Vec<&str> =
-        all_set.lines().filter(|line| is_setting(line)).filter_map(|line| line.split(" = ").next()).collect();
-    let unknown =
-        mistakes("x = 1\n[server]\nx = 1\n[timeouts]\nx = 1\n[breaker]\nx = 1\n[silence]\nx = 1\n[[providers]]\nx = 1")
-            .join("\n");
-    for list in unknown.lines().filter_map(|line| line.split_once("expected one of ")) {
-        for setting in list.1.split(", ") {
-            let table = all_set.contains(&format!("[{setting}]"));
-            assert!(table || mentioned.contains(&setting), "{setting} is not in the example");
-        }
+    // Every table names its settings when it meets an unknown one. The root names the tables.
+    let root = settings_of(&mistakes("x = 1"), "x is unknown");
+    let tables = root.iter().map(|name| if name == "providers" { "[[providers]]".into() } else { format!("[{name}]") });
+    let tables: Vec<String> = tables.filter(|head| all_set.lines().any(|line| line == head)).collect();
+    assert_eq!(tables.len(), root.len() - 1, "each but `strategy` is a table: {root:?}");
+    let documented = |section: &str| -> BTreeSet<String> {
+        section
+            .lines()
+            .filter(|line| is_setting(line))
+            .filter_map(|line| Some(line.split_once(" = ")?.0.to_owned()))
+            .collect()
+    };
+    let head = all_set.split("\n[").next().unwrap();
+    assert_eq!(documented(head), BTreeSet::from(["strategy".to_owned()]));
+    for table in tables {
+        let known = settings_of(&mistakes(&format!("{table}\nx = 1")), "x is unknown");
+        let head = format!("\n{table}\n");
+        let sections = all_set.split(&head).skip(1).map(|rest| rest.split("\n[").next().unwrap());
+        let documented: BTreeSet<String> = sections.flat_map(documented).collect();
+        assert_eq!(documented, known, "{table}");
     }
+}
+
+/// The settings that the mistake about an unknown one lists.
+fn settings_of(mistakes: &[String], unknown: &str) -> BTreeSet<String> {
+    let mistake = mistakes.iter().find(|mistake| mistake.contains(unknown)).unwrap();
+    mistake.split_once("expected one of ").unwrap().1.split(", ").map(str::to_owned).collect()
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -87,7 +88,8 @@ struct Serving {
     process: Child,
     address: SocketAddr,
     file: TempFile,
-    log: BufReader<ChildStderr>,
+    /// The lines of its log.
+    log: mpsc::Receiver<String>,
 }
 
 impl Serving {
@@ -101,7 +103,10 @@ impl Serving {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = BufReader::new(process.stderr.take().unwrap());
+        let lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let (send, log) = mpsc::channel();
+        // A thread, so that waiting for a line has a deadline.
+        std::thread::spawn(move || lines.map_while(Result::ok).all(|line| send.send(line).is_ok()));
         let start = Instant::now();
         while TcpStream::connect(address).await.is_err() {
             assert!(start.elapsed() < DEADLINE);
@@ -116,7 +121,9 @@ impl Serving {
         self.signal("-HUP");
         let mut text = String::new();
         while !text.contains(until) {
-            assert_ne!(self.log.read_line(&mut text).unwrap(), 0, "{text}");
+            let line = self.log.recv_timeout(DEADLINE);
+            text += &line.unwrap_or_else(|error| panic!("no {until:?} in the log: {error}: {text}"));
+            text.push('\n');
         }
         text
     }
@@ -157,13 +164,13 @@ fn provider(name: &str, provider: &Provider) -> String {
 }
 
 #[tokio::test]
-async fn sighup_reads_the_configuration_anew_and_refuses_one_with_mistakes() {
+async fn sighup_reloads_the_configuration_and_refuses_one_with_mistakes() {
     let (a, b) = (Provider::with_status(200).await, Provider::with_status(200).await);
     let mut gateway = Serving::start("sighup", &provider("a", &a)).await;
     assert_eq!(gateway.ask().await, (200, "a".to_owned()));
     gateway.reload(&provider("b", &b), "configuration reloaded");
     assert_eq!(gateway.ask().await, (200, "b".to_owned()));
-    let log = gateway.reload("[[providers]]\nname = 'c'\nmodels = 3", "the configuration was refused");
+    let log = gateway.reload("[[providers]]\nname = 'c'\nmodels = 3", "configuration not reloaded");
     for mistake in [":3: providers[0].url is missing", ":5: providers[0].models is 3"] {
         assert!(log.contains(mistake), "{log}");
     }

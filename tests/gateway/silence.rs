@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::support::{Answer, CHAT, Gateway, Provider, read, streamed};
+use crate::support::{Answer, CHAT, Gateway, Provider, read, soon, streamed};
 
 const ONE_CORE: &str = "cores = 1";
 const STREAM: &str = r#"{"model": "m", "stream": true}"#;
@@ -110,7 +110,7 @@ async fn without_another_candidate_requests_wait_on() {
     let waiting = several(&gateway, 5, CHAT);
     gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
     let late = several(&gateway, 1, CHAT);
-    while !gateway.metrics().await.contains("fusebox_requests_in_flight 6") {}
+    soon(async { while !gateway.metrics().await.contains("fusebox_requests_in_flight 6") {} }).await;
     gate.send_replace(true);
     assert_eq!(late.join_all().await[0].status, 200, "one that comes now waits, too");
     assert!(waiting.join_all().await.iter().all(|answer| answer.status == 200));

@@ -3,7 +3,7 @@
 use http_body_util::BodyExt;
 use serde_json::json;
 
-use crate::support::{CHAT, Gateway, Provider, answer, broken, one_by_one, streamed};
+use crate::support::{CHAT, Gateway, Provider, answer, broken, one_by_one, soon, streamed};
 
 #[tokio::test]
 async fn a_stream_passes_chunk_by_chunk_as_it_comes() {
@@ -98,9 +98,12 @@ async fn a_client_that_leaves_a_stream_counts_against_nobody() {
     assert_eq!((&log["end"], &log["blamed"]), (&json!("client_left"), &json!([])));
     assert_eq!(log["attempts"][0]["outcome"], "client_left");
     assert_eq!(gateway.failures_of("a"), 1, "neither counted nor forgiven");
-    while sender.send_data("data: 2\n\n".into()).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    soon(async {
+        while sender.send_data("data: 2\n\n".into()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -235,9 +238,12 @@ async fn a_drain_lets_streams_finish_and_refuses_new_connections() {
     let mut gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "1").await;
     gateway.stop();
-    while tokio::net::TcpStream::connect(gateway.address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    soon(async {
+        while tokio::net::TcpStream::connect(gateway.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     sender.send_data("2".into()).await.unwrap();
     drop(sender);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "12");

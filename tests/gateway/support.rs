@@ -24,6 +24,11 @@ use tokio::task::JoinHandle;
 /// For what must happen soon, but not at a given time.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
+/// The output of a future that must complete soon.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(DEADLINE, future).await.expect("it takes too long")
+}
+
 /// A request as the provider saw it.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {

@@ -18,7 +18,7 @@ use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::{CHAT, DEADLINE, Gateway, TempFile};
+use crate::support::{CHAT, DEADLINE, Gateway, TempFile, soon};
 
 /// A provider with a certificate of its own making, for `localhost`, and that certificate.
 async fn provider(protocols: &'static [&'static str]) -> (SocketAddr, String) {
@@ -133,9 +133,12 @@ async fn connections_are_made_side_by_side_once_the_provider_speaks_http1_again(
     let server = format!("[server]\ncores = 1\nca_file = '{}'", file.display());
     let extra = "connections = { max_idle = 0, max_age = '1ms' }\ntimeouts = { connect = '1h' }";
     let gateway = gateway(&server, address.port(), extra).await;
-    while connections.load(Ordering::SeqCst) < 2 {
-        assert_eq!(gateway.ask().await.status, 200);
-    }
+    soon(async {
+        while connections.load(Ordering::SeqCst) < 2 {
+            assert_eq!(gateway.ask().await.status, 200);
+        }
+    })
+    .await;
     let stuck = tokio::spawn(gateway.sending(gateway.request("/v1/x", CHAT)));
     gateway.until(|_| connections.load(Ordering::SeqCst) == 3).await;
     let answer = tokio::time::timeout(DEADLINE, gateway.ask()).await.expect("it waits for nobody's turn");

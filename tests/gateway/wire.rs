@@ -5,7 +5,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 use crate::raw::{Act, OK, Raw, gateway, head_length, message_length, post, provider, text, until_metrics};
-use crate::support::{CHAT, Gateway, Provider, answer, hang, nobody, streamed};
+use crate::support::{CHAT, Gateway, Provider, answer, hang, nobody, soon, streamed};
 
 #[tokio::test]
 async fn interim_answers_are_passed_over() {
@@ -309,9 +309,12 @@ async fn a_client_may_leave_at_any_time_and_nobody_is_to_blame() {
     sender.send_data("data: 1\n\n".into()).await.unwrap();
     client.answer_of(|read| head_length(read).map(|head| head + 10)).await;
     drop(client);
-    while sender.send_data("data: more\n\n".into()).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    soon(async {
+        while sender.send_data("data: more\n\n".into()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let is_quiet = |metrics: &str| {
         ["fusebox_client_connections 0", "fusebox_requests_in_flight 0", "fusebox_attempts_in_flight{provider=\"a\"} 0"]
             .iter()

@@ -69,7 +69,7 @@ impl Events {
         self.held.clear();
         let error = broken_stream(message);
         let end_of_what_was_passed = if self.within { "\n\n" } else { "" };
-        format!("{end_of_what_was_passed}event: error\ndata: {}\n\n", error).into()
+        format!("{end_of_what_was_passed}event: error\ndata: {error}\n\n").into()
     }
 }
 
