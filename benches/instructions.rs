@@ -88,7 +88,7 @@ const OPERATIONS: [Operation; 13] = [
     }),
     ("silence: start + answered", |rounds| {
         let breaker = Arc::new(closed());
-        let detector = Arc::new(Detector::new(Arc::clone(&breaker), &silence::Config::default(), 1));
+        let detector = Arc::new(Detector::new(Arc::clone(&breaker), silence::Config::default(), 1));
         let mut watcher = detector.watcher().expect("nobody watches yet");
         let permit = breaker.try_acquire().expect("closed");
         let mut now = Instant::now();

@@ -106,7 +106,7 @@ impl CircuitBreaker {
     pub fn new(name: impl Into<Arc<str>>, config: Config) -> Self {
         Self {
             word: CachePadded::new(AtomicU64::new(Snapshot::INITIAL.pack())),
-            settings: Settings::new(&config),
+            settings: Settings::new(config),
             clock: Clock::new(),
             waiting: Waiting::new(),
             history: History::new(),
@@ -268,12 +268,12 @@ impl CircuitBreaker {
     ///
     /// let breaker = CircuitBreaker::builder("openai").failure_threshold(5).build()?;
     /// breaker.try_acquire()?.failure("timeout", "");
-    /// breaker.set_config(&breaker.config().to_builder().failure_threshold(2).build()?);
+    /// breaker.set_config(breaker.config().to_builder().failure_threshold(2).build()?);
     /// breaker.try_acquire()?.failure("timeout", "");
     /// assert_eq!(breaker.state(), CircuitState::Open);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn set_config(&self, config: &Config) {
+    pub fn set_config(&self, config: Config) {
         self.settings.set(config);
     }
 
@@ -317,22 +317,10 @@ impl CircuitBreaker {
     #[cold]
     pub fn explain(&self, rejection: Rejection) -> CircuitOpenError {
         if !rejection.is_by(self.number) {
-            return CircuitOpenError {
-                provider: "another breaker".into(),
-                reason: rejection.reason(),
-                trip_count: 0,
-                last_error: None,
-                retry_after: rejection.retry_after(),
-            };
+            return CircuitOpenError::new("another breaker".into(), rejection, 0, None);
         }
         let Past { trips, last_error, .. } = self.past(self.decoded());
-        CircuitOpenError {
-            provider: Arc::clone(&self.name),
-            reason: rejection.reason(),
-            trip_count: trips,
-            last_error,
-            retry_after: rejection.retry_after(),
-        }
+        CircuitOpenError::new(Arc::clone(&self.name), rejection, trips, last_error)
     }
 
     pub(crate) fn failure_threshold(&self) -> u32 {

@@ -1,4 +1,4 @@
-//! What can be set, its defaults and its ranges.
+//! A breaker's settings, their defaults and their ranges.
 //!
 //! Not here: how settings are replaced while calls are under way: `settings`.
 
@@ -11,7 +11,7 @@ use crate::word::{MAX_DEADLINE_TICKS, MAX_FAILURE_COUNT};
 pub(crate) const MIN_DURATION: Duration = Duration::from_millis(1);
 pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
 
-/// A breaker's settings, checked when they were made.
+/// A breaker's settings. They are checked when they are built.
 ///
 /// # Examples
 ///
@@ -26,7 +26,7 @@ pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TIC
 /// assert_eq!(error.to_string(), "failure_threshold is 0, expected 1 to 1023");
 /// # Ok::<(), fusebox::ConfigError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     pub(crate) failure_threshold: u32,
     pub(crate) open_for: Duration,
@@ -74,12 +74,12 @@ impl Config {
         self.probe_lease
     }
 
-    /// The longest that one call waits for a probe in flight.
+    /// How long one call waits at most for a probe in flight.
     pub fn wait_limit(&self) -> Duration {
         self.wait_limit
     }
 
-    /// How many calls may wait at the same time; `None` is any number.
+    /// How many calls may wait at the same time. `None`: any number.
     pub fn max_waiters(&self) -> Option<usize> {
         self.max_waiters
     }
@@ -102,8 +102,8 @@ impl Config {
     }
 }
 
-/// Sets what differs from the defaults. [`Config::builder`] makes one whose `build` gives a [`Config`];
-/// [`CircuitBreaker::builder`](crate::CircuitBreaker::builder) one that gives the breaker.
+/// Builds settings from the defaults and what is set. The builder of [`Config::builder`] builds a [`Config`], and the
+/// one of [`CircuitBreaker::builder`](crate::CircuitBreaker::builder) builds the breaker.
 ///
 /// Durations are kept in whole milliseconds, rounded up.
 #[derive(Clone, Debug)]
@@ -118,7 +118,7 @@ impl<Target> ConfigBuilder<Target> {
         Self { target, config: Config::default() }
     }
 
-    /// What it is for, and the settings, checked.
+    /// What the builder is for, and the checked settings.
     pub(crate) fn into_parts(self) -> Result<(Target, Config), ConfigError> {
         self.config.check()?;
         Ok((self.target, self.config))
@@ -143,13 +143,13 @@ impl<Target> ConfigBuilder<Target> {
         self
     }
 
-    /// The longest that one call waits for a probe in flight: 0 (refuse at once) to 24 h, default 60 s.
+    /// How long one call waits at most for a probe in flight: 0 (reject at once) to 24 h, default 60 s.
     pub fn wait_limit(mut self, duration: Duration) -> Self {
         self.config.wait_limit = duration;
         self
     }
 
-    /// How many calls may wait for a probe at the same time; further ones are refused. Default `None`: any number.
+    /// How many calls may wait for a probe at the same time. Further ones are rejected. Default `None`: any number.
     pub fn max_waiters(mut self, waiters: impl Into<Option<usize>>) -> Self {
         self.config.max_waiters = waiters.into();
         self
@@ -157,7 +157,7 @@ impl<Target> ConfigBuilder<Target> {
 }
 
 impl ConfigBuilder {
-    /// The settings.
+    /// Builds the settings.
     ///
     /// # Errors
     ///
@@ -180,7 +180,7 @@ impl ConfigError {
         Self { field, value, expected }
     }
 
-    /// The setting, by the name of its builder method.
+    /// The name of the setting, which is the name of its builder method.
     pub fn field(&self) -> &'static str {
         self.field
     }
@@ -190,7 +190,7 @@ impl ConfigError {
         &self.value
     }
 
-    /// The values that would be right.
+    /// The values that are valid.
     pub fn expected(&self) -> &'static str {
         self.expected
     }

@@ -1,6 +1,6 @@
-//! Why a call may not pass, first in two machine words and then, for whoever asks, in full.
+//! Why a call is rejected: in one machine word, and in full for callers that ask.
 //!
-//! Not here: when a call is refused: `word` and `breaker`.
+//! Not here: when a call is rejected: `word` and `breaker`.
 
 use std::error::Error;
 use std::fmt;
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use crate::sync::Instant;
 
-/// Why a call was refused.
+/// Why a call was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionReason {
     /// The circuit is open, and its open time has not passed.
     Open,
-    /// The same, and it is open because calls go unanswered: see [`silence`](crate::silence).
+    /// As `Open`, and the circuit is open because calls go unanswered: see [`silence`](crate::silence).
     Silent,
     /// A probe is in flight, and the call did not ask to wait for it.
     ProbeInFlight,
@@ -45,12 +45,12 @@ impl fmt::Display for RejectionReason {
     }
 }
 
-/// A call that may not pass: why, and when to come back. It costs no allocation;
-/// [`CircuitBreaker::explain`](crate::CircuitBreaker::explain) of the breaker that refused tells the rest.
+/// A breaker does not let a call pass: why, and when to come back. It costs no allocation. The breaker's
+/// [`explain`](crate::CircuitBreaker::explain) tells the rest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rejection {
-    /// From the lowest: 8 bits of the reason, 16 of the number of the breaker that refused, and from bit 32 on the time
-    /// in milliseconds. In one piece, since it is made whenever a call is refused.
+    /// From the lowest bit: 8 bits for the reason, 16 for the number of the breaker, and from bit 32 on the time in
+    /// milliseconds. It is one word because one is made for each rejected call.
     bits: u64,
 }
 
@@ -64,20 +64,20 @@ impl Rejection {
         self.bits >> 8 & 0xffff == u64::from(breaker)
     }
 
-    /// The same for another reason.
+    /// The same rejection with another reason.
     pub(crate) fn because(self, reason: RejectionReason) -> Self {
         Self { bits: self.bits & !0xff | reason as u64 }
     }
 
-    /// Why.
+    /// Why the call was rejected.
     pub fn reason(&self) -> RejectionReason {
         RejectionReason::ALL[(self.bits & 0xff) as usize]
     }
 
-    /// How long until a call has a chance, at the latest: until the open time has passed or, with a probe in flight,
-    /// until its lease ends. Never too short: a call that comes that much later is not refused for the same opening. In
-    /// whole milliseconds; while the circuit is open for longer than 20 ms, it may be a tick of the system's coarse
-    /// clock too long, which is 10 ms at most.
+    /// How long until a call has a chance, at the latest: until the open time has passed, or until the lease of the probe in
+    /// flight ends. It is never too short: a call that comes that much later is not rejected because of the same opening. It
+    /// is in whole milliseconds. While more than 20 ms are left, it may be too long by a tick of the system's coarse clock,
+    /// which is 10 ms at most.
     pub fn retry_after(&self) -> Duration {
         Duration::from_millis(self.bits >> 32)
     }
@@ -111,18 +111,18 @@ impl LastError {
         Self { error_type: error_type.into(), message: message.to_string().into(), at: Instant::now() }
     }
 
-    /// The kind that the caller gave, such as `timeout`. A probe that was dropped unresolved has `dropped`.
+    /// The type that the caller gave, such as `timeout`. It is `dropped` for a probe that was dropped unresolved.
     pub fn error_type(&self) -> &str {
         &self.error_type
     }
 
-    /// What the caller said about it, as it is: who prints it where a line break would do harm has to escape it, as
-    /// [`Display`](fmt::Display) of this error does not.
+    /// The caller's message, unchanged. It may contain line breaks and control characters, which
+    /// [`Display`](fmt::Display) does not escape either.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// How long ago it was recorded.
+    /// How long ago the failure was recorded.
     pub fn age(&self) -> Duration {
         Instant::now().saturating_duration_since(self.at)
     }
@@ -138,8 +138,8 @@ impl fmt::Display for LastError {
     }
 }
 
-/// Shows a text that may hold anything on one line: line breaks, escape sequences and what turns the direction of
-/// writing are escaped, so that nobody forges a line of a log or moves the cursor of a terminal (CWE-117, CWE-150).
+/// Shows any text on one line. Line breaks, escape sequences and characters that change the direction of writing are
+/// escaped, so that no text forges a line of a log or moves the cursor of a terminal (CWE-117, CWE-150).
 pub(crate) struct Escaped<T>(pub(crate) T);
 
 impl<T: fmt::Display> fmt::Display for Escaped<T> {
@@ -159,7 +159,7 @@ impl<T: fmt::Display> fmt::Display for Escaped<T> {
     }
 }
 
-/// Control characters, the two that end a line elsewhere, and those of bidirectional text (UAX #9).
+/// Control characters, the Unicode line separators, and the controls of bidirectional text (UAX #9).
 fn is_escaped(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -167,58 +167,89 @@ fn is_escaped(character: char) -> bool {
 
 /// A [`Rejection`] in full, as the by-name protocol and [`CircuitBreaker::explain`](crate::CircuitBreaker::explain)
 /// give it.
+///
+/// # Examples
+///
+/// ```
+/// use fusebox::{CircuitBreakerRegistry, RejectionReason};
+///
+/// let breakers = CircuitBreakerRegistry::new(["openai"]);
+/// for _ in 0..3 {
+///     breakers.record_failure("openai", "timeout", "no answer within 2 s");
+/// }
+/// let error = breakers.try_acquire_permit("openai").unwrap_err();
+/// assert_eq!((error.provider(), error.reason(), error.trip_count()), ("openai", RejectionReason::Open, 1));
+/// assert_eq!(error.last_error().unwrap().error_type(), "timeout");
+/// ```
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct CircuitOpenError {
-    /// The name of the breaker.
-    pub provider: Arc<str>,
-    /// Why the call was refused.
-    pub reason: RejectionReason,
-    /// How often the circuit went from closed to open.
-    pub trip_count: u64,
-    /// The failure that opened the circuit last.
-    pub last_error: Option<Arc<LastError>>,
-    pub(crate) retry_after: Duration,
+    provider: Arc<str>,
+    rejection: Rejection,
+    trip_count: u64,
+    last_error: Option<Arc<LastError>>,
 }
 
 impl CircuitOpenError {
-    /// The name of the breaker, to be compared with a text.
+    pub(crate) fn new(
+        provider: Arc<str>,
+        rejection: Rejection,
+        trip_count: u64,
+        last_error: Option<Arc<LastError>>,
+    ) -> Self {
+        Self { provider, rejection, trip_count, last_error }
+    }
+
+    /// The name of the breaker.
     pub fn provider(&self) -> &str {
         &self.provider
     }
 
+    /// Why the call was rejected.
+    pub fn reason(&self) -> RejectionReason {
+        self.rejection.reason()
+    }
+
+    /// How often the circuit went from closed to open.
+    pub fn trip_count(&self) -> u64 {
+        self.trip_count
+    }
+
+    /// The failure that opened the circuit last.
+    pub fn last_error(&self) -> Option<&LastError> {
+        self.last_error.as_deref()
+    }
+
     /// As [`Rejection::retry_after`].
     pub fn retry_after(&self) -> Duration {
-        self.retry_after
+        self.rejection.retry_after()
     }
 }
 
 impl fmt::Display for CircuitOpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.provider, self.reason)?;
+        write!(f, "{}: {}", self.provider, self.reason())?;
         if let Some(error) = &self.last_error {
             write!(f, " (last error: {})", Escaped(error))?;
         }
-        write!(f, ", retry after {:?}", self.retry_after)
+        write!(f, ", retry after {:?}", self.retry_after())
     }
 }
 
 impl Error for CircuitOpenError {}
 
-/// What [`CircuitBreaker::call`](crate::CircuitBreaker::call) can fail with. It is an [`Error`] whatever it holds that
-/// can be shown, so that `?` passes on a `CallError<anyhow::Error>` and a `CallError<Box<dyn Error + Send + Sync>>`,
-/// which are no errors inside; the price is that [`Error::source`] does not lead into it.
-/// [`into_boxed`](Self::into_boxed) does.
+/// How [`CircuitBreaker::call`](crate::CircuitBreaker::call) can fail. It is an [`Error`] even if the inner type is
+/// none, so that `?` accepts a `CallError<anyhow::Error>` and a `CallError<Box<dyn Error + Send + Sync>>`. Therefore
+/// [`Error::source`] does not return the inner error; [`into_boxed`](Self::into_boxed) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallError<E> {
-    /// The call was refused, and its future never polled.
+    /// The call was rejected, and its future was never polled.
     Rejected(Rejection),
     /// The future's own error.
     Inner(E),
 }
 
 impl<E> CallError<E> {
-    /// The error itself, with all that it names as its source.
+    /// The rejection or the inner error, with its sources.
     ///
     /// # Examples
     ///
@@ -242,7 +273,7 @@ impl<E> CallError<E> {
 }
 
 impl<E> From<Rejection> for CallError<E> {
-    /// So that `?` passes a refusal on.
+    /// For `?` on a rejection.
     fn from(rejection: Rejection) -> Self {
         Self::Rejected(rejection)
     }
@@ -258,7 +289,7 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
 }
 
 impl<E: fmt::Debug + fmt::Display> Error for CallError<E> {
-    /// A refusal is named as its own source: who looks for one in a row of errors finds it.
+    /// A rejection is its own source, so that it is found in a chain of errors.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Rejected(rejection) => Some(rejection),
@@ -267,21 +298,21 @@ impl<E: fmt::Debug + fmt::Display> Error for CallError<E> {
     }
 }
 
-/// Whether a breaker refused the call that this error tells of, this one or one further in.
+/// Whether an error, or one of its sources, is a breaker's rejection.
 ///
 /// # Examples
 ///
 /// ```
-/// use fusebox::{CallError, CircuitBreaker, is_refusal};
+/// use fusebox::{CallError, CircuitBreaker, is_rejection};
 ///
 /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
 /// breaker.try_acquire()?.failure("timeout", "");
 /// let refused = breaker.try_acquire().unwrap_err();
-/// assert!(is_refusal(&CallError::<std::io::Error>::Rejected(refused)));
-/// assert!(!is_refusal(&std::io::Error::other("reset by peer")));
+/// assert!(is_rejection(&CallError::<std::io::Error>::Rejected(refused)));
+/// assert!(!is_rejection(&std::io::Error::other("reset by peer")));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn is_refusal(error: &(dyn Error + 'static)) -> bool {
+pub fn is_rejection(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| (*error).source())
         .any(|error| error.is::<Rejection>() || error.is::<CircuitOpenError>())
 }

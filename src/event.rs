@@ -1,5 +1,5 @@
-//! What is logged: each transition once, by the caller whose compare-and-swap made it, after it was made. An event
-//! comes last: a subscriber that panics must leave nothing behind that others wait for.
+//! Logging: each transition once, by the caller whose compare-and-swap made it, and after everything else: a subscriber
+//! that panics must leave nothing behind that others wait for.
 //!
 //! Not here: events for single calls, which would cost more than the calls.
 
@@ -7,15 +7,14 @@ use crate::breaker::{CircuitBreaker, Past};
 use crate::error::Escaped;
 use crate::word::Snapshot;
 
-/// Logs a transition with what an operator asks for first, as it was when the transition was made: events of several
-/// threads may come out of order, and `generation` tells their order. A macro, since `tracing` wants level and message
-/// at compile time.
+/// Logs a transition with its context at the time when it was made. Events of several threads may come out of order;
+/// `generation` tells their order. It is a macro because `tracing` needs level and message at compile time.
 macro_rules! transition {
     ($level:ident, $breaker:expr, $word:expr, $past:expr, $message:literal) => {{
         let (breaker, past): (&CircuitBreaker, &Past) = ($breaker, $past);
         tracing::event!(
             tracing::Level::$level,
-            provider = breaker.name(),
+            breaker = breaker.name(),
             failure_count = $word.failure_count,
             last_error = past.last_error.as_ref().map(|error| tracing::field::display(Escaped(error))),
             trip_count = past.trips,

@@ -21,7 +21,7 @@ mod word;
 
 pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Config, ConfigBuilder, ConfigError};
-pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_refusal};
+pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use registry::{CircuitBreakerRegistry, ProbeGuard};
 pub use word::CircuitState;

@@ -1,4 +1,4 @@
-//! Permits: what a call holds between being let through and knowing how it went.
+//! Permits: what a call holds from being let through until it is known how it went.
 //!
 //! Not here: the compare-and-swaps that resolve it: `breaker`.
 
@@ -11,7 +11,8 @@ use crate::breaker::CircuitBreaker;
 use crate::error::LastError;
 use crate::word::{self, PROBE_BIT, Snapshot};
 
-/// Whether a call is an ordinary one or the probe.
+/// Whether a call is a normal one or the probe. There is no third kind, and none will be added: a call that a
+/// recovering circuit lets pass is a normal one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PermitType {
     /// The circuit is closed.
@@ -30,15 +31,15 @@ impl PermitType {
 
 /// The right to make one call, to be resolved with how it went.
 ///
-/// It remembers when it was granted, and its outcome counts only for that time: a call from before the circuit opened
-/// cannot close it, open it again or keep it open longer, and neither can a probe whose lease has ended and that
-/// another call has taken over.
+/// It belongs to the generation in which it was granted, and its outcome counts only there: a call from before the circuit
+/// opened cannot close it, open it again or keep it open longer. Neither can a probe that another call has taken over after
+/// its lease.
 ///
 /// # Dropping
 ///
-/// A permit that is dropped unresolved, by a panic or because its task was cancelled, is neutral if it is
-/// [`Normal`](PermitType::Normal). A [`Probe`](PermitType::Probe) counts as a failure of type `dropped`, unless
-/// [`cancel_on_drop`](Self::cancel_on_drop) was chosen.
+/// A permit may be dropped unresolved, by a panic or because its task was cancelled. A [`Normal`](PermitType::Normal)
+/// one then changes nothing. A [`Probe`](PermitType::Probe) counts as a failure of type `dropped`, unless
+/// [`cancel_on_drop`](Self::cancel_on_drop) was called.
 ///
 /// # Examples
 ///
@@ -59,8 +60,8 @@ impl PermitType {
 #[must_use = "a permit says nothing about the call until it is resolved"]
 pub struct Permit<B: Deref<Target = CircuitBreaker>> {
     breaker: B,
-    /// The word that granted it: a closed one for a normal permit, the claim for a probe. A probe that cancels on drop
-    /// has its `PROBE_BIT` cleared here, and a permit that is resolved is [`RESOLVED`].
+    /// The word that granted it: a closed one for a normal permit, the claim for a probe. If a probe cancels on drop, its
+    /// `PROBE_BIT` is cleared here. A resolved permit has [`RESOLVED`].
     word: u64,
 }
 
@@ -76,17 +77,17 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         Self { breaker, word }
     }
 
-    /// The word that granted it, which then is the caller's to resolve.
+    /// The word that granted it. From now on the caller has to resolve it.
     pub(crate) fn into_word(mut self) -> u64 {
         std::mem::replace(&mut self.word, RESOLVED)
     }
 
-    /// The word that the probe claimed, which then is the caller's to resolve.
+    /// The word that the probe claimed. From now on the caller has to resolve it.
     pub(crate) fn into_claim(mut self) -> u64 {
         self.take_claim()
     }
 
-    /// A permit for a caller that has none: of the word as it is now, if that grants this kind.
+    /// A permit for a caller that has none, made from the current word if that grants this kind.
     pub(crate) fn standing_in(breaker: B, kind: PermitType) -> Option<Self> {
         let word = breaker.load();
         let in_place = match kind {
@@ -107,12 +108,12 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         &self.breaker
     }
 
-    /// The same permit by way of another handle to its breaker, such as one that belongs to a thread: keeping an
-    /// [`OwnedPermit`] counts a reference that all threads share, which costs more than all the rest of a call.
+    /// The same permit with another handle to its breaker, such as one that belongs to a thread. An [`OwnedPermit`]
+    /// counts a reference that all threads share, which costs more than all the rest of a call.
     ///
     /// # Panics
     ///
-    /// If it is another breaker's handle; a probe then counts as dropped.
+    /// If the handle is another breaker's. A probe then counts as dropped.
     ///
     /// # Examples
     ///
@@ -134,14 +135,14 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         Permit::new(breaker, self.into_word())
     }
 
-    /// The call went well: a probe closes the circuit, an ordinary call ends a row of failures.
+    /// The call succeeded: a probe closes the circuit, a normal call ends a row of failures.
     #[inline]
     pub fn success(self) {
         self.succeed();
     }
 
-    /// The upstream failed: a probe opens the circuit again, an ordinary call counts towards the threshold.
-    /// `error_type` is a short kind such as `timeout`; `message` is formatted only if the circuit may open on it.
+    /// The upstream failed: a probe opens the circuit again, a normal call counts towards the threshold. `error_type` is a
+    /// short name such as `timeout`. `message` is formatted only if the circuit may open because of it.
     ///
     /// # Panics
     ///
@@ -151,8 +152,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self.fail(error_type, &message);
     }
 
-    /// Says nothing about the upstream: the call was never made, or ended by its caller's doing. An ordinary call
-    /// changes nothing; a probe is handed back, for the next call or one that waits.
+    /// The call says nothing about the upstream: it was never made, or its caller ended it. A normal call changes nothing. A
+    /// probe is handed back, to the next call or to one that waits.
     #[inline]
     pub fn cancel(mut self) {
         if !word::is_closed(self.word) {
@@ -161,14 +162,14 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         }
     }
 
-    /// Makes dropping the permit the same as [`cancel`](Self::cancel): for a proxy whose own client may leave at any
-    /// time, which is not the upstream's failure.
+    /// Makes dropping the permit the same as [`cancel`](Self::cancel). It is for a proxy, whose client may leave at any
+    /// time: that is no failure of the upstream.
     pub fn cancel_on_drop(mut self) -> Self {
         self.word &= !PROBE_BIT;
         self
     }
 
-    /// As [`success`](Self::success); whether it counted.
+    /// As [`success`](Self::success). Returns whether it counted.
     #[inline]
     pub(crate) fn succeed(mut self) -> bool {
         if word::is_closed(self.word) {
@@ -179,7 +180,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         }
     }
 
-    /// As [`failure`](Self::failure); whether it counted.
+    /// As [`failure`](Self::failure). Returns whether it counted.
     #[inline]
     pub(crate) fn fail(mut self, error_type: &str, message: &dyn fmt::Display) -> bool {
         if word::is_closed(self.word) {
@@ -189,7 +190,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         }
     }
 
-    /// Lets those pass that wait for this probe, whose outcome nobody can record any more; whether there were any to.
+    /// Lets the calls pass that wait for this probe, whose outcome cannot be recorded any more. Returns whether it
+    /// counted.
     pub(crate) fn let_go(mut self) -> bool {
         let claimed = self.take_claim();
         self.breaker.probe_let_go(claimed)
@@ -200,14 +202,14 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         (!word::is_closed(self.word)).then_some(self.word | PROBE_BIT)
     }
 
-    /// The word that the probe claimed, which then is no longer this permit's to resolve.
+    /// The word that the probe claimed. From now on this permit does not resolve it.
     fn take_claim(&mut self) -> u64 {
         std::mem::replace(&mut self.word, RESOLVED) | PROBE_BIT
     }
 
     #[cold]
     fn probe_failure(&mut self, error_type: &str, message: &dyn fmt::Display) -> bool {
-        // Before the claim is given up: if formatting panics, there is still a probe to drop.
+        // Before the claim is given up: if formatting panics, the permit still drops as a probe.
         let error = Arc::new(LastError::new(error_type, message));
         let claimed = self.take_claim();
         self.breaker.probe_failed(claimed, &error)
@@ -219,7 +221,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
             let claimed = self.take_claim();
             self.breaker.probe_cancelled(claimed);
         } else if std::thread::panicking() {
-            // A second panic, of a subscriber that is told of this, would abort the process.
+            // A subscriber may panic when the opening is logged. A second panic would abort the process.
             let _ = catch_unwind(AssertUnwindSafe(|| self.fail_dropped()));
         } else {
             self.fail_dropped();

@@ -1,6 +1,6 @@
 //! Breakers by name, and the protocol for callers that cannot carry a permit from one callback to the next.
 //!
-//! Not here: the state of a breaker: it holds them, and changes none.
+//! Not here: the state of a breaker, which the registry never changes.
 
 mod probe_guard;
 
@@ -26,17 +26,18 @@ type Breakers = HashMap<Arc<str>, Arc<CircuitBreaker>, foldhash::fast::RandomSta
 
 /// The breakers of all upstreams, by name.
 ///
-/// Readers look at an immutable snapshot of the map, without a lock; writers replace it, one at a time. A name that is
-/// not in the registry has no breaker: its calls are allowed, records for it are ignored, and asking for it does not
-/// add it.
+/// Readers use an immutable snapshot of the map, without a lock. Writers replace it, one at a time. A name that is not
+/// in the registry has no breaker: its calls are allowed, its records are ignored, and it is not added by being asked
+/// for.
 ///
 /// # By name
 ///
 /// A framework that calls back with nothing but a name uses [`acquire_permit`](Self::acquire_permit) and then exactly
 /// one of the `record_` methods; for a [`PermitType::Probe`], a [`ProbeGuard`](crate::ProbeGuard) cannot be forgotten.
 /// A name knows less than a permit: an outcome counts for the circuit as it is when it is recorded. So `record_success`
-/// and `record_failure` change nothing unless it is closed, and the `record_probe_` methods nothing unless a probe is
-/// in flight. Where a permit can be carried, [`get`](Self::get) the breaker and use that.
+/// and `record_failure` change nothing unless the circuit is closed, and the `record_probe_` methods change nothing
+/// unless a probe is in flight. Each returns whether it counted, which a permit need not: its outcome belongs to one
+/// call. If a permit can be carried, [`get`](Self::get) the breaker and use a permit.
 ///
 /// # Examples
 ///
@@ -52,7 +53,7 @@ type Breakers = HashMap<Arc<str>, Arc<CircuitBreaker>, foldhash::fast::RandomSta
 /// }
 /// assert_eq!(breakers.state("openai"), Some(CircuitState::Open));
 /// let error = breakers.acquire_permit("openai").await.unwrap_err();
-/// assert_eq!((&*error.provider, error.trip_count), ("openai", 1));
+/// assert_eq!((error.provider(), error.trip_count()), ("openai", 1));
 /// # Ok(())
 /// # }
 /// ```
@@ -87,7 +88,7 @@ impl CircuitBreakerRegistry {
     /// Adds breakers with the registry's configuration, and copies the map only once. A name that is there already
     /// keeps its breaker.
     pub fn insert_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
-        // The caller's iterator runs before the lock is taken: it may use this registry.
+        // The caller's iterator runs before the lock is taken, since it may use this registry.
         let new = names.into_iter().filter(|name| self.get(name.as_ref()).is_none());
         let new: Vec<_> = new.map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config.clone()))).collect();
         if new.is_empty() {
@@ -115,16 +116,16 @@ impl CircuitBreakerRegistry {
     /// ```
     pub fn insert_breaker(&self, breaker: impl Into<Arc<CircuitBreaker>>) -> Arc<CircuitBreaker> {
         let breaker = breaker.into();
-        // To copy the map for nothing takes long, and keeps other writers waiting.
+        // Copying the map in vain takes long, and delays other writers.
         if let Some(known) = self.get(breaker.name()) {
             return known;
         }
         self.update(|breakers| Arc::clone(breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker)))
     }
 
-    /// Takes a breaker out, and returns it. Permits that are out stay valid. With a probe in flight its circuit closes,
-    /// since no record by name can reach the probe any more and whoever waits for it should pass, as calls of an
-    /// unknown name do.
+    /// Removes a breaker, and returns it. Its permits stay valid. If a probe is in flight, the circuit closes: no
+    /// record by name can reach the probe any more, and calls that wait for it should pass, as calls of an unknown name
+    /// do.
     pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
         self.get(name)?;
         let removed = self.update(|breakers| breakers.remove(name))?;
@@ -142,12 +143,12 @@ impl CircuitBreakerRegistry {
 
     // ---- reading ----
 
-    /// The breaker of that name.
+    /// The breaker of this name.
     pub fn get(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
         self.with(name, Arc::clone)
     }
 
-    /// All breakers as they are now, sorted by name.
+    /// The state of all breakers, sorted by name.
     pub fn snapshots(&self) -> Vec<BreakerSnapshot> {
         let mut snapshots: Vec<_> = self.breakers.load().values().map(|breaker| breaker.snapshot()).collect();
         snapshots.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -169,8 +170,9 @@ impl CircuitBreakerRegistry {
         self.with(name, |breaker| breaker.trip_count())
     }
 
-    /// The one way to a breaker. It lets go of the map before it returns, so that no snapshot is held across an await:
-    /// a thread has 8 fast slots for them, and beyond those every load costs 2 to 6 times as much.
+    /// Every lookup comes through here. It releases the snapshot of the map before it returns, so that none is held
+    /// across an await: a thread has 8 fast slots for snapshots, and beyond those every load costs 2 to 6 times as
+    /// much.
     fn with<T>(&self, name: &str, f: impl FnOnce(&Arc<CircuitBreaker>) -> T) -> Option<T> {
         self.breakers.load().get(name).map(f)
     }
@@ -185,8 +187,8 @@ impl CircuitBreakerRegistry {
     ///
     /// # Cancel safety
     ///
-    /// As [`CircuitBreaker::acquire`]. Once it has returned [`PermitType::Probe`], the probe is the caller's to
-    /// resolve; if that is forgotten, its lease ends it.
+    /// As [`CircuitBreaker::acquire`]. After it has returned [`PermitType::Probe`], the caller has to resolve the
+    /// probe. If the caller forgets, the lease ends it.
     ///
     /// # Panics
     ///
@@ -199,7 +201,7 @@ impl CircuitBreakerRegistry {
         AcquirePermit { registry: self, name, wait: None }
     }
 
-    /// As [`acquire_permit`](Self::acquire_permit), and never waits: with a probe in flight the call is refused.
+    /// As [`acquire_permit`](Self::acquire_permit), but never waits: while a probe is in flight, the call is rejected.
     ///
     /// # Errors
     ///
@@ -226,13 +228,14 @@ impl CircuitBreakerRegistry {
         answer.unwrap_or(Ok(PermitType::Normal))
     }
 
-    /// An ordinary call went well. Whether that counted: not for an unknown name, nor unless the circuit is closed.
+    /// A normal call succeeded. Returns whether that counted: not for an unknown name, and not unless the circuit is
+    /// closed.
     pub fn record_success(&self, name: &str) -> bool {
         self.record(name, |breaker| resolve(breaker, PermitType::Normal, Permit::succeed))
     }
 
-    /// An ordinary call failed; see [`Permit::failure`]. Whether that counted, as for
-    /// [`record_success`](Self::record_success).
+    /// A normal call failed; see [`Permit::failure`]. Returns whether that counted, as
+    /// [`record_success`](Self::record_success) does.
     ///
     /// # Panics
     ///
@@ -241,14 +244,14 @@ impl CircuitBreakerRegistry {
         self.record(name, |breaker| resolve(breaker, PermitType::Normal, |permit| permit.fail(error_type, &message)))
     }
 
-    /// The probe went well: the circuit closes. Whether that counted: not for an unknown name, nor unless a probe is in
-    /// flight; and not if somebody else resolves it, or takes it over, at the same time.
+    /// The probe succeeded: the circuit closes. Returns whether that counted: not for an unknown name, not unless a
+    /// probe is in flight, and not if another caller resolves it or takes it over at the same time.
     pub fn record_probe_success(&self, name: &str) -> bool {
         self.record(name, |breaker| resolve(breaker, PermitType::Probe, Permit::succeed))
     }
 
-    /// The probe failed: the circuit opens again. Whether that counted, as for
-    /// [`record_probe_success`](Self::record_probe_success).
+    /// The probe failed: the circuit opens again. Returns whether that counted, as
+    /// [`record_probe_success`](Self::record_probe_success) does.
     ///
     /// # Panics
     ///
@@ -292,7 +295,7 @@ impl AcquirePermit<'_> {
         if let Some(wait) = &mut self.wait {
             return wait.as_mut().poll(cx);
         }
-        // A refusal does not touch the breaker's reference count, which its callers would fight over.
+        // A rejection does not touch the breaker's reference count, for which its callers would compete.
         match self.registry.with(self.name, ask) {
             None => Poll::Ready(Ok(PermitType::Normal)),
             Some(Ok(answer)) => Poll::Ready(answer),
@@ -301,7 +304,7 @@ impl AcquirePermit<'_> {
     }
 }
 
-/// The answer, or the wait for it.
+/// The result, or the wait for it.
 #[cold]
 fn ask(breaker: &Arc<CircuitBreaker>) -> Result<Answer, Wait> {
     match breaker.try_acquire_word() {

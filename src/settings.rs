@@ -10,19 +10,19 @@ use crate::sync::Ordering;
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
 use crate::word::Limits;
 
-/// Each value stands alone: who reads some old and some new ones reads settings that are each right, if never set
-/// together. Nothing is published with them, so that Relaxed is enough, and no model needs to see them.
+/// Each value is independent: a reader that sees some old and some new values sees valid settings, even if they were never
+/// set together. Nothing else is published with them, so that Relaxed is enough, and no model needs to see them.
 pub(crate) struct Settings {
     failure_threshold: AtomicU32,
     open_ticks: AtomicU32,
     lease_ticks: AtomicU32,
     wait_limit_ticks: AtomicU32,
-    /// The greatest value is any number.
+    /// `usize::MAX` stands for any number.
     max_waiters: AtomicUsize,
 }
 
 impl Settings {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: Config) -> Self {
         Self {
             failure_threshold: AtomicU32::new(config.failure_threshold),
             open_ticks: AtomicU32::new(ticks(config.open_for)),
@@ -32,7 +32,7 @@ impl Settings {
         }
     }
 
-    pub(crate) fn set(&self, config: &Config) {
+    pub(crate) fn set(&self, config: Config) {
         self.failure_threshold.store(config.failure_threshold, Ordering::Relaxed);
         self.open_ticks.store(ticks(config.open_for), Ordering::Relaxed);
         self.lease_ticks.store(ticks(config.probe_lease), Ordering::Relaxed);
@@ -52,7 +52,7 @@ impl Settings {
         }
     }
 
-    // One by one where one is enough: a relaxed load whose result nobody uses is made all the same.
+    // Each has a getter of its own: the compiler does not remove an unused relaxed load.
 
     #[inline]
     pub(crate) fn failure_threshold(&self) -> u32 {

@@ -33,7 +33,7 @@
 //! use fusebox::silence::{Config, Detector, TICK};
 //!
 //! let breaker = Arc::new(CircuitBreaker::builder("openai").build()?);
-//! let detector = Arc::new(Detector::new(Arc::clone(&breaker), &Config::default(), 1));
+//! let detector = Arc::new(Detector::new(Arc::clone(&breaker), Config::default(), 1));
 //! let mut watcher = detector.watcher().expect("nobody watches yet");
 //!
 //! // A thousand answers that take 20 ms each.

@@ -1,8 +1,6 @@
 //! The one door to everything that a model checker has to see: atomics, the snapshot cell, the lock of the registry's
-//! writers, `Notify` and time. Re-exports, and a clock that needs a few lines; the models mount a file of the same
-//! shape in this one's place.
-//!
-//! Not here: anything that decides.
+//! writers, `Notify` and time. It has re-exports and a small clock. The models mount a file of the same shape in its
+//! place.
 
 mod coarse;
 
@@ -14,7 +12,7 @@ pub(crate) use parking_lot::Mutex;
 pub(crate) use tokio::sync::Notify;
 pub(crate) use tokio::time::{Instant, timeout_at};
 
-/// What no rule depends on, and no model looks at.
+/// Atomics that no rule depends on, and that no model sees.
 pub(crate) mod unseen {
     pub(crate) use arc_swap::ArcSwap;
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};

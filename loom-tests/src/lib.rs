@@ -70,7 +70,7 @@ use production::{breaker, clock, config, error, event, permit, registry, setting
 
 pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Config, ConfigBuilder, ConfigError};
-pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_refusal};
+pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use production::silence;
 pub use registry::{CircuitBreakerRegistry, ProbeGuard};

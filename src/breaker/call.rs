@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::Future;
 
 use super::CircuitBreaker;
-use crate::error::{CallError, is_refusal};
+use crate::error::{CallError, is_rejection};
 use crate::permit::Permit;
 
 /// How a call went, as [`CircuitBreaker::call_with`] wants to know it.
@@ -43,7 +43,7 @@ impl Outcome {
 
     /// The same of an error that is at hand as a reference only, such as what `anyhow::Error` derefs to.
     pub fn of_error(error: &(dyn Error + 'static)) -> Self {
-        if is_refusal(error) { Self::Neutral } else { Self::failure("error", error) }
+        if is_rejection(error) { Self::Neutral } else { Self::failure("error", error) }
     }
 }
 

@@ -241,3 +241,57 @@ fn next_probe(snapshot: &BreakerSnapshot) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fusebox::proxy::{AppState, GatewayConfig};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+    use crate::demo::load::Load;
+    use crate::demo::provider::{Latency, Simulated};
+
+    async fn stage() -> Stage {
+        let providers = ["primary", "fallback"].map(|name| Simulated::start(name, Latency::Short, || {}).unwrap());
+        let config = GatewayConfig::from_toml(&crate::demo::config_text(&providers, Latency::Short)).unwrap();
+        let nowhere = "127.0.0.1:1".parse().unwrap();
+        let state = AppState::new(&config).unwrap();
+        Stage { state, providers, gateway: nowhere, control: nowhere, load: Arc::new(Load::new(10, 0.5)) }
+    }
+
+    fn drawn(stage: &Stage, width: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, HEIGHT)).unwrap();
+        let mut traffic = Traffic::new(stage);
+        traffic.look(stage);
+        terminal.draw(|frame| draw_frame(frame, stage, &traffic)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    #[tokio::test]
+    async fn the_screen_shows_each_circuit_its_fault_and_the_keys() {
+        let stage = stage().await;
+        let screen = drawn(&stage, 120);
+        for text in ["primary", "fallback", "healthy", "closed", "0 client errors", "break primary: 1 500", "q quit"] {
+            assert!(screen.contains(text), "{text:?} is not in {screen}");
+        }
+        stage.providers[0].set(Some(Fault::Hang)).await;
+        let breaker = stage.breaker(0);
+        for _ in 0..3 {
+            breaker.try_acquire().unwrap().failure("5xx", "it broke");
+        }
+        let screen = drawn(&stage, 120);
+        let row = screen.lines().find(|line| line.contains("primary")).unwrap();
+        for text in ["hang", "open", "5xx: it broke", "2.0 s"] {
+            assert!(row.contains(text), "{text:?} is not in {row:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_screen_of_any_width_can_be_drawn() {
+        let stage = stage().await;
+        for width in [0, 1, 10, 40, 300] {
+            drawn(&stage, width);
+        }
+    }
+}

@@ -4,24 +4,30 @@
 //! Not here: examples with a meaning, which are in each module's own tests.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Request, header};
 use http_body_util::BodyExt;
+use http_body_util::channel::Channel;
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use super::config::GatewayConfig;
+use super::body::budget::Budget;
+use super::body::parts::Parts;
+use super::config::{GatewayConfig, ServerConfig};
 use super::request::model::{Format, Named, find, rename};
 use super::request::path::leaves_its_base;
+use super::request::upload::{self, Read, Upload};
 use super::route::sse::{Events, has_content};
 use super::server::create_router;
 use super::state::AppState;
+use super::timers::Timers;
 
 /// A path that stays below its base still does when a server decodes it once more.
 pub fn path(data: &[u8]) {
@@ -79,6 +85,45 @@ fn body(format: &Format, data: &[u8]) {
     assert_eq!(renamed.len() as u64, length);
     let again = find(format, &renamed, true).expect("as good as before").expect("as before");
     assert_eq!(again.model, "other-model");
+}
+
+/// A request's body reaches a provider as the client sent it, however it is cut into pieces, and whether it is held or
+/// passed on while it comes. The first byte gives the size of the pieces, the second one the limit for holding it.
+///
+/// # Panics
+///
+/// If it does not, within 20 s.
+pub fn upload(data: &[u8]) {
+    let [cut, limit, body @ ..] = data else { return };
+    let pieces: Vec<_> = body.chunks(usize::from(*cut) + 1).map(Bytes::copy_from_slice).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let passed = runtime.block_on(async { timeout(Duration::from_secs(20), passed_on(pieces, *limit)).await });
+    assert!(passed.expect("in time") == body);
+}
+
+async fn passed_on(pieces: Vec<Bytes>, limit: u8) -> Vec<u8> {
+    let whole: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+    let (sender, body) = Channel::<Bytes>::new(1);
+    tokio::spawn(async move {
+        let mut sender = sender;
+        for piece in pieces {
+            // The receiver panics if it gives up before the end.
+            let _ = sender.send_data(piece).await;
+        }
+    });
+    let limits = ServerConfig { replay_body_bytes: limit.into(), ..ServerConfig::default() };
+    let timer = Arc::<Timers>::default().timer();
+    let read = upload::read(body, &limits, &Budget::new(u64::MAX), timer).await.expect("nothing is wrong with it");
+    match read {
+        Read::Whole(body) => body.to_vec(),
+        Read::Begun(begun, rest) => {
+            assert!(begun.len() as u64 > limit.into());
+            let (upload, progress) = Upload::new(Parts::from(begun), rest);
+            let body = upload.collect().await.expect("nothing is wrong with it").to_bytes();
+            assert_eq!((progress.bytes(), progress.is_whole(), progress.fault()), (whole, true, None));
+            body.to_vec()
+        }
+    }
 }
 
 /// A configuration is accepted or refused, and every mistake in it is one line.
@@ -145,6 +190,8 @@ fn config(provider: SocketAddr) -> GatewayConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use fastrand::Rng;
 
     use super::*;
@@ -216,6 +263,27 @@ mod tests {
     #[test]
     fn models_in_forms() {
         run("form", form, 20_000);
+    }
+
+    #[test]
+    fn uploads() {
+        run("upload", upload, 2_000);
+    }
+
+    #[test]
+    fn every_target_has_a_corpus_and_a_program_for_the_fuzzer() {
+        let names = |folder: &str| -> BTreeSet<String> {
+            let folder = format!("{}/{folder}", env!("CARGO_MANIFEST_DIR"));
+            let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+            paths.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+        };
+        let functions =
+            include_str!("fuzz.rs").lines().filter_map(|line| line.strip_prefix("pub fn ")?.split('(').next());
+        let functions: BTreeSet<_> = functions.map(str::to_owned).collect();
+        assert_eq!(functions, names("tests/corpus"));
+        if std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").is_dir() {
+            assert_eq!(functions, names("fuzz/fuzz_targets"));
+        }
     }
 
     #[test]

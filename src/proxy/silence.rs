@@ -72,14 +72,14 @@ impl Detectors {
         // A request without a model belongs to no model that could be removed.
         by_kind.retain(|(model, _), _| model.is_empty() || is_served(model));
         for ((_, awaited), detector) in &by_kind {
-            detector.set_config(&config_of(config, *awaited));
+            detector.set_config(config_of(config, *awaited));
         }
         Self { breaker: Arc::clone(&self.breaker), cores: self.cores, config, by_kind: Mutex::new(by_kind) }
     }
 
     fn of(&self, model: &str, awaited: Awaited) -> Arc<Detector> {
         let new = || {
-            let detector = Detector::new(Arc::clone(&self.breaker), &config_of(self.config, awaited), self.cores);
+            let detector = Detector::new(Arc::clone(&self.breaker), config_of(self.config, awaited), self.cores);
             Arc::new(detector.with_label(format!("{model}, {}", awaited.as_str())))
         };
         Arc::clone(self.by_kind.lock().entry((model.into(), awaited)).or_insert_with(new))

@@ -362,6 +362,28 @@ fn breaker_for(config: &ProviderConfig, breakers: &CircuitBreakerRegistry) -> Ar
     let breaker = breakers
         .get(&config.name)
         .unwrap_or_else(|| breakers.insert_breaker(CircuitBreaker::new(config.name.as_str(), config.breaker.clone())));
-    breaker.set_config(&config.breaker);
+    breaker.set_config(config.breaker);
     breaker
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(open_for: &str) -> GatewayConfig {
+        let provider = "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
+        GatewayConfig::from_toml(&format!("[breaker]\nopen_for = '{open_for}'\n{provider}")).unwrap()
+    }
+
+    #[test]
+    fn an_older_reload_that_arrives_late_is_not_applied() {
+        let state = AppState::new(&config("1s")).unwrap();
+        let (older, newer) = (state.begin_reload(), state.begin_reload());
+        state.reload_as(newer, &config("3s")).unwrap();
+        assert!(state.reload_as(older, &config("2s")).is_err());
+        let breaker = state.circuit_breakers.get("a").unwrap();
+        assert_eq!(breaker.config().open_for(), Duration::from_secs(3));
+        state.reload(&config("4s")).unwrap();
+        assert_eq!(breaker.config().open_for(), Duration::from_secs(4));
+    }
 }

@@ -1,4 +1,4 @@
-//! A probe that was asked for by name, kept where it cannot be forgotten.
+//! A guard for a probe that was asked for by name, so that it cannot be forgotten.
 //!
 //! Not here: how a probe is resolved: `permit`.
 
@@ -7,10 +7,10 @@ use std::fmt;
 use super::CircuitBreakerRegistry;
 use crate::permit::{OwnedPermit, Permit, PermitType};
 
-/// Holds the probe for a caller that got [`PermitType::Probe`] by name, so that it is resolved whatever happens.
+/// Resolves the probe of a caller that got [`PermitType::Probe`] by name, whatever happens to the caller.
 ///
-/// It stands for the probe that was in flight when it was made; if there was none, it does nothing. Dropped unresolved,
-/// it counts as a failure of type `dropped`, and the circuit's opening is logged as a warning.
+/// It stands for the probe that is in flight when the guard is made. If there is none, it does nothing. A guard that is
+/// dropped unresolved counts as a failure of type `dropped`, and the opening of the circuit is logged as a warning.
 ///
 /// # Examples
 ///
@@ -41,13 +41,13 @@ impl ProbeGuard {
         Self { permit: breaker.and_then(|breaker| Permit::standing_in(breaker, PermitType::Probe)) }
     }
 
-    /// The probe went well: the circuit closes. Whether that counted: not if the probe was resolved already, or taken
-    /// over after its lease.
+    /// The probe succeeded: the circuit closes. Returns whether that counted: not if the probe was resolved already, or
+    /// was taken over after its lease.
     pub fn success(self) -> bool {
         self.permit.is_some_and(Permit::succeed)
     }
 
-    /// The probe failed: the circuit opens again. Whether that counted, as for [`success`](Self::success).
+    /// The probe failed: the circuit opens again. Returns whether that counted, as [`success`](Self::success) does.
     ///
     /// # Panics
     ///

@@ -51,7 +51,7 @@ fn micros(duration: Duration) -> u64 {
 
 impl Detector {
     /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet.
-    pub fn new(breaker: Arc<CircuitBreaker>, config: &Config, cores: usize) -> Self {
+    pub fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
         let detector = Self {
             breaker,
             label: Box::default(),
@@ -74,7 +74,7 @@ impl Detector {
     }
 
     /// Replaces the settings. What was learnt is kept.
-    pub fn set_config(&self, config: &Config) {
+    pub fn set_config(&self, config: Config) {
         self.phi.store(config.phi.to_bits(), Ordering::Relaxed);
         self.floor_ms.store(ticks(config.floor), Ordering::Relaxed);
         self.ceiling_ms.store(config.ceiling.map_or(0, ticks), Ordering::Relaxed);

@@ -1,8 +1,6 @@
-//! A clock for calls that are refused. Reading it costs a fifth of reading an `Instant`, and it goes in steps: on Linux
-//! of 1 to 10 ms, by the kernel's timer. So it may say no, never yes: see
-//! [`open_left_for_sure`](crate::word::Snapshot::open_left_for_sure).
-//!
-//! Not here: what a call that may pass is decided by.
+//! A cheap clock for rejecting calls. Reading it costs a fifth of reading an `Instant`, but it advances in steps: on
+//! Linux of 1 to 10 ms, by the kernel's timer. So it may decide that a call is rejected, and never that a call passes:
+//! see [`open_left_for_sure`](crate::word::Snapshot::open_left_for_sure).
 
 /// Milliseconds since it was made, modulo 2^32.
 pub(crate) struct CoarseClock {
@@ -13,14 +11,14 @@ pub(crate) struct CoarseClock {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 impl CoarseClock {
     pub(crate) fn new() -> Self {
-        // By the good clock, and rounded up: by its own, which lags, it could be ahead of the good one from then on,
-        // and a caller would be told to come back too early.
+        // The epoch comes from the precise clock, rounded up. An epoch from the coarse clock, which lags, could put
+        // this clock ahead of the precise one, and a caller would be told to come back too early.
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         Self { epoch: ticks(now).wrapping_add(1) }
     }
 
-    /// `None` where there is no such clock, and in a build in which tests may pause tokio's time: that does not stop
-    /// the system's.
+    /// `None` if the system has no such clock, or if tests may pause tokio's time in this build: the system's clock
+    /// would not pause.
     #[inline]
     pub(crate) fn now(&self) -> Option<u32> {
         (!TIME_CAN_BE_PAUSED).then(|| system_ticks().wrapping_sub(self.epoch))

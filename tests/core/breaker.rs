@@ -199,7 +199,7 @@ async fn an_explanation_names_provider_last_error_and_trip_count() {
     let breaker = breaker();
     trip(&breaker);
     let error = breaker.explain(breaker.try_acquire().unwrap_err());
-    assert_eq!((&*error.provider, error.trip_count, error.reason), ("openai", 1, RejectionReason::Open));
+    assert_eq!((error.provider(), error.trip_count(), error.reason()), ("openai", 1, RejectionReason::Open));
     assert_eq!(error.retry_after(), 30 * SECOND);
     let text = "openai: the circuit is open (last error: 5xx: test), retry after 30s";
     assert_eq!(error.to_string(), text);

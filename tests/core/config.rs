@@ -81,7 +81,7 @@ async fn a_breaker_keeps_its_state_when_its_settings_are_replaced() {
     let breaker = crate::support::breaker();
     let set = |change: fn(ConfigBuilder) -> ConfigBuilder| {
         let config = change(breaker.config().to_builder()).build().unwrap();
-        breaker.set_config(&config);
+        breaker.set_config(config);
         assert_eq!(breaker.config(), config);
     };
     crate::support::fail(&breaker, "5xx");
@@ -108,11 +108,11 @@ async fn a_breaker_keeps_its_state_when_its_settings_are_replaced() {
 async fn a_probe_whose_lease_is_shortened_to_less_than_has_passed_is_taken_over_once() {
     let breaker = crate::support::breaker();
     let with_lease = |lease| breaker.config().to_builder().probe_lease(lease).build().unwrap();
-    breaker.set_config(&with_lease(Duration::from_secs(600)));
+    breaker.set_config(with_lease(Duration::from_secs(600)));
     crate::support::trip(&breaker);
     tokio::time::advance(breaker.config().open_for()).await;
     let old = breaker.try_acquire().unwrap();
-    breaker.set_config(&with_lease(Duration::from_secs(10)));
+    breaker.set_config(with_lease(Duration::from_secs(10)));
     let new = breaker.try_acquire().unwrap();
     assert_eq!(new.kind(), PermitType::Probe);
     let refused = breaker.try_acquire().unwrap_err();

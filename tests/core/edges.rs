@@ -160,8 +160,8 @@ async fn a_refusal_of_another_breaker_is_not_explained_by_this_ones_errors() {
     trip(&one);
     other.try_acquire().unwrap().failure("timeout", "");
     let error = one.explain(other.try_acquire().unwrap_err());
-    assert_eq!((error.provider(), error.trip_count), ("another breaker", 0));
-    assert!(error.last_error.is_none());
+    assert_eq!((error.provider(), error.trip_count()), ("another breaker", 0));
+    assert!(error.last_error().is_none());
     assert_eq!(other.explain(other.try_acquire().unwrap_err()).provider(), "anthropic");
 }
 
@@ -184,11 +184,11 @@ async fn by_name_a_call_can_ask_without_waiting() {
     assert_eq!(breakers.try_acquire_permit("openai").unwrap(), PermitType::Normal);
     assert_eq!(breakers.try_acquire_permit("unknown").unwrap(), PermitType::Normal);
     trip_by_name(&breakers, "openai");
-    assert_eq!(breakers.try_acquire_permit("openai").unwrap_err().reason, RejectionReason::Open);
+    assert_eq!(breakers.try_acquire_permit("openai").unwrap_err().reason(), RejectionReason::Open);
     advance(30 * SECOND).await;
     assert_eq!(breakers.try_acquire_permit("openai").unwrap(), PermitType::Probe);
     let error = breakers.try_acquire_permit("openai").unwrap_err();
-    assert_eq!((error.reason, error.provider()), (RejectionReason::ProbeInFlight, "openai"));
+    assert_eq!((error.reason(), error.provider()), (RejectionReason::ProbeInFlight, "openai"));
     assert!(breakers.record_probe_success("openai"));
     assert!(breakers.snapshots().iter().all(|seen| seen.name() != "unknown"));
 }
@@ -289,7 +289,7 @@ mod silence {
     async fn a_ticket_that_is_dropped_with_its_future_is_over() {
         let breaker = breaker();
         let config = Config::builder().ceiling(Duration::from_millis(50)).build().unwrap();
-        let detector = Arc::new(Detector::new(Arc::clone(&breaker), &config, 1));
+        let detector = Arc::new(Detector::new(Arc::clone(&breaker), config, 1));
         let mut watcher = detector.watcher().unwrap();
         let mut now = std::time::Instant::now();
         let permits: Vec<_> = (0..10).map(|_| breaker.try_acquire().unwrap()).collect();

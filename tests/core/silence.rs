@@ -462,9 +462,9 @@ async fn a_snapshot_says_what_was_learnt_and_what_is_silent() {
 async fn settings_are_replaced_while_requests_are_under_way() {
     let mut watched = Watched::warm();
     let calls = watched.calls(5);
-    watched.detector.set_config(&Config::builder().phi(100.0).build().unwrap());
+    watched.detector.set_config(Config::builder().phi(100.0).build().unwrap());
     assert!(watched.look_for(Duration::from_secs(1)).is_none());
-    watched.detector.set_config(&Config::default());
+    watched.detector.set_config(Config::default());
     assert!(watched.look_for(TICK).is_some());
     drop(calls);
 }

@@ -120,7 +120,7 @@ impl World {
         let breaker = CircuitBreaker::builder("upstream").open_for(settings.open_for).build().expect("in range");
         let breaker = Arc::new(breaker);
         let config = Config::builder().floor(settings.floor).build().expect("in range");
-        let detector = Arc::new(Detector::new(Arc::clone(&breaker), &config, settings.cores));
+        let detector = Arc::new(Detector::new(Arc::clone(&breaker), config, settings.cores));
         let mut world = Self {
             settings,
             slowness: 1.0,

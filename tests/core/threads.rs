@@ -128,7 +128,7 @@ fn a_silence_that_all_cores_look_at_ends_with_its_newest_answer() {
     const LEARNT: usize = 100 / THREADS;
     let breaker = CircuitBreaker::builder("a").open_for(Duration::from_secs(3600)).build().unwrap();
     let breaker = Arc::new(breaker);
-    let detector = Arc::new(Detector::new(Arc::clone(&breaker), &Config::builder().build().unwrap(), THREADS));
+    let detector = Arc::new(Detector::new(Arc::clone(&breaker), Config::builder().build().unwrap(), THREADS));
     let barrier = Barrier::new(THREADS);
     let together = |act: &mut dyn FnMut()| {
         barrier.wait();

@@ -30,7 +30,7 @@ impl Watched {
     }
 
     pub(crate) fn of(breaker: Arc<CircuitBreaker>, cores: usize, config: ConfigBuilder) -> Self {
-        let detector = Arc::new(Detector::new(Arc::clone(&breaker), &config.build().unwrap(), cores));
+        let detector = Arc::new(Detector::new(Arc::clone(&breaker), config.build().unwrap(), cores));
         let watchers = (0..cores).map(|_| detector.watcher().unwrap()).collect();
         Self { breaker, detector, watchers, now: tokio::time::Instant::now().into_std() }
     }

@@ -186,6 +186,52 @@ async fn what_was_learnt_outlives_a_reload_and_settings_are_replaced_by_it() {
 }
 
 #[tokio::test]
+async fn a_model_that_a_reload_removes_leaves_no_detector_and_the_others_keep_what_they_have_learnt() {
+    let a = Provider::with_status(200).await;
+    let config = |models: &str| {
+        let text = format!(
+            "[server]\n{ONE_CORE}\n[[providers]]\nname = 'a'\nurl = 'http://{}/v1'\nmodels = [{models}]",
+            a.address
+        );
+        GatewayConfig::from_toml(&text).unwrap()
+    };
+    let mut gateway = Gateway::from_config(&config("'m', 'gone'")).await;
+    learn(&gateway, CHAT).await;
+    learn(&gateway, &CHAT.replace("\"m\"", "\"gone\"")).await;
+    let learnt =
+        |model: &str| format!("fusebox_silence_learnt{{provider=\"a\",model=\"{model}\",awaited=\"answer\"}} 1");
+    let metrics = gateway.metrics().await;
+    assert!(metrics.contains(&learnt("m")) && metrics.contains(&learnt("gone")), "{metrics}");
+
+    gateway.state.reload(&config("'m', 'new'")).unwrap();
+    assert_eq!(gateway.ask().await.status, 200);
+    let metrics = gateway.metrics().await;
+    assert!(metrics.contains(&learnt("m")) && !metrics.contains("model=\"gone\""), "{metrics}");
+    // The core watches by what the detector has learnt, not by a new one.
+    assert_eq!(gateway.state.provider_stats("a").unwrap().learnt, ["answer"]);
+}
+
+#[tokio::test]
+async fn models_whose_names_differ_only_behind_what_the_log_shows_have_detectors_of_their_own() {
+    let a = Provider::with_status(200).await;
+    let [one, other] = ["1", "2"].map(|last| "x".repeat(250) + last);
+    let text = format!(
+        "[server]\n{ONE_CORE}\n[[providers]]\nname = 'a'\nurl = 'http://{}/v1'\nmodels = ['{one}', '{other}']",
+        a.address
+    );
+    let mut gateway = Gateway::from_config(&GatewayConfig::from_toml(&text).unwrap()).await;
+    for model in [&one, &other] {
+        assert_eq!(gateway.post("/v1/x", &format!("{{\"model\": \"{model}\"}}")).await.status, 200);
+    }
+    let metrics = gateway.metrics().await;
+    for model in [&one, &other] {
+        assert!(metrics.contains(&format!("model=\"{model}\",awaited=\"answer\"")), "{metrics}");
+    }
+    let log = gateway.log(2).await;
+    assert!(log.iter().all(|line| line["model"] == "x".repeat(200)), "{log:?}");
+}
+
+#[tokio::test]
 async fn what_only_keeps_a_stream_alive_is_no_answer() {
     let (mut senders, mut responses) = (Vec::new(), Vec::new());
     for _ in 0..5 {

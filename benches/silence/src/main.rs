@@ -164,7 +164,7 @@ fn cost() {
     for in_flight in [1, 64, 1024] {
         let breaker = Arc::new(CircuitBreaker::builder("openai").build().expect("the defaults"));
         let config = silence::Config::builder().build().expect("the defaults");
-        let detector = Arc::new(Detector::new(Arc::clone(&breaker), &config, 1));
+        let detector = Arc::new(Detector::new(Arc::clone(&breaker), config, 1));
         let mut watcher = detector.watcher().expect("of one core");
         let mut now = Instant::now();
         let mut looked_at = now;

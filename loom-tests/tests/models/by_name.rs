@@ -120,8 +120,8 @@ fn who_waits_by_name_is_told_the_error_when_the_probe_fails() {
         let caller = beside(&breakers, |breakers| block_on(breakers.acquire_permit("a")));
         assert!(breakers.record_probe_failure("a", "test", "again"));
         let error = caller.join().unwrap().unwrap_err();
-        assert_eq!(error.last_error.unwrap().message(), "again");
-        match error.reason {
+        assert_eq!(error.last_error().unwrap().message(), "again");
+        match error.reason() {
             RejectionReason::Reopened => "waited",
             RejectionReason::Open => "came after",
             _ => "neither",
@@ -136,8 +136,8 @@ fn who_waits_by_name_is_refused_when_the_guard_of_the_probe_is_dropped() {
         let caller = beside(&breakers, |breakers| block_on(breakers.acquire_permit("a")));
         drop(ProbeGuard::new(&breakers, "a"));
         let error = caller.join().unwrap().unwrap_err();
-        assert_eq!(error.last_error.unwrap().error_type(), "dropped");
-        match error.reason {
+        assert_eq!(error.last_error().unwrap().error_type(), "dropped");
+        match error.reason() {
             RejectionReason::Reopened => "waited",
             RejectionReason::Open => "came after",
             _ => "neither",

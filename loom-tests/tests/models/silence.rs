@@ -25,7 +25,7 @@ const CEILING: Duration = Duration::from_millis(10);
 fn watch<const CORES: usize>(breaker: &Arc<CircuitBreaker>) -> ([Watcher; CORES], Instant) {
     let now = Instant::now() + Duration::from_secs(1);
     let config = Config::builder().ceiling(CEILING).build().unwrap();
-    let detector = Arc::new(Detector::new(Arc::clone(breaker), &config, CORES));
+    let detector = Arc::new(Detector::new(Arc::clone(breaker), config, CORES));
     (std::array::from_fn(|_| detector.watcher().unwrap()), now)
 }
 

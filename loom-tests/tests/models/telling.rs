@@ -42,7 +42,7 @@ fn who_is_refused_is_told_the_error() {
         match caller.join().unwrap() {
             None => "let in",
             Some(error) => {
-                assert_eq!(error.last_error.expect("published before the circuit opened").message(), "first");
+                assert_eq!(error.last_error().expect("published before the circuit opened").message(), "first");
                 "refused"
             }
         }
@@ -274,7 +274,7 @@ fn a_success_in_between_does_not_cut_a_waiter_off_from_the_error_of_the_next_ope
         fail(&breaker, "third");
         match waiter.join().unwrap() {
             None => "passed",
-            Some(error) if error.last_error.as_ref().is_some_and(|error| error.message() == "third") => "told",
+            Some(error) if error.last_error().is_some_and(|error| error.message() == "third") => "told",
             Some(_) => "told an older one",
         }
     });

@@ -171,3 +171,26 @@ impl Body for ClientBody {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+    use crate::proxy::GatewayConfig;
+    use crate::proxy::state::AppState;
+
+    /// Each request allocates this future once. An `async fn` in the wrong place stores the request or its body twice,
+    /// which shows here and nowhere else.
+    #[tokio::test]
+    async fn the_future_of_a_request_is_no_larger_than_it_has_to_be() {
+        let text = "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
+        let core = Core::new(AppState::new(&GatewayConfig::from_toml(text).unwrap()).unwrap());
+        let request = Request::post("/v1/x").body(Full::new(Bytes::new())).unwrap();
+        let future = serve(core, request, |answer| answer);
+        let size = size_of_val(&future);
+        assert!(size <= MAX_FUTURE, "{size}");
+    }
+
+    const MAX_FUTURE: usize = 1;
+}
