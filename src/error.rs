@@ -74,10 +74,10 @@ impl Rejection {
         RejectionReason::ALL[(self.bits & 0xff) as usize]
     }
 
-    /// How long until a call has a chance, at the latest: until the open time has passed, or until the lease of the probe in
-    /// flight ends. It is never too short: a call that comes that much later is not rejected because of the same opening. It
-    /// is in whole milliseconds. While more than 20 ms are left, it may be too long by a tick of the system's coarse clock,
-    /// which is 10 ms at most.
+    /// How long until a call has a chance, at the latest: until the open time has passed, or until the lease of the
+    /// probe in flight ends. It is never too short: a call that comes that much later is not rejected because of the
+    /// same opening. It is in whole milliseconds. While more than 20 ms are left, it may be too long by a tick of the
+    /// system's coarse clock, which is 10 ms at most.
     pub fn retry_after(&self) -> Duration {
         Duration::from_millis(self.bits >> 32)
     }

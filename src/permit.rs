@@ -31,9 +31,9 @@ impl PermitType {
 
 /// The right to make one call, to be resolved with how it went.
 ///
-/// It belongs to the generation in which it was granted, and its outcome counts only there: a call from before the circuit
-/// opened cannot close it, open it again or keep it open longer. Neither can a probe that another call has taken over after
-/// its lease.
+/// It belongs to the generation in which it was granted, and its outcome counts only there: a call from before the
+/// circuit opened cannot close it, open it again or keep it open longer. Neither can a probe that another call has
+/// taken over after its lease.
 ///
 /// # Dropping
 ///
@@ -60,8 +60,8 @@ impl PermitType {
 #[must_use = "a permit says nothing about the call until it is resolved"]
 pub struct Permit<B: Deref<Target = CircuitBreaker>> {
     breaker: B,
-    /// The word that granted it: a closed one for a normal permit, the claim for a probe. If a probe cancels on drop, its
-    /// `PROBE_BIT` is cleared here. A resolved permit has [`RESOLVED`].
+    /// The word that granted it: a closed one for a normal permit, the claim for a probe. If a probe cancels on drop,
+    /// its `PROBE_BIT` is cleared here. A resolved permit has [`RESOLVED`].
     word: u64,
 }
 
@@ -141,8 +141,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self.succeed();
     }
 
-    /// The upstream failed: a probe opens the circuit again, a normal call counts towards the threshold. `error_type` is a
-    /// short name such as `timeout`. `message` is formatted only if the circuit may open because of it.
+    /// The upstream failed: a probe opens the circuit again, a normal call counts towards the threshold. `error_type`
+    /// is a short name such as `timeout`. `message` is formatted only if the circuit may open because of it.
     ///
     /// # Panics
     ///
@@ -152,8 +152,8 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self.fail(error_type, &message);
     }
 
-    /// The call says nothing about the upstream: it was never made, or its caller ended it. A normal call changes nothing. A
-    /// probe is handed back, to the next call or to one that waits.
+    /// The call says nothing about the upstream: it was never made, or its caller ended it. A normal call changes
+    /// nothing. A probe is handed back, to the next call or to one that waits.
     #[inline]
     pub fn cancel(mut self) {
         if !word::is_closed(self.word) {

@@ -10,8 +10,8 @@ use crate::sync::Ordering;
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
 use crate::word::Limits;
 
-/// Each value is independent: a reader that sees some old and some new values sees valid settings, even if they were never
-/// set together. Nothing else is published with them, so that Relaxed is enough, and no model needs to see them.
+/// Each value is independent: a reader that sees some old and some new values sees valid settings, even if they were
+/// never set together. Nothing else is published with them, so that Relaxed is enough, and no model needs to see them.
 pub(crate) struct Settings {
     failure_threshold: AtomicU32,
     open_ticks: AtomicU32,
