@@ -9,7 +9,7 @@ use tokio::time::advance;
 use crate::support::{SECOND, breaker, fail, next_probe, probe, trip};
 
 #[tokio::test(start_paused = true)]
-async fn closed_permits_and_the_threshold_opens() {
+async fn a_closed_circuit_lets_calls_pass_and_opens_at_the_threshold() {
     let breaker = breaker();
     for failures in 0..3 {
         assert_eq!((breaker.state(), breaker.failure_count()), (CircuitState::Closed, failures));
@@ -19,7 +19,7 @@ async fn closed_permits_and_the_threshold_opens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_success_between_failures_starts_the_count_again() {
+async fn a_success_between_failures_resets_the_count() {
     let breaker = breaker();
     for _ in 0..3 {
         fail(&breaker, "5xx");
@@ -30,7 +30,7 @@ async fn a_success_between_failures_starts_the_count_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_open_circuit_refuses_and_says_when_to_come_back() {
+async fn an_open_circuit_rejects_calls_and_says_when_to_come_back() {
     let breaker = breaker();
     trip(&breaker);
     advance(Duration::from_millis(12_345)).await;
@@ -74,7 +74,7 @@ async fn a_failed_probe_reopens_with_a_fresh_timer_and_is_no_trip() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancelled_probe_is_handed_on_at_once() {
+async fn a_cancelled_probe_goes_to_a_waiter_at_once() {
     let breaker = breaker();
     probe(&breaker).await.cancel();
     assert_eq!(breaker.state(), CircuitState::HalfOpen);
@@ -112,7 +112,7 @@ async fn a_panic_counts_as_a_drop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_records_its_result_and_is_not_polled_when_it_is_refused() {
+async fn a_call_records_its_result_and_is_not_polled_when_it_is_rejected() {
     let breaker = breaker();
     fail(&breaker, "5xx");
     assert_eq!(breaker.call(async { Ok::<_, &str>(7) }).await, Ok(7));
@@ -126,7 +126,7 @@ async fn a_call_records_its_result_and_is_not_polled_when_it_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_dropped_while_it_probes_is_a_failed_probe() {
+async fn dropping_a_call_that_is_the_probe_fails_the_probe() {
     let breaker = breaker();
     trip(&breaker);
     advance(30 * SECOND).await;
@@ -177,7 +177,7 @@ async fn a_message_that_panics_fails_the_probe_as_dropped_and_leaves_an_ordinary
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_is_formatted_only_when_the_circuit_opens_on_it() {
+async fn a_message_is_formatted_only_if_the_failure_opens_the_circuit() {
     #[derive(Default)]
     struct Message(std::cell::Cell<u32>);
     impl std::fmt::Display for Message {
@@ -206,7 +206,7 @@ async fn an_explanation_names_provider_last_error_and_trip_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_circuit_that_idled_for_weeks_takes_its_probe() {
+async fn a_circuit_that_was_idle_for_weeks_takes_its_probe() {
     // Ticks wrap after 49.7 days; 50 and 100 are on the other side.
     for days in [1, 24, 25, 26, 48, 50, 100] {
         let breaker = breaker();
@@ -230,7 +230,7 @@ async fn the_longest_open_time_is_kept_to_the_millisecond() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_highest_threshold_is_counted_to() {
+async fn a_circuit_with_the_highest_threshold_opens() {
     let breaker = Arc::new(CircuitBreaker::builder("a").failure_threshold(1023).build().unwrap());
     for _ in 0..1022 {
         fail(&breaker, "5xx");

@@ -151,7 +151,7 @@ async fn waiters_by_name_get_the_probes_result() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_insert_keeps_a_breaker_that_is_there_and_its_state() {
+async fn inserting_a_known_name_keeps_its_breaker_and_state() {
     let breakers = registry();
     trip_by_name(&breakers, NAME);
     let own = |name| CircuitBreaker::builder(name).failure_threshold(9).build().unwrap();
@@ -193,7 +193,7 @@ fn names_come_from_any_iterator_of_strings() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_record_by_name_says_whether_it_counted() {
+async fn a_record_by_name_returns_whether_it_counted() {
     let breakers = registry();
     assert!(!breakers.record_success("unknown") && !breakers.record_failure("unknown", "5xx", ""));
     assert!(breakers.record_success(NAME));

@@ -23,7 +23,7 @@ fn the_defaults_are_those_that_the_documentation_states() {
 }
 
 #[test]
-fn both_ends_of_each_range_are_right_and_what_lies_beyond_is_refused_by_name() {
+fn both_ends_of_each_range_are_valid_and_values_beyond_are_errors_that_name_the_field() {
     let threshold = |n| Config::builder().failure_threshold(n);
     let open_for = |duration| Config::builder().open_for(duration);
     let lease = |duration| Config::builder().probe_lease(duration);
@@ -63,7 +63,7 @@ fn both_ends_of_each_range_are_right_and_what_lies_beyond_is_refused_by_name() {
 }
 
 #[test]
-fn a_limit_that_was_set_can_be_lifted() {
+fn a_ceiling_can_be_removed_again() {
     let config = Config::builder().max_waiters(1).build().unwrap();
     assert_eq!(config.to_builder().max_waiters(None).build(), Ok(Config::default()));
     let config = silence::Config::builder().ceiling(Duration::from_secs(1)).build().unwrap();
@@ -71,7 +71,7 @@ fn a_limit_that_was_set_can_be_lifted() {
 }
 
 #[test]
-fn a_breakers_builder_checks_the_same() {
+fn the_builder_of_a_breaker_checks_the_same_ranges() {
     let error = CircuitBreaker::builder("openai").failure_threshold(5000).build().unwrap_err();
     assert_eq!((error.field(), error.value()), ("failure_threshold", "5000"));
 }

@@ -114,7 +114,7 @@ impl<S: tracing::Subscriber> Layer<S> for Counts {
 }
 
 #[test]
-fn whatever_order_events_come_in_their_counts_rise_with_their_generations() {
+fn counts_increase_with_generations_in_whatever_order_events_come() {
     let counts = Counts::default();
     let config = CircuitBreaker::builder("openai").failure_threshold(1).open_for(Duration::from_millis(1));
     let breaker = config.probe_lease(Duration::from_millis(1)).build().unwrap();
@@ -155,7 +155,7 @@ async fn an_error_cannot_forge_a_line_of_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_of_another_breaker_is_not_explained_by_this_ones_errors() {
+async fn a_breaker_does_not_explain_another_ones_rejection_by_its_own_errors() {
     let (one, other) = (breaker(), CircuitBreaker::builder("anthropic").failure_threshold(1).build().unwrap());
     trip(&one);
     other.try_acquire().unwrap().failure("timeout", "");
@@ -166,7 +166,7 @@ async fn a_refusal_of_another_breaker_is_not_explained_by_this_ones_errors() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn removing_a_name_says_so_and_not_that_a_probe_succeeded() {
+async fn removing_a_name_is_not_logged_as_a_success_of_its_probe() {
     let breakers = registry();
     trip_by_name(&breakers, "openai");
     advance(30 * SECOND).await;
@@ -179,7 +179,7 @@ async fn removing_a_name_says_so_and_not_that_a_probe_succeeded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_name_a_call_can_ask_without_waiting() {
+async fn by_name_a_permit_can_be_asked_for_without_waiting() {
     let breakers = registry();
     assert_eq!(breakers.try_acquire_permit("openai").unwrap(), PermitType::Normal);
     assert_eq!(breakers.try_acquire_permit("unknown").unwrap(), PermitType::Normal);
@@ -194,7 +194,7 @@ async fn by_name_a_call_can_ask_without_waiting() {
 }
 
 #[test]
-fn an_insert_of_a_name_that_is_there_copies_nothing() {
+fn inserting_a_known_name_copies_nothing() {
     let breakers = CircuitBreakerRegistry::new((0..20).map(|number| number.to_string()));
     let known = breakers.get("7").unwrap();
     let counted = Arc::strong_count(&known);
@@ -212,7 +212,7 @@ fn an_insert_of_a_name_that_is_there_copies_nothing() {
 struct NotShown;
 
 #[tokio::test(start_paused = true)]
-async fn an_error_need_be_neither_shown_nor_an_error_to_be_passed_on() {
+async fn the_error_of_a_call_need_implement_neither_display_nor_error() {
     async fn passed_on(breaker: &CircuitBreaker) -> Result<(), Box<dyn Error + Send + Sync>> {
         let failing = async { Err::<(), Box<dyn Error + Send + Sync>>("no such host".into()) };
         breaker.call(failing).await?;
@@ -228,7 +228,7 @@ async fn an_error_need_be_neither_shown_nor_an_error_to_be_passed_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_refusals_of_an_inner_breaker_do_not_open_the_outer_one() {
+async fn rejections_by_an_inner_breaker_do_not_open_the_outer_one() {
     let (outer, inner) = (breaker(), CircuitBreaker::builder("model").failure_threshold(1).build().unwrap());
     inner.try_acquire().unwrap().failure("5xx", "");
     for _ in 0..5 {
@@ -247,7 +247,7 @@ async fn the_refusals_of_an_inner_breaker_do_not_open_the_outer_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_is_judged_by_what_its_judge_says() {
+async fn a_call_has_the_outcome_that_its_judge_returns() {
     let breaker = breaker();
     let judge = |answer: &Result<u16, io::Error>| match answer {
         Ok(500..) => Outcome::failure("5xx", "the server failed"),
@@ -261,7 +261,7 @@ async fn a_call_is_judged_by_what_its_judge_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_may_be_dropped_hands_its_probe_back() {
+async fn a_call_with_cancel_on_drop_hands_its_probe_back() {
     let breaker = breaker();
     trip(&breaker);
     advance(30 * SECOND).await;
@@ -286,7 +286,7 @@ mod silence {
     use crate::support::breaker;
 
     #[tokio::test(start_paused = true)]
-    async fn a_ticket_that_is_dropped_with_its_future_is_over() {
+    async fn a_dropped_ticket_is_withdrawn() {
         let breaker = breaker();
         let config = Config::builder().ceiling(Duration::from_millis(50)).build().unwrap();
         let detector = Arc::new(Detector::new(Arc::clone(&breaker), config, 1));

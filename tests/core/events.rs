@@ -10,7 +10,7 @@ use crate::log::Log;
 use crate::support::{SECOND, breaker, fail, probe, registry, trip, trip_by_name, waiter};
 
 #[tokio::test(start_paused = true)]
-async fn a_whole_cycle_is_told_in_four_lines() {
+async fn a_whole_cycle_is_logged_in_four_lines() {
     let log = Log::capture();
     let breaker = breaker();
     trip(&breaker);
@@ -38,7 +38,7 @@ async fn a_whole_cycle_is_told_in_four_lines() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_changes_no_state_is_not_logged() {
+async fn calls_that_change_no_state_are_not_logged() {
     let log = Log::capture();
     let breaker = breaker();
     fail(&breaker, "5xx");
@@ -55,7 +55,7 @@ async fn what_changes_no_state_is_not_logged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_probe_is_warned_of_by_permit_and_by_guard() {
+async fn a_dropped_probe_is_logged_as_a_warning_for_permits_and_guards() {
     let reopened = r#"WARN circuit opened again, the probe failed breaker="openai" failure_count=3 last_error=dropped: the probe was dropped unresolved trip_count=1 generation=2"#;
     let breaker = breaker();
     let permit = probe(&breaker).await;
@@ -73,7 +73,7 @@ async fn a_dropped_probe_is_warned_of_by_permit_and_by_guard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancelled_probe_is_passed_on_silently_and_a_taken_over_one_is_warned_of() {
+async fn a_cancelled_probe_is_not_logged_and_a_taken_over_one_is_a_warning() {
     let breaker = breaker();
     let permit = probe(&breaker).await;
     let waiter = waiter(&breaker).await;

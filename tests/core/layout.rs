@@ -154,7 +154,7 @@ fn modules_are_laid_out_in_one_way() {
 }
 
 #[test]
-fn what_the_map_names_is_there() {
+fn every_name_in_the_architecture_exists() {
     let map = read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
     let code: String = sources(&["src"]).iter().map(Source::code).collect();
     let (_, lives) = map.split_once("## A call").unwrap();

@@ -34,11 +34,11 @@ async fn crowd(succeeds: bool) -> (usize, usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_waiters_are_all_released_by_one_success() {
+async fn one_success_lets_ten_thousand_waiters_pass() {
     assert_eq!(crowd(true).await, (CROWD, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_waiters_are_all_refused_by_one_failure() {
+async fn one_failure_rejects_ten_thousand_waiters() {
     assert_eq!(crowd(false).await, (0, CROWD));
 }

@@ -65,7 +65,7 @@ async fn a_neutral_outcome_of_the_probe_neither_wedges_nor_closes() {
 
 /// opossum#119, Polly#216.
 #[tokio::test(start_paused = true)]
-async fn no_herd_gets_in_beside_the_probe() {
+async fn no_other_call_passes_beside_the_probe() {
     let breaker = breaker();
     trip(&breaker);
     advance(31 * SECOND).await;
@@ -89,7 +89,7 @@ async fn a_success_from_before_the_trip_does_not_undo_it() {
 
 /// agbero#7.
 #[tokio::test(start_paused = true)]
-async fn late_failures_do_not_extend_the_cooldown() {
+async fn late_failures_do_not_extend_the_open_time() {
     let breaker = breaker();
     let slow: Vec<_> = (0..5).map(|_| breaker.try_acquire().unwrap()).collect();
     trip(&breaker);
@@ -115,7 +115,7 @@ async fn a_candidate_can_be_looked_at_without_using_up_its_probe() {
 
 /// The waiters of a failed probe must not become a queue of probes, one after the other.
 #[tokio::test(start_paused = true)]
-async fn a_failed_probe_is_not_followed_by_its_waiters() {
+async fn waiters_of_a_failed_probe_do_not_call_the_upstream() {
     let breaker = breaker();
     let permit = probe(&breaker).await;
     let waiters = [waiter(&breaker).await, waiter(&breaker).await];

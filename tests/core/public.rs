@@ -82,7 +82,7 @@ async fn debug_output_shows_fields_and_not_bits() {
 }
 
 #[test]
-fn an_error_of_a_call_leads_to_its_source() {
+fn the_error_of_a_call_has_its_source() {
     let inner: CallError<std::io::Error> = CallError::Inner(std::io::Error::other("reset by peer"));
     assert_eq!(inner.to_string(), "reset by peer");
     let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build().unwrap();
@@ -106,6 +106,6 @@ async fn the_last_error_grows_old() {
 }
 
 #[test]
-fn a_permit_and_its_refusal_fit_two_registers() {
+fn a_permit_and_its_rejection_fit_two_registers() {
     assert_eq!(size_of::<Result<Permit<&CircuitBreaker>, Rejection>>(), 16);
 }

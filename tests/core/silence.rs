@@ -12,7 +12,7 @@ use crate::watched::{Call, MS, Watched};
 const LATENCY: Duration = Duration::from_millis(20);
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_are_not_answered_open_the_circuit_within_about_one_latency() {
+async fn unanswered_requests_open_the_circuit_within_about_one_latency() {
     let mut watched = Watched::warm();
     let calls = watched.calls(5);
     let (after, alarm) = watched.look_for(100 * MS).unwrap();
@@ -30,7 +30,7 @@ async fn requests_that_are_not_answered_open_the_circuit_within_about_one_latenc
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_slow_answer_is_nobodys_alarm() {
+async fn one_slow_answer_raises_no_alarm() {
     let mut watched = Watched::warm();
     let slow = watched.calls(20);
     for _ in 0..100 {
@@ -41,7 +41,7 @@ async fn one_slow_answer_is_nobodys_alarm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fewer_requests_than_the_threshold_are_no_alarm_however_long_they_wait() {
+async fn fewer_requests_than_the_threshold_raise_no_alarm_however_long_they_wait() {
     let mut watched = Watched::warm();
     let calls = watched.calls(2);
     assert!(watched.look_for(Duration::from_secs(2)).is_none());
@@ -49,7 +49,7 @@ async fn fewer_requests_than_the_threshold_are_no_alarm_however_long_they_wait()
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_noticed_before_the_floor() {
+async fn no_alarm_is_raised_before_the_floor() {
     let mut watched = Watched::new(1, Config::builder().floor(70 * MS));
     watched.learn(150);
     let _calls = watched.calls(50);
@@ -57,7 +57,7 @@ async fn nothing_is_noticed_before_the_floor() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ceiling_holds_though_nothing_was_learnt() {
+async fn the_ceiling_raises_an_alarm_before_anything_is_learnt() {
     let mut watched = Watched::new(1, Config::builder().ceiling(Duration::from_secs(2)));
     let _two = watched.calls(2);
     assert!(watched.look_for(Duration::from_secs(3)).is_none(), "two are not enough");
@@ -67,7 +67,7 @@ async fn a_ceiling_holds_though_nothing_was_learnt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_fails_or_is_called_off_neither_clears_nor_counts() {
+async fn a_failed_or_cancelled_request_neither_clears_nor_counts() {
     let mut watched = Watched::warm();
     let calls = watched.calls(4);
     for call in calls {
@@ -84,7 +84,7 @@ async fn what_fails_or_is_called_off_neither_clears_nor_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_believed_before_enough_is_learnt() {
+async fn no_alarm_is_raised_before_enough_is_learnt() {
     let mut watched = Watched::new(1, Config::builder());
     let learnt = |watched: &Watched| watched.detector.snapshot(watched.now).learnt;
     let slow = watched.calls(60);
@@ -100,7 +100,7 @@ async fn nothing_is_believed_before_enough_is_learnt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_caller_is_held_up_for_is_nobodys_silence() {
+async fn delays_of_the_caller_do_not_count_as_silence() {
     let mut watched = Watched::warm();
     let calls = watched.calls(10);
     watched.tick();
@@ -121,7 +121,7 @@ async fn what_the_caller_is_held_up_for_is_nobodys_silence() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_is_held_up_a_little_at_every_tick_takes_nobody_for_silent() {
+async fn short_delays_at_every_tick_raise_no_alarm() {
     let mut watched = Watched::warm();
     let calls = watched.calls(30);
     // A core that gets its time in small pieces: what came in between lies about unread.
@@ -136,7 +136,7 @@ async fn a_caller_that_is_held_up_a_little_at_every_tick_takes_nobody_for_silent
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_a_busy_machine_silence_is_believed_once_that_is_calm_again() {
+async fn on_a_busy_machine_an_alarm_waits_until_the_machine_is_calm() {
     let mut watched = Watched::warm();
     let calls = watched.calls(30);
     watched.now += 40 * MS;
@@ -152,7 +152,7 @@ async fn on_a_busy_machine_silence_is_believed_once_that_is_calm_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_comes_after_all_closes_the_circuit_at_once() {
+async fn a_late_answer_closes_the_circuit_at_once() {
     let mut watched = Watched::warm();
     let mut calls = watched.fall_silent();
     watched.answer(calls.pop().unwrap());
@@ -164,7 +164,7 @@ async fn an_answer_that_comes_after_all_closes_the_circuit_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn how_long_a_hang_lasted_is_not_how_long_an_answer_takes() {
+async fn the_wait_during_a_hang_is_not_learnt_as_a_latency() {
     let mut watched = Watched::warm();
     let calls = watched.fall_silent();
     watched.look_for(Duration::from_secs(14));
@@ -177,7 +177,7 @@ async fn how_long_a_hang_lasted_is_not_how_long_an_answer_takes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_answer_of_a_straggler_does_not_close_the_circuit_while_the_rest_is_silent() {
+async fn one_late_answer_does_not_close_the_circuit_while_newer_requests_are_silent() {
     let mut watched = Watched::warm();
     let straggler = watched.call();
     watched.now += MS;
@@ -191,7 +191,7 @@ async fn the_answer_of_a_straggler_does_not_close_the_circuit_while_the_rest_is_
 }
 
 #[tokio::test(start_paused = true)]
-async fn neither_a_success_nor_an_answer_from_before_ends_silence() {
+async fn neither_a_success_nor_an_answer_to_an_older_request_ends_silence() {
     let mut watched = Watched::warm();
     let old_stream = Arc::clone(&watched.breaker).try_acquire_owned().unwrap();
     let slow = watched.call();
@@ -207,7 +207,7 @@ async fn neither_a_success_nor_an_answer_from_before_ends_silence() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_of_a_silent_request_changes_nothing() {
+async fn a_silent_request_that_fails_does_not_end_the_silence() {
     let mut watched = Watched::warm();
     let calls = watched.fall_silent();
     for Call { permit, ticket, .. } in calls {
@@ -252,7 +252,7 @@ async fn the_answer_of_a_probe_that_fell_silent_closes_the_circuit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_does_not_close_the_circuit_before_a_probe_that_is_in_flight() {
+async fn a_late_answer_does_not_close_the_circuit_while_a_probe_is_in_flight() {
     let mut watched = Watched::warm();
     let mut calls = watched.fall_silent();
     let probe = watched.probe().await;
@@ -263,7 +263,7 @@ async fn an_answer_does_not_close_the_circuit_before_a_probe_that_is_in_flight()
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_request_is_told_to_move_on_once() {
+async fn each_request_is_alarmed_once() {
     let mut watched = Watched::warm();
     let calls = watched.fall_silent();
     assert!(watched.look_for(Duration::from_secs(1)).is_none());
@@ -271,7 +271,7 @@ async fn each_request_is_told_to_move_on_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_move_on_though_failures_opened_the_circuit_first() {
+async fn silent_requests_are_alarmed_even_if_failures_opened_the_circuit() {
     let mut watched = Watched::warm();
     let calls = watched.calls(5);
     trip(&watched.breaker);
@@ -285,7 +285,7 @@ async fn requests_move_on_though_failures_opened_the_circuit_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_count_of_failures_does_not_keep_silence_from_opening_the_circuit() {
+async fn silence_opens_the_circuit_even_if_failures_were_counted() {
     let mut watched = Watched::warm();
     fail(&watched.breaker, "5xx");
     let calls = watched.fall_silent();
@@ -294,7 +294,7 @@ async fn a_count_of_failures_does_not_keep_silence_from_opening_the_circuit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_through_silence_passes_at_once_when_it_ends_and_is_the_probe_when_the_open_time_passes() {
+async fn a_call_that_waits_through_silence_passes_when_it_ends_or_becomes_the_probe_after_the_open_time() {
     let mut watched = Watched::warm();
     let mut calls = watched.fall_silent();
     let waiting = |breaker: &Arc<CircuitBreaker>| {
@@ -327,14 +327,14 @@ async fn a_wait_through_silence_has_the_limits_of_a_wait_for_a_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_through_what_failures_opened() {
+async fn no_call_waits_while_a_circuit_is_open_because_of_failures() {
     let breaker = crate::support::breaker();
     trip(&breaker);
     assert_eq!(at_once(breaker.acquire_through_silence()).await.unwrap_err().reason(), RejectionReason::Open);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_model_is_not_cleared_by_a_quick_one() {
+async fn answers_of_a_quick_model_do_not_end_the_silence_of_a_slow_one() {
     let mut slow = Watched::warm();
     let mut quick = Watched::of(Arc::clone(&slow.breaker), 1, Config::builder());
     quick.now = slow.now;
@@ -347,7 +347,7 @@ async fn a_slow_model_is_not_cleared_by_a_quick_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_silence_of_all_cores_adds_up_and_all_are_told() {
+async fn the_silence_of_all_cores_adds_up_and_alarms_all_their_requests() {
     let mut watched = Watched::new(3, Config::builder());
     watched.learn(200);
     let _calls: Vec<_> = (0..3).map(|core| watched.call_on(core)).collect();
@@ -389,7 +389,7 @@ async fn a_late_answer_on_one_core_closes_the_circuit_when_the_others_have_looke
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_core_with_nothing_under_way_is_not_asked_whether_the_silence_is_over() {
+async fn silence_ends_even_if_some_cores_have_no_request_under_way() {
     let mut watched = Watched::new(2, Config::builder());
     watched.learn(60);
     let idle = watched.call_on(1);
@@ -406,7 +406,7 @@ async fn a_core_with_nothing_under_way_is_not_asked_whether_the_silence_is_over(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_called_off_on_one_core_counts_for_no_other() {
+async fn a_request_withdrawn_on_one_core_does_not_count_on_another() {
     let mut watched = Watched::new(2, Config::builder().floor(60 * MS));
     watched.learn(60);
     let calls: Vec<_> = (0..5).map(|_| watched.call_on(0)).collect();
@@ -423,7 +423,7 @@ async fn what_was_called_off_on_one_core_counts_for_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_alarm_that_an_answer_ended_is_learnt_from() {
+async fn after_a_late_answer_latencies_are_learnt_anew() {
     let mut watched = Watched::warm();
     let calls = watched.fall_silent();
     for call in calls.into_iter().rev() {
@@ -436,7 +436,7 @@ async fn an_alarm_that_an_answer_ended_is_learnt_from() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_core_has_one_watcher_and_who_leaves_makes_room() {
+async fn each_core_has_one_watcher_and_dropping_it_makes_room() {
     let mut watched = Watched::new(2, Config::builder());
     assert!(watched.detector.watcher().is_none());
     let call = watched.call_on(1);
@@ -448,7 +448,7 @@ async fn each_core_has_one_watcher_and_who_leaves_makes_room() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_says_what_was_learnt_and_what_is_silent() {
+async fn a_snapshot_shows_what_was_learnt_and_how_many_requests_are_silent() {
     let mut watched = Watched::warm();
     let _calls = watched.calls(2);
     watched.tick();

@@ -59,7 +59,7 @@ async fn a_cold_start_raises_no_alarm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_of_ones_own_raises_no_alarm() {
+async fn a_pause_of_the_caller_itself_raises_no_alarm() {
     for latency in [Latency::Fast, Latency::Heavy] {
         let mut world = World::new(Settings { latency, ..Settings::USUAL });
         world.send(2000).await;
@@ -72,7 +72,7 @@ async fn a_pause_of_ones_own_raises_no_alarm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slowdown_that_stays_is_learnt() {
+async fn a_lasting_slowdown_is_learnt() {
     let mut world = World::new(Settings { latency: Latency::Fast, rate: 100.0, ..Settings::USUAL });
     world.send(2000).await;
     world.slowness = 20.0;

@@ -26,7 +26,7 @@ fn reopening() -> Arc<CircuitBreaker> {
 }
 
 #[test]
-fn of_a_thousand_callers_at_reopening_exactly_one_is_the_probe() {
+fn of_a_thousand_callers_after_the_open_time_exactly_one_is_the_probe() {
     for _ in 0..if cfg!(miri) { 5 } else { 20 } {
         let (breaker, start, probes) = (reopening(), Barrier::new(THREADS), AtomicUsize::new(0));
         thread::scope(|scope| {
@@ -48,7 +48,7 @@ fn of_a_thousand_callers_at_reopening_exactly_one_is_the_probe() {
 }
 
 #[test]
-fn a_thousand_callers_that_wait_for_the_one_probe_all_get_its_result() {
+fn a_thousand_callers_that_wait_for_a_probe_all_get_its_result() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_time().build().unwrap();
     for succeeds in [true, false, true, false] {
         let breaker = reopening();
@@ -123,7 +123,7 @@ fn there_is_never_more_than_one_probe_and_every_opening_has_its_error() {
 }
 
 #[test]
-fn a_silence_that_all_cores_look_at_ends_with_its_newest_answer() {
+fn a_silence_of_all_cores_ends_with_the_newest_answer() {
     // What is enough to learn from, of all of them.
     const LEARNT: usize = 100 / THREADS;
     let breaker = CircuitBreaker::builder("a").open_for(Duration::from_secs(3600)).build().unwrap();

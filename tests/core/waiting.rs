@@ -13,7 +13,7 @@ fn configured(set: impl FnOnce(ConfigBuilder<Arc<str>>) -> ConfigBuilder<Arc<str
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_is_released_by_success() {
+async fn a_successful_probe_lets_its_waiter_pass() {
     let breaker = breaker();
     let permit = probe(&breaker).await;
     let waiter = waiter(&breaker).await;
@@ -23,7 +23,7 @@ async fn a_waiter_is_released_by_success() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_is_refused_by_failure() {
+async fn a_failed_probe_rejects_its_waiter() {
     let breaker = breaker();
     let permit = probe(&breaker).await;
     let waiter = waiter(&breaker).await;
@@ -53,7 +53,7 @@ async fn five_waiters_all_get_the_right_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiters_of_a_failed_probe_are_refused_even_if_its_open_time_has_passed_when_they_run() {
+async fn waiters_of_a_failed_probe_are_rejected_even_if_they_run_after_the_open_time() {
     let breaker = configured(|builder| builder.open_for(Duration::from_millis(1)));
     let permit = probe(&breaker).await;
     let mut wait = Box::pin(breaker.acquire());
@@ -123,7 +123,7 @@ async fn a_forgotten_probe_is_taken_over_by_the_next_call_after_its_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_takes_a_forgotten_probe_over_by_its_own_timer() {
+async fn a_waiter_takes_over_a_forgotten_probe_when_the_lease_ends() {
     let breaker = configured(|builder| builder.wait_limit(90 * SECOND));
     let _hung = probe(&breaker).await;
     let waiting = timeout(61 * SECOND, breaker.acquire()).await;
@@ -179,7 +179,7 @@ async fn a_waiter_that_sleeps_through_a_whole_cycle_waits_for_the_next_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_moves_on_to_a_later_probe_is_refused_by_that_ones_failure() {
+async fn a_waiter_that_moves_on_to_a_later_probe_is_rejected_when_that_one_fails() {
     let breaker = configured(|builder| builder.open_for(Duration::from_millis(1)));
     let first = probe(&breaker).await;
     let mut wait = Box::pin(breaker.acquire());

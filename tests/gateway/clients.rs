@@ -52,7 +52,7 @@ async fn a_request_passes_with_the_providers_key_and_without_the_clients() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_routed_is_refused_in_openais_form() {
+async fn a_request_that_cannot_be_routed_is_refused_in_the_form_of_openai() {
     let a = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a], "", "", "").await;
     for (path, body, status, code) in [
@@ -74,7 +74,7 @@ async fn what_cannot_be_routed_is_refused_in_openais_form() {
 }
 
 #[tokio::test]
-async fn models_are_listed_and_told_one_by_one() {
+async fn models_are_listed_and_can_be_asked_for_one_by_one() {
     let a = Provider::with_status(200).await;
     let text = format!(
         "[[providers]]\nname='a'\nurl='http://{}/v1'\nmodels=['org/m', 'a b']\naliases={{fast='x'}}",
@@ -94,7 +94,7 @@ async fn models_are_listed_and_told_one_by_one() {
 }
 
 #[tokio::test]
-async fn an_unknown_model_is_answered_with_the_names_that_exist() {
+async fn the_answer_for_an_unknown_model_lists_the_known_ones() {
     let a = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a], "", "", "").await;
     let answer = gateway.post("/v1/x", r#"{"model": "other"}"#).await;
@@ -103,7 +103,7 @@ async fn an_unknown_model_is_answered_with_the_names_that_exist() {
 }
 
 #[tokio::test]
-async fn clients_have_to_show_one_of_the_tokens_where_there_are_any() {
+async fn clients_must_send_one_of_the_tokens_if_there_are_any() {
     let a = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a], "auth_tokens = ['token-1', 'token-2']", "", "").await;
     let ask = async |authorization: Option<&str>| {

@@ -104,7 +104,7 @@ fn unread(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
-fn a_reader_that_has_gone_ends_the_output_and_is_no_panic() {
+fn a_closed_output_ends_the_program_without_a_panic() {
     let folder = Folder::new("gone");
     std::fs::write(
         folder.0.join("ok.toml"),
@@ -119,7 +119,7 @@ fn a_reader_that_has_gone_ends_the_output_and_is_no_panic() {
 }
 
 #[tokio::test]
-async fn a_demo_that_nobody_reads_ends_and_does_not_panic() {
+async fn a_demo_whose_output_is_closed_ends_and_does_not_panic() {
     let folder = Folder::new("gone-demo");
     for _ in 0..20 {
         let port = nobody().await.port().to_string();

@@ -85,7 +85,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
 }
 
 #[test]
-fn what_is_legal_but_odd_is_a_warning_with_its_line() {
+fn a_valid_but_unlikely_setting_is_a_warning_with_its_line() {
     let config = GatewayConfig::from_toml(
         "[server]\nlisten = '0.0.0.0:80'\n[[providers]]\nname = 'a'\nurl = 'http://api.example.com/v1'\nmodels = ['m', 'n']\n\
          [[providers]]\nname = 'b'\nurl = 'http://10.1.2.3/v1'\nmodels = ['m']\n",

@@ -49,7 +49,7 @@ async fn read_request(stream: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn connections_are_used_again() {
+async fn connections_are_reused() {
     let (address, counts) = closing(usize::MAX).await;
     let gateway = Gateway::over(&[address], "", "", "").await;
     for _ in 0..20 {
@@ -60,7 +60,7 @@ async fn connections_are_used_again() {
 }
 
 #[tokio::test]
-async fn a_reused_connection_that_closes_before_an_answer_is_nobodys_failure_and_the_request_goes_once_more() {
+async fn a_reused_connection_that_closes_before_an_answer_is_neutral_and_the_request_is_sent_again() {
     let (address, counts) = closing(3).await;
     let gateway = Gateway::over(&[address], "", "failure_threshold = 1", "").await;
     // A connection is put back a moment after its answer, so how often one is reused is up to chance.
@@ -115,7 +115,7 @@ async fn answering_once<F: Future<Output = ()> + Send + 'static>(
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_let_go_when_the_provider_closes_it_and_when_it_has_rested_for_long_enough() {
+async fn an_idle_connection_is_closed_when_the_provider_closes_it_and_at_its_idle_limit() {
     for (limit, provider_closes) in [("1h", true), ("50ms", false)] {
         let (gone, mut is_gone) = tokio::sync::mpsc::unbounded_channel();
         let (close, closes) = tokio::sync::watch::channel(false);
@@ -143,7 +143,7 @@ async fn an_idle_connection_is_let_go_when_the_provider_closes_it_and_when_it_ha
 }
 
 #[tokio::test]
-async fn no_more_connections_rest_than_may() {
+async fn no_more_idle_connections_are_kept_than_configured() {
     for (max, expected) in [(0, 5), (1, 4), (8, 0)] {
         let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
         let closed = Arc::new(AtomicUsize::new(0));
@@ -185,7 +185,7 @@ async fn no_more_connections_rest_than_may() {
 }
 
 #[tokio::test]
-async fn a_connection_is_not_used_for_ever() {
+async fn a_connection_is_not_used_beyond_its_maximum_age() {
     let (address, counts) = closing(usize::MAX).await;
     let gateway = Gateway::over(&[address], "cores = 1", "", "connections = { max_age = '5ms' }").await;
     let start = std::time::Instant::now();
@@ -196,7 +196,7 @@ async fn a_connection_is_not_used_for_ever() {
 }
 
 #[tokio::test]
-async fn a_burst_of_clients_waits_to_be_accepted_and_none_is_dropped() {
+async fn in_a_burst_of_clients_no_connection_is_dropped() {
     let (address, _) = closing(usize::MAX).await;
     let gateway = Gateway::over(&[address], "max_connections = 1", "", "").await;
     // One that is dropped is tried again by the kernel, which would not help it: only one is ever accepted.

@@ -17,7 +17,7 @@ async fn a_5xx_fails_over_and_the_circuit_opens_at_the_threshold() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_what_a_failing_provider_has_to_say() {
+async fn no_request_waits_long_for_the_body_of_an_error() {
     let (quiet, mut endless) = streamed();
     *endless.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
     let (a, b) = (Provider::start(one_by_one(vec![endless])).await, Provider::with_status(200).await);
@@ -61,7 +61,7 @@ async fn an_answer_that_breaks_off_before_its_first_byte_fails_over() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_nobody_asked_for_is_the_providers_failure() {
+async fn an_unrequested_upgrade_is_the_providers_failure() {
     let (a, b) = (Provider::with_status(101).await, Provider::with_status(200).await);
     let gateway = Gateway::start(&[&a, &b], "", "", "").await;
     assert!(gateway.ask().await.is_by(&b));
@@ -69,7 +69,7 @@ async fn an_upgrade_that_nobody_asked_for_is_the_providers_failure() {
 }
 
 #[tokio::test]
-async fn a_4xx_is_the_clients_affair_and_neutral() {
+async fn a_4xx_is_the_clients_fault_and_neutral() {
     let a = Provider::start(|n| answer(if n < 2 { 500 } else { 400 })).await;
     let b = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a, &b], "", "", "").await;
@@ -94,7 +94,7 @@ async fn a_429_moves_on_and_is_neutral() {
 }
 
 #[tokio::test]
-async fn the_last_providers_own_answer_is_returned_when_nobody_else_is_left() {
+async fn the_last_providers_own_answer_is_returned_when_no_other_provider_is_left() {
     let (a, b) = (Provider::with_status(500).await, Provider::with_status(429).await);
     let gateway = Gateway::start(&[&a, &b], "", "", "").await;
     let answer = gateway.ask().await;
@@ -103,7 +103,7 @@ async fn the_last_providers_own_answer_is_returned_when_nobody_else_is_left() {
 }
 
 #[tokio::test]
-async fn when_nobody_could_serve_it_the_most_useful_answer_goes_back() {
+async fn when_every_provider_failed_the_client_gets_the_most_useful_answer() {
     for (statuses, expected, by) in [
         ([429, 404, 403], 429, "a"),
         ([404, 429, 500], 429, "b"),
@@ -128,7 +128,7 @@ async fn when_nobody_could_serve_it_the_most_useful_answer_goes_back() {
 }
 
 #[tokio::test]
-async fn what_a_provider_says_of_the_gateways_key_reaches_no_client() {
+async fn a_providers_error_about_the_gateways_key_reaches_no_client() {
     let quoting = |status: u16| {
         Provider::start(move |_| {
             let body = "{\"error\": {\"message\": \"Incorrect API key provided: provider-key\"}}";
@@ -147,7 +147,7 @@ async fn what_a_provider_says_of_the_gateways_key_reaches_no_client() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_not_made_in_time_is_a_failure_of_its_own_kind() {
+async fn a_connection_that_is_not_made_in_time_is_a_connect_timeout() {
     // A listener whose backlog is full does not answer.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -167,7 +167,7 @@ async fn a_connection_that_is_not_made_in_time_is_a_failure_of_its_own_kind() {
 }
 
 #[tokio::test]
-async fn a_timeout_of_the_only_provider_is_a_504_and_a_refusal_a_502() {
+async fn a_timeout_of_the_only_provider_is_a_504_and_a_refused_connection_a_502() {
     let a = Provider::start(|_| hang()).await;
     let gateway = Gateway::start(&[&a], "", "", FAST).await;
     let answer = gateway.ask().await;
@@ -192,7 +192,7 @@ async fn when_every_circuit_is_open_the_answer_is_a_503_with_the_soonest_retry_a
 }
 
 #[tokio::test]
-async fn a_probe_in_flight_is_waited_for_only_if_nobody_else_can_answer() {
+async fn a_request_waits_for_a_probe_only_if_no_other_provider_can_answer() {
     let (mut probe, response) = streamed();
     let gateway =
         Gateway::answering(vec![answer(500), response, answer(200)], "", "failure_threshold = 1\nopen_for = '1ms'", "")
@@ -246,7 +246,7 @@ async fn looking_at_a_candidate_does_not_use_up_its_probe() {
 }
 
 #[tokio::test]
-async fn a_429_to_the_probe_hands_the_probe_on() {
+async fn a_probe_that_is_answered_429_is_handed_back() {
     let gateway = Gateway::answering(
         vec![answer(500), answer(429), answer(200)],
         "",

@@ -31,7 +31,7 @@ async fn without_providers_health_is_ok() {
 }
 
 #[tokio::test]
-async fn a_circuit_that_waits_for_its_probe_is_degraded_so_that_traffic_comes_back() {
+async fn a_circuit_whose_open_time_has_passed_is_degraded_so_that_load_balancers_send_the_probe() {
     let a = Provider::with_status(500).await;
     let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
     gateway.ask().await;
@@ -42,7 +42,7 @@ async fn a_circuit_that_waits_for_its_probe_is_degraded_so_that_traffic_comes_ba
 }
 
 #[tokio::test]
-async fn operators_have_health_on_a_port_of_their_own_and_nothing_else() {
+async fn the_operators_port_has_health_and_metrics_and_nothing_else() {
     let a = Provider::with_status(200).await;
     let mut gateway = Gateway::start(&[&a], "", "", "").await;
     gateway.address = gateway.admin;
@@ -51,7 +51,7 @@ async fn operators_have_health_on_a_port_of_their_own_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn ready_says_no_for_a_while_before_connections_are_refused() {
+async fn ready_answers_503_for_a_while_before_connections_are_refused() {
     let a = Provider::with_status(500).await;
     let mut gateway = Gateway::start(&[&a], "drain_delay = '200ms'", ONCE, "").await;
     gateway.ask().await;

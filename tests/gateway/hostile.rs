@@ -14,7 +14,7 @@ use crate::support::{CHAT, DEADLINE, Gateway, Provider, TempFile, hang};
 // ---- clients ----
 
 #[tokio::test]
-async fn a_path_is_measured_before_it_is_decoded_and_one_that_is_encoded_many_times_is_refused() {
+async fn the_length_of_a_path_is_checked_before_it_is_decoded_and_many_encodings_are_refused() {
     let a = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a], "", "", "").await;
     let path = |levels: usize| format!("/v1/%{}", "25".repeat(levels));
@@ -25,7 +25,7 @@ async fn a_path_is_measured_before_it_is_decoded_and_one_that_is_encoded_many_ti
 }
 
 #[tokio::test]
-async fn a_request_has_one_host_or_none_where_http_has_none() {
+async fn a_request_has_exactly_one_host_or_none_before_http_1_1() {
     let (gateway, seen) = gateway(|_| Act::Send(OK)).await;
     let request = |version: &str, hosts: &str| {
         format!("POST /v1/x HTTP/{version}\r\n{hosts}content-length: {}\r\n\r\n{CHAT}", CHAT.len())
@@ -49,7 +49,7 @@ async fn a_request_has_one_host_or_none_where_http_has_none() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_with_bytes_behind_its_request_is_noticed() {
+async fn a_client_that_leaves_after_sending_bytes_behind_its_request_is_noticed() {
     let a = Provider::start(|_| hang()).await;
     let gateway = Gateway::start(&[&a], "", "", "").await;
     for behind in ["\r\n", "GET /v1/models HTTP/1.1\r\nhost: g\r\n\r\n", "x"] {
@@ -78,7 +78,7 @@ async fn requests_that_are_pipelined_are_still_answered_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_model_that_a_provider_could_read_otherwise_reaches_none() {
+async fn a_model_that_a_provider_could_read_differently_reaches_no_provider() {
     let a = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a], "replay_body_bytes = 1024", "", "").await;
     let long = format!(r#"{{"model":"m","Model":"other","x":"{}"}}"#, "x".repeat(5000));
@@ -104,7 +104,7 @@ async fn a_model_that_a_provider_could_read_otherwise_reaches_none() {
 }
 
 #[tokio::test]
-async fn operators_pages_are_not_on_the_clients_port_where_they_have_one_of_their_own() {
+async fn with_an_operators_port_its_pages_are_not_on_the_clients_port() {
     let a = Provider::with_status(200).await;
     let apart = Gateway::start(&[&a], "admin_listen = '127.0.0.1:1'", "", "").await;
     let together = Gateway::start(&[&a], "", "", "").await;
@@ -116,7 +116,7 @@ async fn operators_pages_are_not_on_the_clients_port_where_they_have_one_of_thei
 // ---- providers ----
 
 #[tokio::test]
-async fn an_answer_that_is_framed_twice_reaches_the_client_framed_once() {
+async fn an_answer_with_two_lengths_reaches_the_client_with_one() {
     const TWICE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 7\r\ntransfer-encoding: chunked\r\ncontent-type: TYPE\r\n\r\n\
                          5\r\nhello\r\n33\r\nHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged answer\r\n0\r\n\r\n";
     for kind in ["application/json", "audio/wav"] {
@@ -136,7 +136,7 @@ async fn an_answer_that_is_framed_twice_reaches_the_client_framed_once() {
 }
 
 #[tokio::test]
-async fn a_providers_key_is_struck_out_of_headers_too() {
+async fn a_providers_key_is_removed_from_the_headers_of_its_answers() {
     let a = Provider::start(|_| {
         let response = Response::builder().header("x-echo", "Bearer provider-key!").header("x-other", "as it is");
         response.body(Body::from("{}")).unwrap()
@@ -148,7 +148,7 @@ async fn a_providers_key_is_struck_out_of_headers_too() {
 }
 
 #[tokio::test]
-async fn a_beginning_in_the_smallest_pieces_is_found_all_the_same() {
+async fn the_first_content_is_found_even_if_it_comes_byte_by_byte() {
     let (mut sender, response) = crate::support::streamed();
     let gateway = Gateway::answering(vec![response], "", "", "").await;
     let text = ": keep-alive\n\nevent: ping\ndata: {\"type\":\"ping\"}\n\ndata: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n";
@@ -164,7 +164,7 @@ async fn a_beginning_in_the_smallest_pieces_is_found_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_body_for_which_there_is_no_room_is_passed_on_as_it_comes_and_so_is_such_an_answer() {
+async fn a_body_or_answer_for_which_there_is_no_room_is_passed_on_while_it_comes() {
     let (a, b) =
         (Provider::with_status(500).await, Provider::start(|_| Response::new(Body::from("x".repeat(700_000)))).await);
     let mut gateway = Gateway::start(&[&a, &b], "max_held_bytes = 1048576", "failure_threshold = 100", "").await;
@@ -182,7 +182,7 @@ async fn a_body_for_which_there_is_no_room_is_passed_on_as_it_comes_and_so_is_su
 }
 
 #[tokio::test]
-async fn where_nothing_can_be_held_small_requests_pass_and_one_whose_model_comes_late_is_told_to_come_again() {
+async fn with_nothing_left_to_hold_small_requests_pass_and_one_whose_model_comes_late_gets_a_503() {
     let a = Provider::start(|_| hang()).await;
     let b = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a, &b], "max_held_bytes = 1048576\nreplay_body_bytes = 2097152", "", "").await;
@@ -212,7 +212,7 @@ async fn where_nothing_can_be_held_small_requests_pass_and_one_whose_model_comes
 // ---- operators' files ----
 
 #[tokio::test]
-async fn what_is_said_of_a_configuration_is_on_one_line_each_and_moves_no_cursor() {
+async fn each_message_about_a_configuration_is_one_line_without_control_characters() {
     let text = "\"a\\nfusebox: all is well\\u001b[2J\" = 1\n[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:99999/v1'\n\
                 models = [\"m\\u001b[2J\\n\"]";
     let file = TempFile::new("controls.toml", text);
@@ -231,7 +231,7 @@ async fn what_is_said_of_a_configuration_is_on_one_line_each_and_moves_no_cursor
 }
 
 #[tokio::test]
-async fn ports_that_are_none_are_refused() {
+async fn invalid_ports_are_refused() {
     for port in ["65536", "99999", "0", "", "080x"] {
         let text = format!("[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:{port}/v1'\nmodels = ['m']");
         assert!(fusebox::proxy::GatewayConfig::from_toml(&text).is_err(), "{port}");

@@ -111,7 +111,7 @@ async fn many_requests_at_once_share_a_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_that_closes_or_a_request_that_it_did_not_look_at_is_nobodys_failure() {
+async fn a_closed_http2_connection_and_a_refused_stream_are_neutral() {
     for act in [Act::Close, Act::Reset(Reason::REFUSED_STREAM)] {
         let (address, counts) = provider(move |_, n| if n % 3 == 2 { act } else { Act::Answer }).await;
         let gateway = gateway(address).await;
@@ -125,7 +125,7 @@ async fn a_connection_that_closes_or_a_request_that_it_did_not_look_at_is_nobody
 }
 
 #[tokio::test]
-async fn a_request_that_lost_its_connection_is_not_sent_on_another_that_may_be_lost_too() {
+async fn a_request_that_lost_its_connection_is_sent_again_on_a_new_one() {
     let (address, counts) =
         provider(|connection, n| if connection < 2 && n > 1 { Act::Close } else { Act::Answer }).await;
     let config = "cores = 1\nreplay_body_bytes = 1024";
@@ -139,7 +139,7 @@ async fn a_request_that_lost_its_connection_is_not_sent_on_another_that_may_be_l
 }
 
 #[tokio::test]
-async fn a_request_that_is_reset_for_another_reason_is_the_providers_failure() {
+async fn a_stream_that_is_reset_after_the_provider_saw_it_is_the_providers_failure() {
     let (address, counts) =
         provider(|_, n| if n == 1 { Act::Reset(Reason::INTERNAL_ERROR) } else { Act::Answer }).await;
     let gateway = gateway(address).await;
@@ -150,7 +150,7 @@ async fn a_request_that_is_reset_for_another_reason_is_the_providers_failure() {
 }
 
 #[tokio::test]
-async fn a_provider_that_does_not_speak_http2_though_it_should_has_failed() {
+async fn a_provider_that_does_not_speak_the_configured_http2_has_failed() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

@@ -90,7 +90,7 @@ fn config(listen: SocketAddr, provider: SocketAddr) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_cannot_be_written_is_no_error_of_a_request_and_no_reason_to_end() {
+async fn a_log_that_cannot_be_written_fails_no_request_and_does_not_end_the_process() {
     let failing = Provider::with_status(500).await;
     let (reader, gone) = std::io::pipe().unwrap();
     drop(reader);
@@ -106,7 +106,7 @@ async fn a_log_that_cannot_be_written_is_no_error_of_a_request_and_no_reason_to_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_nobody_reads_stalls_nobody_and_does_not_keep_the_process() {
+async fn a_log_that_nobody_reads_delays_no_request_and_does_not_keep_the_process_from_ending() {
     let failing = Provider::with_status(500).await;
     let (unread, mut pipe) = std::io::pipe().unwrap();
     // It takes no more.
@@ -153,7 +153,7 @@ async fn a_second_signal_ends_a_process_whose_log_nobody_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_that_blocks_keeps_no_other_signal_from_being_heard() {
+async fn signals_are_handled_while_a_reload_hangs_in_its_file() {
     let (failing, good) = (Provider::with_status(500).await, Provider::with_status(200).await);
     let mut process = Process::start("fifo", failing.address, Stdio::null()).await;
     assert_eq!(process.ask().await, 500);
@@ -220,7 +220,7 @@ impl Drop for Spinners {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_gets_no_time_takes_no_provider_for_silent() {
+async fn a_gateway_that_gets_little_cpu_time_judges_no_provider_silent() {
     let provider = steady_provider().await;
     let process = Process::start("starved", provider, Stdio::null()).await;
     let address = process.address;

@@ -251,7 +251,7 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_lose_no_breaker_stat
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_was_held_up_itself_blames_nobody() {
+async fn a_gateway_that_was_paused_itself_blames_no_provider() {
     let (a, b) = (Provider::with_status(200).await, Provider::with_status(200).await);
     // This program, which is the providers, may be held up for a while, too.
     let config = format!("[silence]\nfloor = '90ms'\n{}{}", provider("a", &a), provider("b", &b));
@@ -351,7 +351,7 @@ fn the_demo_loses_a_provider_that_hangs_and_no_client_notices() {
 }
 
 #[test]
-fn the_demo_goes_on_with_a_provider_that_paused_when_it_answers() {
+fn the_demo_goes_back_to_a_paused_provider_when_it_answers() {
     let summary = demo("pause", "0.5");
     check_unnoticed(&summary, "silent");
     assert_eq!(summary["faulty_provider_outcomes"].get("first_byte_timeout"), None, "{summary}");
@@ -363,7 +363,7 @@ fn the_demo_loses_a_provider_that_refuses_connections_and_no_client_notices() {
 }
 
 #[test]
-fn the_demo_goes_round_a_provider_that_answers_429_and_blames_nobody() {
+fn the_demo_avoids_a_provider_that_answers_429_and_blames_none() {
     let summary = demo("429", "0.5");
     assert_eq!((&summary["client_errors"], &summary["trips"]), (&json!(0), &json!(0)), "{summary}");
     assert!(number(&summary, "faulty_provider_hits") >= 100.0, "every request tries it: {summary}");
@@ -380,7 +380,7 @@ fn the_demo_loses_a_provider_that_drips_and_no_client_notices() {
 }
 
 #[test]
-fn the_demo_cuts_no_more_streams_than_a_provider_was_serving_when_its_circuit_opened_and_one_per_probe() {
+fn the_demo_cuts_only_the_streams_in_flight_at_the_opening_and_one_per_probe() {
     let summary = demo("abort", "1");
     check(&summary, "cut");
     // Those that opened it, those under way, one per probe; and 3 as above.
@@ -403,7 +403,7 @@ fn the_demo_prints_lines_where_there_is_no_terminal() {
 }
 
 #[test]
-fn the_demo_says_what_it_takes() {
+fn the_demo_explains_its_arguments() {
     for wrong in [["--stream-share", "2"], ["--fault", "500"], ["--rate", "0"], ["--outage", "soon"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_fusebox")).arg("demo").args(wrong).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
@@ -412,7 +412,7 @@ fn the_demo_says_what_it_takes() {
 }
 
 #[tokio::test]
-async fn a_second_gateway_on_the_same_port_says_so_and_ends() {
+async fn a_port_that_is_taken_is_an_error_that_names_it() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let a = Provider::with_status(200).await;
     let running = crate::support::Gateway::start(&[&a], "", "", "").await;

@@ -15,7 +15,7 @@ fn config(providers: &[(&str, &Provider)], breaker: &str) -> GatewayConfig {
 }
 
 #[tokio::test]
-async fn providers_come_and_go_and_those_that_stay_keep_their_breakers_state() {
+async fn a_reload_adds_and_removes_providers_and_the_others_keep_their_breakers_state() {
     let (a, b) = (Provider::with_status(500).await, Provider::with_status(200).await);
     let mut gateway = Gateway::from_config(&config(&[("a", &a), ("b", &b)], "open_for = '1h'")).await;
     for _ in 0..3 {
@@ -37,7 +37,7 @@ async fn providers_come_and_go_and_those_that_stay_keep_their_breakers_state() {
 }
 
 #[tokio::test]
-async fn a_breaker_with_other_settings_keeps_its_state_too() {
+async fn a_reload_with_other_breaker_settings_keeps_the_breakers_state() {
     let (a, b) = (Provider::with_status(500).await, Provider::with_status(200).await);
     let gateway = Gateway::from_config(&config(&[("a", &a), ("b", &b)], "failure_threshold = 10")).await;
     gateway.ask().await;
@@ -64,7 +64,7 @@ async fn a_request_under_way_ends_with_the_configuration_it_began_with_and_its_c
 }
 
 #[tokio::test]
-async fn who_waits_for_the_probe_of_a_provider_that_goes_is_let_through() {
+async fn a_request_that_waits_for_the_probe_of_a_removed_provider_passes() {
     let a = Provider::start(|_| hang()).await;
     let gateway = Gateway::from_config(&config(&[("a", &a)], "failure_threshold = 1\nopen_for = '1ms'")).await;
     gateway.breaker("a").try_acquire().unwrap().failure("test", "");
@@ -85,7 +85,7 @@ async fn who_waits_for_the_probe_of_a_provider_that_goes_is_let_through() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_used_is_refused_whole_and_the_old_one_goes_on() {
+async fn an_invalid_file_is_refused_as_a_whole_and_the_old_configuration_stays_in_force() {
     let a = Provider::with_status(200).await;
     let mut gateway = Gateway::from_config(&config(&[("a", &a)], "")).await;
     let wrong = "[[providers]]\nname = 'b'\nurl = 'http://b/v1'\nmodels = ['m']\n[server]\nlisten = 'x'";

@@ -38,7 +38,7 @@ fn several(gateway: &Gateway, requests: usize, body: &str) -> JoinSet<Answer> {
 }
 
 #[tokio::test]
-async fn requests_that_are_not_answered_are_answered_by_the_next_provider_and_it_can_be_seen_why() {
+async fn unanswered_requests_are_answered_by_the_next_provider_and_health_says_why() {
     let (mut gateway, a, gate, b) = knowing("", "").await;
     gate.send_replace(false);
     for answer in several(&gateway, 5, CHAT).join_all().await {
@@ -70,7 +70,7 @@ async fn requests_that_are_not_answered_are_answered_by_the_next_provider_and_it
 }
 
 #[tokio::test]
-async fn a_pause_is_over_with_the_first_answer_that_comes_after_all() {
+async fn a_silence_ends_with_the_first_late_answer() {
     let (gateway, a, gate, b) = knowing("", "").await;
     gate.send_replace(false);
     assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
@@ -81,7 +81,7 @@ async fn a_pause_is_over_with_the_first_answer_that_comes_after_all() {
 }
 
 #[tokio::test]
-async fn whoever_answers_first_is_heard() {
+async fn the_first_answer_wins() {
     let ((a, a_gate), (b, b_gate)) = (Provider::gated().await, Provider::gated().await);
     let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "").await;
     learn(&gateway, CHAT).await;
@@ -102,7 +102,7 @@ async fn whoever_answers_first_is_heard() {
 }
 
 #[tokio::test]
-async fn without_another_candidate_requests_wait_on() {
+async fn without_another_candidate_requests_keep_waiting() {
     let (a, gate) = Provider::gated().await;
     let mut gateway = Gateway::start(&[&a], ONE_CORE, "", "").await;
     learn(&gateway, CHAT).await;
@@ -118,7 +118,7 @@ async fn without_another_candidate_requests_wait_on() {
 }
 
 #[tokio::test]
-async fn a_silence_that_lasts_is_waited_for_as_long_as_a_probe() {
+async fn a_request_waits_through_silence_as_long_as_for_a_probe() {
     let (a, gate) = Provider::gated().await;
     let gateway = Gateway::start(&[&a], ONE_CORE, "wait_limit = '100ms'", "").await;
     learn(&gateway, CHAT).await;
@@ -131,7 +131,7 @@ async fn a_silence_that_lasts_is_waited_for_as_long_as_a_probe() {
 }
 
 #[tokio::test]
-async fn a_request_of_which_no_candidate_answers_ends_with_its_timeouts() {
+async fn a_request_that_no_candidate_answers_ends_with_its_timeouts() {
     let ((a, gate), b) = (Provider::gated().await, Provider::with_status(500).await);
     let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "timeouts.first_byte = '300ms'").await;
     learn(&gateway, CHAT).await;
@@ -143,7 +143,7 @@ async fn a_request_of_which_no_candidate_answers_ends_with_its_timeouts() {
 }
 
 #[tokio::test]
-async fn a_probe_that_is_not_answered_is_answered_by_the_next_provider() {
+async fn the_request_of_an_unanswered_probe_is_answered_by_the_next_provider() {
     let (gateway, a, gate, b) = knowing("open_for = '1ms'", "").await;
     gate.send_replace(false);
     assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
@@ -157,7 +157,7 @@ async fn a_probe_that_is_not_answered_is_answered_by_the_next_provider() {
 }
 
 #[tokio::test]
-async fn where_it_is_switched_off_silence_is_for_the_timeouts() {
+async fn with_detection_switched_off_only_timeouts_notice_silence() {
     let (gateway, a, gate, b) = knowing("", "silence.enabled = false\ntimeouts.first_byte = '200ms'").await;
     gate.send_replace(false);
     assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
@@ -167,7 +167,7 @@ async fn where_it_is_switched_off_silence_is_for_the_timeouts() {
 }
 
 #[tokio::test]
-async fn what_was_learnt_outlives_a_reload_and_settings_are_replaced_by_it() {
+async fn a_reload_keeps_what_was_learnt_and_replaces_the_settings() {
     let ((a, gate), b) = (Provider::gated().await, Provider::with_status(200).await);
     let config = |extra: &str| {
         let provider = |name: &str, provider: &Provider| {
@@ -212,7 +212,7 @@ async fn a_model_that_a_reload_removes_leaves_no_detector_and_the_others_keep_wh
 }
 
 #[tokio::test]
-async fn models_whose_names_differ_only_behind_what_the_log_shows_have_detectors_of_their_own() {
+async fn models_whose_long_names_differ_only_at_the_end_have_detectors_of_their_own() {
     let a = Provider::with_status(200).await;
     let [one, other] = ["1", "2"].map(|last| "x".repeat(250) + last);
     let text = format!(
@@ -232,7 +232,7 @@ async fn models_whose_names_differ_only_behind_what_the_log_shows_have_detectors
 }
 
 #[tokio::test]
-async fn what_only_keeps_a_stream_alive_is_no_answer() {
+async fn events_that_only_keep_a_stream_alive_are_no_answer() {
     let (mut senders, mut responses) = (Vec::new(), Vec::new());
     for _ in 0..5 {
         let (sender, response) = streamed();
@@ -305,7 +305,7 @@ async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_are_not_the_providers_silence() {
+async fn a_client_that_does_not_read_does_not_make_its_provider_silent() {
     let (mut gateway, senders, _streams) = flowing().await;
     let piece = Bytes::from(format!("data: {}\n\n", "x".repeat(1 << 20)));
     let sending = senders.into_iter().map(|mut sender| {

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{CHAT, Gateway, Provider, answer, broken, one_by_one, soon, streamed};
 
 #[tokio::test]
-async fn a_stream_passes_chunk_by_chunk_as_it_comes() {
+async fn a_stream_is_passed_on_chunk_by_chunk() {
     let (mut sender, response) = streamed();
     let gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
@@ -23,7 +23,7 @@ async fn a_stream_passes_chunk_by_chunk_as_it_comes() {
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_off_ends_with_an_error_event_after_the_last_whole_one_and_counts_as_a_failure() {
+async fn a_broken_stream_ends_with_an_error_event_after_the_last_whole_event_and_counts_as_a_failure() {
     let (mut sender, response) = streamed();
     let gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\ndata: {\"half").await;
@@ -65,7 +65,7 @@ async fn a_stream_that_drips_for_too_long_ends_with_an_error_event_after_the_tot
 }
 
 #[tokio::test]
-async fn a_stream_that_is_no_event_stream_is_cut_where_it_breaks_off() {
+async fn a_broken_stream_without_events_is_cut_off_for_the_client_too() {
     let (mut sender, mut response) = streamed();
     response.headers_mut().insert("content-type", "audio/mpeg".parse().unwrap());
     let gateway = Gateway::answering(vec![response], "", "", "").await;
@@ -88,7 +88,7 @@ async fn a_compressed_stream_is_passed_on_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_a_stream_counts_against_nobody() {
+async fn a_client_that_leaves_a_stream_blames_no_provider() {
     let (mut sender, response) = streamed();
     let gateway = Gateway::answering(vec![answer(500), response], "", "", "").await;
     gateway.ask().await;
@@ -118,7 +118,7 @@ async fn a_whole_answer_ends_a_row_of_failures() {
 }
 
 #[tokio::test]
-async fn a_request_that_was_sent_before_a_failure_ends_no_row_of_failures() {
+async fn a_success_of_a_request_sent_before_a_failure_does_not_reset_the_count() {
     let (mut sender, response) = streamed();
     let gateway = Gateway::answering(vec![response, answer(500), answer(200)], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
@@ -132,7 +132,7 @@ async fn a_request_that_was_sent_before_a_failure_ends_no_row_of_failures() {
 }
 
 #[tokio::test]
-async fn the_rest_of_a_probes_stream_is_judged_as_an_ordinary_call() {
+async fn the_rest_of_a_probes_stream_is_judged_as_a_normal_call() {
     let (mut sender, response) = streamed();
     let gateway =
         Gateway::answering(vec![answer(500), response], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
@@ -147,7 +147,7 @@ async fn the_rest_of_a_probes_stream_is_judged_as_an_ordinary_call() {
 }
 
 #[tokio::test]
-async fn where_broken_streams_opened_the_circuit_a_probe_is_judged_at_its_end() {
+async fn if_broken_streams_opened_the_circuit_a_probe_is_judged_at_its_end() {
     let (streams, responses): (Vec<_>, Vec<_>) = (0..3).map(|_| streamed()).unzip();
     let a = Provider::start(one_by_one(responses)).await;
     let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
@@ -180,7 +180,7 @@ async fn where_broken_streams_opened_the_circuit_a_probe_is_judged_at_its_end() 
 }
 
 #[tokio::test]
-async fn a_probe_that_is_judged_at_its_end_need_not_run_for_longer_than_its_lease() {
+async fn a_probe_that_is_judged_at_its_end_succeeds_before_its_lease_ends() {
     let (mut first, one) = streamed();
     let (mut second, two) = streamed();
     let a = Provider::start(one_by_one(vec![one, two])).await;
@@ -211,7 +211,7 @@ async fn a_probe_that_is_judged_at_its_end_need_not_run_for_longer_than_its_leas
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_is_neutral_and_hands_its_probe_on() {
+async fn a_client_that_leaves_is_neutral_and_its_probe_is_handed_back() {
     let a =
         Provider::start(|n| if n == 1 { crate::support::hang() } else { answer(if n == 0 { 500 } else { 200 }) }).await;
     let gateway = Gateway::start(&[&a], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;

@@ -87,7 +87,7 @@ async fn a_provider_is_asked_over_tls_if_its_authority_is_trusted_and_not_otherw
 }
 
 #[tokio::test]
-async fn http2_is_spoken_where_both_sides_agree_on_it() {
+async fn http2_is_used_if_it_is_negotiated() {
     for (offered, extra, expected) in [
         (&["h2", "http/1.1"][..], "", (200, "HTTP/2.0 over TLS")),
         (&["http/1.1"], "", (200, "HTTP/1.1 over TLS")),
@@ -119,7 +119,7 @@ async fn a_new_connection_resumes_the_session_of_one_before() {
 }
 
 #[tokio::test]
-async fn connections_are_made_side_by_side_once_the_provider_speaks_http1_again() {
+async fn connections_are_made_in_parallel_once_the_provider_speaks_http1_again() {
     let connections = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&connections);
     let (address, certificate) = provider_with(move || match count.fetch_add(1, Ordering::SeqCst) {

@@ -79,7 +79,7 @@ fn long() -> String {
 const SHORT_REPLAY: &str = "replay_body_bytes = 65536";
 
 #[tokio::test]
-async fn a_body_too_long_to_be_kept_is_passed_on_to_one_provider_and_the_answer_says_so() {
+async fn a_body_too_long_to_be_held_goes_to_one_provider_and_the_answer_says_so() {
     let (a, b) = (Provider::start(|n| answer(if n == 0 { 200 } else { 500 })).await, Provider::with_status(200).await);
     let gateway = Gateway::start(&[&a, &b], SHORT_REPLAY, "", "").await;
     let body = long();
@@ -130,7 +130,7 @@ async fn begin_upload(gateway: &Gateway, promised: usize) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_client_that_stalls_in_a_long_body_or_leaves_counts_against_nobody() {
+async fn a_client_that_stalls_in_a_long_body_or_leaves_blames_no_provider() {
     let a = Provider::with_status(200).await;
     let gateway =
         Gateway::start(&[&a], "replay_body_bytes = 65536\nbody_timeout = '100ms'", "", "timeouts.first_byte = '10ms'")
@@ -147,7 +147,7 @@ async fn a_client_that_stalls_in_a_long_body_or_leaves_counts_against_nobody() {
 }
 
 #[tokio::test]
-async fn a_provider_that_hangs_behind_a_long_body_has_failed() {
+async fn a_provider_that_hangs_after_a_long_body_has_failed() {
     let a = Provider::start(|_| hang()).await;
     let gateway = Gateway::start(&[&a], SHORT_REPLAY, "", "timeouts.first_byte = '100ms'").await;
     assert_eq!(gateway.post("/v1/x", &long()).await.status, 504);
@@ -159,7 +159,7 @@ async fn a_provider_that_hangs_behind_a_long_body_has_failed() {
 }
 
 #[tokio::test]
-async fn a_body_above_the_limit_is_refused_whether_or_not_it_says_so() {
+async fn a_body_above_the_limit_is_refused_with_or_without_a_length() {
     let a = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a], "max_body_bytes = 1000\nreplay_body_bytes = 1024", "", "").await;
     let answer = gateway.post("/v1/x", &long()).await;

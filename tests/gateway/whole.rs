@@ -18,7 +18,7 @@ async fn answer_raw(listener: &TcpListener, answer: &str) {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_in_the_middle_fails_over_unseen_whether_or_not_it_had_a_length() {
+async fn an_answer_that_breaks_off_in_the_middle_fails_over_with_or_without_a_length() {
     for head in ["content-length: 100\r\n", "content-type: application/json\r\nconnection: close\r\n"] {
         let a = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let b = Provider::with_status(200).await;
@@ -34,7 +34,7 @@ async fn an_answer_that_breaks_off_in_the_middle_fails_over_unseen_whether_or_no
 }
 
 #[tokio::test]
-async fn an_answer_whose_end_is_the_connections_is_whole_if_it_is_a_json_document_or_none_at_all() {
+async fn an_answer_that_ends_with_its_connection_is_complete_unless_it_is_incomplete_json() {
     let a = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let gateway = Gateway::over(&[a.local_addr().unwrap()], "", "", "").await;
     for (kind, body) in [("application/json", "{\"a\":1}"), ("text/plain", "{\"half\":")] {
@@ -46,7 +46,7 @@ async fn an_answer_whose_end_is_the_connections_is_whole_if_it_is_a_json_documen
 }
 
 #[tokio::test]
-async fn an_answer_that_stalls_or_drips_for_too_long_fails_over_unseen() {
+async fn an_answer_that_stalls_or_drips_for_too_long_fails_over() {
     for (extra, drips, outcome) in
         [("timeouts.idle = '50ms'", false, "idle_timeout"), ("timeouts.total = '100ms'", true, "total_timeout")]
     {
@@ -107,7 +107,7 @@ async fn with_nothing_held_an_answer_is_passed_on_as_it_comes() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_is_whole() {
+async fn an_answer_without_a_body_is_complete() {
     let a =
         Provider::start(|_| axum::response::Response::builder().status(204).body(axum::body::Body::empty()).unwrap())
             .await;

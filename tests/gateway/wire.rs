@@ -8,7 +8,7 @@ use crate::raw::{Act, OK, Raw, gateway, head_length, message_length, post, provi
 use crate::support::{CHAT, Gateway, Provider, answer, hang, nobody, soon, streamed};
 
 #[tokio::test]
-async fn interim_answers_are_passed_over() {
+async fn interim_answers_are_skipped() {
     let (gateway, _) = gateway(|_| {
         Act::Send(
             "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n\
@@ -23,7 +23,7 @@ async fn interim_answers_are_passed_over() {
 }
 
 #[tokio::test]
-async fn a_client_that_expects_to_be_told_to_continue_is_told() {
+async fn a_client_that_expects_100_continue_gets_it() {
     let (gateway, _) = gateway(|_| Act::Send(OK)).await;
     let mut client = Raw::new(&gateway).await;
     client
@@ -51,7 +51,7 @@ async fn an_answer_to_head_has_no_body_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_ends_with_its_head_and_both_connections_go_on() {
+async fn after_an_answer_without_a_body_both_connections_can_be_reused() {
     let (gateway, seen) = gateway(|n| {
         Act::Send(["HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\n\r\n", OK][n % 3])
     })
@@ -66,7 +66,7 @@ async fn an_answer_without_a_body_ends_with_its_head_and_both_connections_go_on(
 }
 
 #[tokio::test]
-async fn a_connection_is_used_no_more_once_a_side_says_close() {
+async fn a_connection_is_not_reused_after_either_side_says_close() {
     const CLOSE: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
     let (gateway, seen) = gateway(|n| if n == 0 { Act::SendAndClose(CLOSE) } else { Act::Send(OK) }).await;
     let mut client = Raw::new(&gateway).await;
@@ -98,7 +98,7 @@ async fn a_client_of_http_1_0_gets_an_answer_that_ends_with_the_connection_unles
 }
 
 #[tokio::test]
-async fn bodies_have_a_length_where_it_is_known_and_chunks_where_not_in_both_directions() {
+async fn bodies_of_known_length_have_a_length_and_others_have_chunks_in_both_directions() {
     let stream =
         "HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     let whole = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n";
@@ -156,7 +156,7 @@ async fn trailers_harm_nobody() {
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_before_the_body_was_sent_is_the_answer() {
+async fn an_answer_that_comes_before_the_whole_body_was_sent_is_passed_on() {
     let early = "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nlate";
     let (address, _) = provider(move |_| Act::SendEarly(early)).await;
     let gateway = Gateway::over(&[address], "replay_body_bytes = 1024", "", "").await;
@@ -173,7 +173,7 @@ async fn an_answer_that_comes_before_the_body_was_sent_is_the_answer() {
 }
 
 #[tokio::test]
-async fn a_provider_that_closes_its_side_after_an_answer_has_answered_and_before_its_end_has_failed() {
+async fn a_provider_may_close_its_side_after_a_whole_answer_and_not_before() {
     let half = "HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\nok";
     let (gateway, seen) = gateway(move |n| Act::SendAndHalfClose(if n < 2 { OK } else { half })).await;
     for _ in 0..2 {
@@ -186,7 +186,7 @@ async fn a_provider_that_closes_its_side_after_an_answer_has_answered_and_before
 }
 
 #[tokio::test]
-async fn garbage_is_the_providers_failure_and_the_next_one_answers() {
+async fn garbage_is_the_providers_failure_and_the_next_provider_answers() {
     for garbage in [
         "SSH-2.0-OpenSSH_9.2\r\n\r\n",
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
@@ -227,7 +227,7 @@ async fn pipelined_requests_are_answered_in_their_order() {
 /// A request that two servers read differently can hide another one. What leaves the gateway is written anew and has
 /// one reading, so nothing gets through; and a client that sends such a thing is not listened to any further.
 #[tokio::test]
-async fn a_request_that_can_be_read_in_two_ways_smuggles_nothing() {
+async fn a_request_with_two_lengths_smuggles_no_second_request() {
     let hidden = "POST /v1/hidden HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n\r\n";
     let chunks = format!("{:x}\r\n{CHAT}\r\n0\r\n\r\n", CHAT.len());
     let with = |headers: &str, body: &str| format!("POST /v1/x HTTP/1.1\r\nhost: g\r\n{headers}\r\n{body}{hidden}");
@@ -281,7 +281,7 @@ async fn a_request_that_can_be_read_in_two_ways_smuggles_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_may_leave_at_any_time_and_nobody_is_to_blame() {
+async fn a_client_that_leaves_at_any_time_blames_no_provider() {
     let (mut sender, stream) = streamed();
     let answers = Mutex::new(vec![stream].into_iter());
     let a = Provider::start(move |n| if n == 2 { answers.lock().next().unwrap() } else { hang() }).await;
@@ -326,7 +326,7 @@ async fn a_client_may_leave_at_any_time_and_nobody_is_to_blame() {
 }
 
 #[tokio::test]
-async fn slow_clients_are_cut_off_and_counted_and_others_do_not_notice() {
+async fn slow_clients_are_closed_and_counted_and_do_not_disturb_others() {
     let a = Provider::start(|n| {
         if n > 0 {
             return answer(200);
@@ -397,7 +397,7 @@ async fn a_malformed_request_is_refused_and_counted() {
 }
 
 #[tokio::test]
-async fn a_host_is_asked_at_whichever_of_its_addresses_listens() {
+async fn every_address_of_a_host_is_tried() {
     // `localhost` is both of them, where there is IPv6.
     let known: Vec<_> = tokio::net::lookup_host("localhost:0").await.unwrap().collect();
     for address in ["127.0.0.1:0", "[::1]:0"] {

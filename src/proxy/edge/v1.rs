@@ -192,5 +192,6 @@ mod tests {
         assert!(size <= MAX_FUTURE, "{size}");
     }
 
-    const MAX_FUTURE: usize = 1;
+    /// What it is today, on 64-bit Linux, and room for a word or two.
+    const MAX_FUTURE: usize = 2200;
 }
