@@ -61,7 +61,7 @@ fn breakers<M: FromIterator<(Arc<str>, Arc<CircuitBreaker>)>>(names: &[Arc<str>]
     names.iter().map(|name| (Arc::clone(name), breaker(name))).collect()
 }
 
-/// What is done with each breaker that is found.
+/// What to do with each breaker that is found.
 fn look(breaker: &CircuitBreaker) -> bool {
     breaker.failure_count() == 0
 }

@@ -102,7 +102,6 @@ enum Blocked {
 
 impl CircuitBreaker {
     /// A closed breaker. `name` is what logs and errors call the upstream.
-    #[expect(clippy::needless_pass_by_value, reason = "what is kept of it is no affair of its callers")]
     pub fn new(name: impl Into<Arc<str>>, config: Config) -> Self {
         Self {
             word: CachePadded::new(AtomicU64::new(Snapshot::INITIAL.pack())),

@@ -55,8 +55,8 @@ impl Config {
     }
 
     /// Starts from these settings.
-    pub fn to_builder(&self) -> ConfigBuilder {
-        ConfigBuilder { target: (), config: self.clone() }
+    pub fn to_builder(self) -> ConfigBuilder {
+        ConfigBuilder { target: (), config: self }
     }
 
     /// Failures in a row that open the circuit.

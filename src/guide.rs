@@ -8,8 +8,8 @@
 //! [`the_word`]: self::the_word
 //! [`migrating`]: self::migrating
 #![doc = include_str!("../docs/guide/README.md")]
-// For rustdoc alone; its text is in `docs/guide`, and its code is run as doctests. The links above come before those of
-// the file, which are for whoever reads it there.
+// For rustdoc alone. The text is in `docs/guide`, and its code runs as doctests. The links above override those of the
+// file, which are for readers of the file itself.
 
 #[doc = include_str!("../docs/guide/choosing.md")]
 pub mod choosing {}

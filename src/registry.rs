@@ -19,9 +19,9 @@ use crate::sync::{ArcSwap, Mutex};
 use crate::word::{self, CircuitState};
 pub use probe_guard::ProbeGuard;
 
-/// Not the default hasher, with which a lookup takes twice as long. `foldhash` is seeded at random, but who sees its
-/// results could make names collide. That needs names to be inserted: who may only choose what is looked up adds
-/// nothing, and never meets a longer row of collisions than there is among the names that the application chose.
+/// With the default hasher a lookup takes twice as long. `foldhash` is seeded at random, but an attacker who sees its
+/// results could construct names that collide. That matters only for names that are inserted: looking up a name inserts
+/// nothing, and meets no more collisions than there are among the names that the application chose.
 type Breakers = HashMap<Arc<str>, Arc<CircuitBreaker>, foldhash::fast::RandomState>;
 
 /// The breakers of all upstreams, by name.
@@ -82,7 +82,7 @@ impl CircuitBreakerRegistry {
     /// breaker, and costs no more than [`get`](Self::get).
     pub fn insert(&self, name: impl AsRef<str>) -> Arc<CircuitBreaker> {
         let name = name.as_ref();
-        self.get(name).unwrap_or_else(|| self.insert_breaker(CircuitBreaker::new(name, self.config.clone())))
+        self.get(name).unwrap_or_else(|| self.insert_breaker(CircuitBreaker::new(name, self.config)))
     }
 
     /// Adds breakers with the registry's configuration, and copies the map only once. A name that is there already
@@ -90,7 +90,7 @@ impl CircuitBreakerRegistry {
     pub fn insert_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
         // The caller's iterator runs before the lock is taken, since it may use this registry.
         let new = names.into_iter().filter(|name| self.get(name.as_ref()).is_none());
-        let new: Vec<_> = new.map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config.clone()))).collect();
+        let new: Vec<_> = new.map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config))).collect();
         if new.is_empty() {
             return;
         }

@@ -1,4 +1,4 @@
-//! Who is measured. All make the same call: they ask their breaker, call an upstream that does nothing, and tell the
+//! The contenders. All make the same call: they ask their breaker, call an upstream that does nothing, and tell the
 //! breaker how that went.
 #![expect(
     missing_docs,
@@ -70,7 +70,7 @@ impl Start {
 #[derive(Debug)]
 pub struct Failed;
 
-/// The call that a breaker guards. What it returns cannot be known beforehand.
+/// The call that a breaker guards. The optimizer cannot know its result.
 #[inline]
 fn upstream(fails: bool) -> Result<(), Failed> {
     if black_box(fails) { Err(Failed) } else { Ok(()) }

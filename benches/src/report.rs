@@ -13,7 +13,7 @@ use crate::{Options, chart};
 pub(crate) struct Row {
     /// The operation.
     table: &'static str,
-    /// Who did it.
+    /// The contender.
     pub(crate) contender: &'static str,
     /// By threads, the same ones in every row.
     pub(crate) cells: Vec<Cell>,

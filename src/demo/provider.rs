@@ -1,7 +1,5 @@
-//! A provider that answers like `OpenAI`'s API and can be told to fail. `benches/faults` has it too, and so it knows
-//! nothing of the gateway.
-//!
-//! Not here: the gateway.
+//! A provider that answers like `OpenAI`'s API and fails on demand. `benches/faults` mounts this file as well, so it
+//! knows nothing of the gateway.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -68,18 +66,18 @@ pub(crate) enum Fault {
     /// It answers 500.
     #[value(name = "500")]
     Http500,
-    /// It takes requests and never answers.
+    /// It accepts requests and never answers them.
     Hang,
-    /// It takes requests, and answers them all when it is healed.
+    /// It accepts requests, and answers all of them when it is healed.
     Pause,
-    /// Nobody listens on its port.
+    /// Its port is closed.
     Refuse,
     /// It answers 429.
     #[value(name = "429")]
     Http429,
     /// It breaks off in the middle of its answers.
     Abort,
-    /// Its answers drip, a byte at a time.
+    /// Its answers come one byte at a time.
     Slow,
     /// It stops in the middle of its answers.
     Stall,
@@ -122,11 +120,11 @@ pub(super) struct Simulated {
     address: SocketAddr,
     latency: Latency,
     fault: watch::Sender<Option<Fault>>,
-    /// Whether the port is listened on, which follows the fault with a delay.
+    /// Whether the port is open, which follows the fault with a delay.
     listening: watch::Sender<bool>,
-    /// Told of each request.
+    /// Called for each request.
     on_request: Box<dyn Fn() + Send + Sync>,
-    /// Requests that met each fault. Who is refused cannot be counted here.
+    /// Requests that met each fault. Refused connections cannot be counted here.
     faults: [AtomicU64; Fault::COUNT],
 }
 
@@ -168,7 +166,7 @@ impl Simulated {
         Fault::all().map(Fault::as_str).zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Breaks or heals it, and returns when that has taken effect.
+    /// Breaks or heals the provider, and returns when that has taken effect.
     pub(super) async fn set(&self, fault: Option<Fault>) {
         self.fault.send_replace(fault);
         let listens = fault != Some(Fault::Refuse);
@@ -251,7 +249,7 @@ impl Simulated {
                 // The sender lives in `self`, so this cannot fail.
                 let _ = self.fault.subscribe().wait_for(|fault| *fault != Some(Fault::Pause)).await;
             }
-            // Whoever got in before the port was closed is served.
+            // A connection that was accepted before the port was closed is served.
             None | Some(Fault::Refuse | Fault::Abort | Fault::Slow | Fault::Stall) => {}
         }
         tokio::time::sleep(self.latency.draw()).await;
@@ -266,7 +264,7 @@ impl Simulated {
     }
 }
 
-/// With room for as many connections at once as servers have that are meant for it.
+/// With an accept queue as long as that of servers for many clients.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -281,7 +279,7 @@ fn status(status: StatusCode, body: &Value) -> Response<Body> {
     response
 }
 
-/// Sends the parts one after the other; with a fault, not to the end, or a byte at a time.
+/// Sends the parts one after the other. With a fault it stops before the end, or sends one byte at a time.
 fn send(kind: &'static str, mut parts: Vec<Bytes>, fault: Option<Fault>) -> Response<Body> {
     let (mut sender, body) = Channel::<Bytes, io::Error>::new(1);
     let mut pause = WRITING;
@@ -303,7 +301,7 @@ fn send(kind: &'static str, mut parts: Vec<Bytes>, fault: Option<Fault>) -> Resp
         }
         match fault {
             Some(Fault::Abort) => sender.abort(io::Error::other("simulated fault")),
-            // Until nobody waits any more.
+            // Until the client gives up.
             Some(Fault::Stall) => {
                 while sender.send_data(Bytes::new()).await.is_ok() {
                     tokio::time::sleep(DRIP).await;

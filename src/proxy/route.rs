@@ -10,7 +10,7 @@
 //! | pass | [`stream`] | passes a stream on and settles its attempt when it ends | the client's bytes |
 //! | tell | [`exchange`] | writes the access log and the metrics, when the answer has ended or the client has left | |
 //!
-//! A request that waits while its provider is found silent goes back to *choose* and stays open: whoever answers first
+//! A request that waits while its provider is found silent goes back to *choose* and stays open: the first answer
 //! wins. The phases *choose* to *judge* are repeated until nothing is left to choose. Then the most useful failure is
 //! the answer.
 //!

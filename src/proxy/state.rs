@@ -361,7 +361,7 @@ fn no_providers(path: &Path) -> String {
 fn breaker_for(config: &ProviderConfig, breakers: &CircuitBreakerRegistry) -> Arc<CircuitBreaker> {
     let breaker = breakers
         .get(&config.name)
-        .unwrap_or_else(|| breakers.insert_breaker(CircuitBreaker::new(config.name.as_str(), config.breaker.clone())));
+        .unwrap_or_else(|| breakers.insert_breaker(CircuitBreaker::new(config.name.as_str(), config.breaker)));
     breaker.set_config(config.breaker);
     breaker
 }

@@ -40,8 +40,8 @@ impl Config {
     }
 
     /// Starts from these settings.
-    pub fn to_builder(&self) -> ConfigBuilder {
-        ConfigBuilder(*self)
+    pub fn to_builder(self) -> ConfigBuilder {
+        ConfigBuilder(self)
     }
 
     /// The phi that raises an alarm.

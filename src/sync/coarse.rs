@@ -47,8 +47,8 @@ impl CoarseClock {
     }
 }
 
-/// Whether tokio is built with its feature `test-util`, by whoever asked for it. There is `tokio::time::pause` then,
-/// and the glob import below shadows the constant of that name.
+/// Whether tokio is built with its feature `test-util`, which any crate of the build may enable. Then
+/// `tokio::time::pause` exists, and the glob import below shadows the constant of that name.
 const TIME_CAN_BE_PAUSED: bool = {
     #[allow(unused_imports, clippy::wildcard_imports, reason = "that is the question")]
     use tokio::time::*;

@@ -13,7 +13,7 @@ fn the_defaults_are_those_that_the_documentation_states() {
     assert_eq!((config.failure_threshold(), config.open_for()), (3, Duration::from_secs(30)));
     assert_eq!((config.probe_lease(), config.wait_limit()), (Duration::from_secs(60), Duration::from_secs(60)));
     assert_eq!(config.max_waiters(), None);
-    assert_eq!(Config::builder().build(), Ok(config.clone()));
+    assert_eq!(Config::builder().build(), Ok(config));
     assert_eq!(config.to_builder().build(), Ok(config));
     let readme = include_str!("../../README.md");
     assert!(

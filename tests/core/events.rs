@@ -1,4 +1,4 @@
-//! What is logged: each transition, once, by whoever made it.
+//! Each transition is logged once, by the caller that made it.
 
 use std::sync::{Arc, Barrier};
 use std::thread;

@@ -141,7 +141,7 @@ async fn on_a_busy_machine_an_alarm_waits_until_the_machine_is_calm() {
     let calls = watched.calls(30);
     watched.now += 40 * MS;
     assert!(watched.look().is_empty());
-    // Whoever answers has no time either.
+    // The upstream gets no CPU time either.
     for _ in 0..9 {
         assert!(watched.tick().is_empty());
     }

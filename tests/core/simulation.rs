@@ -41,7 +41,7 @@ fn log_normal(rng: &mut Rng, median: f64, sigma: f64) -> f64 {
     median * (sigma * normal).exp()
 }
 
-/// What is the matter with the upstream.
+/// How the upstream behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
     None,

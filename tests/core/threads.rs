@@ -124,7 +124,7 @@ fn there_is_never_more_than_one_probe_and_every_opening_has_its_error() {
 
 #[test]
 fn a_silence_of_all_cores_ends_with_the_newest_answer() {
-    // What is enough to learn from, of all of them.
+    // Enough answers to learn from, from all threads together.
     const LEARNT: usize = 100 / THREADS;
     let breaker = CircuitBreaker::builder("a").open_for(Duration::from_secs(3600)).build().unwrap();
     let breaker = Arc::new(breaker);

@@ -105,7 +105,7 @@ impl Watched {
         None
     }
 
-    /// The open time passes, for the breaker too, and for nobody who waits.
+    /// Advances the time by the open time, for the breaker as well, without waking waiters.
     pub(crate) async fn probe(&mut self) -> Call {
         advance(Duration::from_secs(30)).await;
         let probe = self.call();

@@ -94,7 +94,7 @@ fn a_wrong_command_line_ends_with_2_and_a_folder_that_is_not_there_with_1() {
     assert!(error.starts_with("fusebox: man pages cannot be written to nowhere: "), "{error}");
 }
 
-/// With nobody who reads its standard output.
+/// With a standard output that nobody reads.
 fn unread(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -124,7 +124,7 @@ async fn a_demo_whose_output_is_closed_ends_and_does_not_panic() {
     for _ in 0..20 {
         let port = nobody().await.port().to_string();
         let (code, _, error) = unread(&folder.0, &["demo", "--port", &port]);
-        // The port after it, which it takes too, may be somebody's.
+        // The demo uses the next port as well, which may be taken.
         if !error.contains("cannot be bound") {
             assert_eq!(code, 1, "{error}");
             assert!(error.contains("fusebox: Broken pipe"), "{error}");

@@ -1,4 +1,4 @@
-//! Who is asked, who is blamed, and what the client gets.
+//! Which providers are asked and blamed, and what the client gets.
 
 use crate::support::{Gateway, Provider, answer, hang, nobody, one_by_one, streamed};
 

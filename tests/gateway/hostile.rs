@@ -128,7 +128,7 @@ async fn an_answer_with_two_lengths_reaches_the_client_with_one() {
         let head = head_length(answer.as_bytes()).unwrap();
         assert!(!answer[..head].contains("content-length: 7"), "{answer}");
         assert!(answer.contains("forged answer"), "it is a part of the body: {answer}");
-        // What comes next on the connection is the next answer, and nothing of the one before.
+        // The next bytes on the connection are the next answer's, and not a rest of the one before.
         client.send(&post("", CHAT)).await;
         let next = client.answer().await;
         assert!(next.starts_with("HTTP/1.1 200 OK\r\n") && next.ends_with("ok"), "{next}");

@@ -111,7 +111,7 @@ impl Provider {
     }
 }
 
-/// Who answered, by address.
+/// The address of the provider that answered.
 const BY: &str = "x-by";
 
 /// A status that no server sends: the provider never answers.

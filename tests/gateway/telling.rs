@@ -1,10 +1,12 @@
-//! What is told of a request: in its answer's headers, in the access log, in the metrics.
+//! What the headers of an answer, the access log and the metrics tell of a request.
 
 use std::collections::BTreeSet;
 
 use serde_json::json;
+use tower::ServiceExt as _;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use crate::support::{CHAT, Gateway, Provider, answer, one_by_one, read, streamed};
+use crate::support::{CHAT, Gateway, Provider, answer, one_by_one, read, soon, streamed};
 
 #[tokio::test]
 async fn every_answer_has_a_request_id_the_provider_and_the_number_of_attempts() {
@@ -204,4 +206,35 @@ async fn without_a_port_for_operators_metrics_are_on_the_clients_port_behind_the
 
     let apart = Gateway::start(&[], "admin_listen = '127.0.0.1:1'", "", "").await;
     assert_eq!(apart.get("/metrics").await.status, 404);
+}
+
+struct PanicsOnWarnings;
+
+impl<S: tracing::Subscriber> Layer<S> for PanicsOnWarnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        assert!(*event.metadata().level() > tracing::Level::WARN, "on purpose");
+    }
+}
+
+#[tokio::test]
+async fn a_subscriber_that_panics_costs_its_request_and_leaves_nothing_behind() {
+    let a = Provider::with_status(500).await;
+    let mut gateway = Gateway::start(&[&a], "", "failure_threshold = 4", "").await;
+    // The server, which runs on this thread, has logged its start.
+    assert_eq!(gateway.ask().await.status, 500);
+    // Its cores have other threads. This request is served on this one.
+    let router = fusebox::proxy::create_router(std::sync::Arc::clone(&gateway.state));
+    let request = gateway.request("/v1/chat/completions", CHAT).map(axum::body::Body::new);
+    let panicking = tracing::subscriber::set_default(tracing_subscriber::registry().with(PanicsOnWarnings));
+    let answer = soon(tokio::spawn(router.oneshot(request))).await;
+    drop(panicking);
+    assert!(answer.unwrap_err().is_panic());
+
+    assert_eq!(gateway.failures_of("a"), 2, "the breaker was told before the subscriber");
+    assert_eq!(gateway.ask().await.status, 500);
+    let metrics = gateway.metrics().await;
+    assert!((value(&metrics, "fusebox_attempts_total{provider=\"a\",outcome=\"5xx\"}") - 3.0).abs() < 1e-9);
+    for gauge in ["fusebox_requests_in_flight", "fusebox_attempts_in_flight{provider=\"a\"}"] {
+        assert!(value(&metrics, gauge).abs() < 1e-9, "{metrics}");
+    }
 }

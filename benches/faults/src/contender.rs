@@ -1,4 +1,4 @@
-//! Who stands in front of the two providers.
+//! The contenders in front of the two providers.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,7 +24,7 @@ impl Who {
         }
     }
 
-    /// What has to be installed.
+    /// The program that has to be installed.
     fn program(self) -> Option<&'static str> {
         match self {
             Self::Nginx => Some("nginx"),

@@ -1,4 +1,4 @@
-//! Who is measured, and what it uses.
+//! The contenders, and what each needs.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -33,7 +33,7 @@ impl Who {
         }
     }
 
-    /// What has to be installed.
+    /// The program that has to be installed.
     pub(crate) fn program(self) -> Option<&'static str> {
         match self {
             Self::Nginx => Some("nginx"),
@@ -164,7 +164,7 @@ backend b
     )
 }
 
-/// Two providers, so that there is somebody to fail over to.
+/// Two providers, so that there is one to fail over to.
 fn fusebox(upstream: u16, cores: usize, port: u16) -> String {
     let mut text = format!("[server]\nlisten = '127.0.0.1:{port}'\ncores = {cores}\nmax_connections = 16384\n");
     for name in ["a", "b"] {

@@ -32,7 +32,7 @@ struct Options {
     /// Cores of a contender. One that has one core has it for itself; two are shared with the upstream and the load.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     cores: Vec<usize>,
-    /// What is asked for.
+    /// The kind of request.
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Kind::Json, Kind::Burst, Kind::Paced])]
     kinds: Vec<Kind>,
     /// Contenders. What the first of them costs is what the others are compared with.

@@ -35,7 +35,7 @@ pub(crate) fn is_there(program: &str) -> bool {
     is_there
 }
 
-/// Waits until somebody listens.
+/// Waits until the port is open.
 pub(crate) fn wait_for(port: u16) -> Result<(), String> {
     let start = Instant::now();
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {

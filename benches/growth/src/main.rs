@@ -60,7 +60,7 @@ fn form(parts: &str) -> Request<Body> {
     post("/v1/x", "multipart/form-data; boundary=x", &format!("{parts}{}--x--\r\n", part("model")))
 }
 
-/// What is counted: one request, which no provider is asked for.
+/// The counted work: one request that reaches no provider.
 fn run(case: &Case, size: usize) {
     let config = "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
     let state = AppState::new(&GatewayConfig::from_toml(config).expect("it is right")).expect("it can be set up");

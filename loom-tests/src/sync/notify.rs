@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::Mutex;
 
-/// Wakes all who wait.
+/// Wakes all waiters.
 pub struct Notify {
     /// How often `notify_waiters` was called.
     calls: loom::sync::atomic::AtomicUsize,
@@ -32,7 +32,7 @@ impl Notify {
         Notified { notify: self, calls: self.calls.load(Acquire), state: State::Init }
     }
 
-    /// Wakes all who have subscribed until now.
+    /// Wakes all waiters that have subscribed until now.
     pub fn notify_waiters(&self) {
         let mut queue = self.queue.lock();
         self.calls.fetch_add(1, Release);

@@ -13,7 +13,7 @@ use crate::production::word::COARSE_ERROR;
 
 /// All there is to it.
 pub(crate) struct Clock {
-    // Relaxed everywhere: a clock never goes backwards for who has seen it, and orders nothing else.
+    // Relaxed everywhere: a clock never goes backwards for a thread that has read it, and orders nothing else.
     millis: ClockU64,
     timers: Hidden<Timers>,
 }
@@ -76,7 +76,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("a model's durations are short")
 }
 
-/// Lets time pass, and wakes who waited for it.
+/// Advances the time, and wakes the timers that expire.
 #[allow(unreachable_pub, reason = "where the histories mount it")]
 pub fn advance(by: Duration) {
     let now = Instant(CLOCK.millis.fetch_add(millis(by), Relaxed)) + by;

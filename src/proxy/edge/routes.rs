@@ -75,7 +75,7 @@ async fn metrics(State(state): State<Arc<AppState>>) -> Response {
     (StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.encode_metrics()).into_response()
 }
 
-/// Where clients have to show a token, it takes one to see who the providers are.
+/// If clients must send a token, a token is required here as well: the page names the providers.
 async fn metrics_for_clients(state: State<Arc<AppState>>, headers: HeaderMap) -> Response {
     if is_authorized(&state.live().server.auth_tokens, &headers) {
         metrics(state).await

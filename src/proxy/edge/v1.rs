@@ -86,7 +86,7 @@ where
     if let Some(named) = &request.named {
         exchange.facts.set_model(&named.model);
     }
-    Ok((Arc::new(request), rest))
+    Ok((request, rest))
 }
 
 /// The providers that may answer a request, in the order in which they are asked. An error is the answer, if no
@@ -192,6 +192,6 @@ mod tests {
         assert!(size <= MAX_FUTURE, "{size}");
     }
 
-    /// What it is today, on 64-bit Linux, and room for a word or two.
+    /// Its size on 64-bit Linux, 2,184 bytes, and room for two words.
     const MAX_FUTURE: usize = 2200;
 }

@@ -55,6 +55,7 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Takes the client's id for the request, or sets a new one, which goes on to the provider as well.
+    #[inline]
     pub(crate) fn of(head: &mut request::Parts) -> Self {
         let is_usable =
             |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);

@@ -87,7 +87,7 @@ pub(crate) struct InFlight {
     pub(crate) asked: Asked,
 }
 
-/// Who was asked, and when.
+/// The provider that was asked, and when.
 pub(crate) struct Asked {
     pub(crate) attempt: AttemptId,
     pub(crate) provider: Arc<Provider>,

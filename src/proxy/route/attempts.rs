@@ -1,5 +1,5 @@
-//! The attempts of one request: who was asked, by which permit, watched by what, and how it ended. Settling an attempt
-//! is the one place where the gateway tells a breaker how a call went.
+//! The attempts of one request: which provider was asked, with which permit and ticket, and how it ended. Settling an
+//! attempt is the one place where the gateway tells a breaker how a call went.
 //!
 //! Not here: asking a provider: `ask`; choosing one: `failover`.
 

@@ -20,6 +20,7 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
+    #[inline]
     pub(crate) fn begin(core: Arc<Core>, head: &mut request::Parts) -> Self {
         core.app.metrics.begin();
         Self { facts: Facts::of(head), attempts: Attempts::new(core) }

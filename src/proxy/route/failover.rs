@@ -104,7 +104,10 @@ impl<'a> Failover<'a> {
             self.exchange.attempts.listen(asked.attempt, async move { reply.await.is_good() });
         }
         let model = self.request.named.as_ref().map(|named| named.model.as_str());
-        let answer = found.or(self.best.map(|best| best.answer)).unwrap_or_else(|| {
+        let answer = found.unwrap_or_else(|| {
+            if let Some(best) = self.best {
+                return best.answer;
+            }
             let retry_after = soonest(self.live, self.candidates);
             Answer { response: answer::unavailable(model, retry_after).map(Payload::Whole), provider: None }
         });

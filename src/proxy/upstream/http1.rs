@@ -105,7 +105,7 @@ impl Inner {
 impl Driver {
     fn poll(&mut self, cx: &mut Context<'_>) {
         if !self.is_over {
-            // An error is reported to whoever waits for the answer or for its body.
+            // The task that waits for the answer or its body gets the error.
             self.is_over = Pin::new(&mut self.connection).poll(cx).is_ready();
         }
     }
