@@ -9,27 +9,36 @@ use std::time::Duration;
 
 use crate::sync::Instant;
 
-/// Why a call was rejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum RejectionReason {
-    /// The circuit is open, and its open time has not passed.
-    Open,
-    /// As `Open`, and the circuit is open because calls go unanswered: see [`silence`](crate::silence).
-    Silent,
-    /// A probe is in flight, and the call did not ask to wait for it.
-    ProbeInFlight,
-    /// The call waited for a probe, and the circuit is open again.
-    Reopened,
-    /// The call waited for a probe for as long as the wait limit allows.
-    WaitLimit,
-    /// A probe is in flight, and as many calls wait for it as the configuration allows.
-    TooManyWaiters,
+/// An enum and the list of its variants, so that no variant can be missing from the list.
+macro_rules! listed {
+    ($(#[$of_all:meta])* pub enum $name:ident { $($(#[$of_one:meta])* $variant:ident,)* }) => {
+        $(#[$of_all])*
+        pub enum $name { $($(#[$of_one])* $variant,)* }
+
+        impl $name {
+            const ALL: &[Self] = &[$(Self::$variant),*];
+        }
+    };
 }
 
-impl RejectionReason {
-    const ALL: [Self; 6] =
-        [Self::Open, Self::Silent, Self::ProbeInFlight, Self::Reopened, Self::WaitLimit, Self::TooManyWaiters];
+listed! {
+    /// Why a call was rejected.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[non_exhaustive]
+    pub enum RejectionReason {
+        /// The circuit is open, and its open time has not passed.
+        Open,
+        /// As `Open`, and the circuit is open because calls go unanswered: see [`silence`](crate::silence).
+        Silent,
+        /// A probe is in flight, and the call did not ask to wait for it.
+        ProbeInFlight,
+        /// The call waited for a probe, and the circuit is open again.
+        Reopened,
+        /// The call waited for a probe for as long as the wait limit allows.
+        WaitLimit,
+        /// A probe is in flight, and as many calls wait for it as the configuration allows.
+        TooManyWaiters,
+    }
 }
 
 impl fmt::Display for RejectionReason {

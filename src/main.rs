@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use fusebox::proxy::{AppState, GatewayConfig, log, run_server};
+use fusebox::proxy::{AppState, GatewayConfig, check_descriptors, log, run_server};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
@@ -223,6 +223,7 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {
     // holds.
     #[cfg(unix)]
     let _ = rlimit::increase_nofile_limit(u64::MAX);
+    check_descriptors(&config.server)?;
     let state = AppState::with_access_log(&config, standard_output()?)?;
     // Before "listening" is logged: until signals are handled, SIGHUP ends the process.
     let told_to_end = on_signals(reload(Arc::clone(&state), file))?;

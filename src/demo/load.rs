@@ -76,8 +76,7 @@ impl Load {
 
     /// Whether the gateway knows how long a provider's answers take.
     fn is_learnt(&self, stats: &ProviderStats) -> bool {
-        (self.stream_share >= 1.0 || stats.learnt.contains(&"answer"))
-            && (self.stream_share <= 0.0 || stats.learnt.contains(&"stream"))
+        (self.stream_share >= 1.0 || stats.has_learnt_answers) && (self.stream_share <= 0.0 || stats.has_learnt_streams)
     }
 
     /// The samples from the `from`-th on.
@@ -248,7 +247,7 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
         }
         sleep(HEALTHY).await;
         drop(end);
-        (began, healed, hits, before.outcomes)
+        (began, healed, hits, before.other_outcomes)
     };
     let sending = stage.load.send_until(stage.gateway, async {
         // An error says that the sender is gone.
@@ -264,10 +263,10 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
     for error in samples.iter().filter_map(|sample| sample.error.clone()) {
         *errors.entry(error).or_default() += 1;
     }
-    let ProviderStats { mut outcomes, probes, .. } = stage.stats(0);
+    let ProviderStats { other_outcomes: mut outcomes, probes, .. } = stage.stats(0);
     outcomes.retain(|name, count| {
         *count -= before.get(name).copied().unwrap_or_default();
-        *name != "ok" && *count > 0
+        *count > 0
     });
     Summary {
         fault: fault.as_str(),

@@ -84,8 +84,6 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const COUNT: usize = 8;
-
     pub(super) fn all() -> impl Iterator<Item = Self> {
         Self::value_variants().iter().copied()
     }
@@ -125,7 +123,7 @@ pub(super) struct Simulated {
     /// Called for each request.
     on_request: Box<dyn Fn() + Send + Sync>,
     /// Requests that met each fault. Refused connections cannot be counted here.
-    faults: [AtomicU64; Fault::COUNT],
+    faults: Box<[AtomicU64]>,
 }
 
 impl Simulated {
@@ -142,7 +140,7 @@ impl Simulated {
             fault: watch::Sender::new(None),
             listening: watch::Sender::new(true),
             on_request: Box::new(on_request),
-            faults: Default::default(),
+            faults: Fault::all().map(|_| AtomicU64::new(0)).collect(),
         });
         tokio::spawn(Arc::clone(&simulated).serve(listener));
         Ok(simulated)

@@ -34,6 +34,8 @@ pub use config::{ConfigErrors, Connections, GatewayConfig, ProviderConfig, Secre
 pub use observe::health::{Health, HealthStatus, ProviderHealth};
 // For the binary.
 #[doc(hidden)]
+pub use edge::descriptors::check_descriptors;
+#[doc(hidden)]
 pub use observe::log;
 pub use server::{create_admin_router, create_router, run_server};
 pub use state::{AppState, ProviderStats};

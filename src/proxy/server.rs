@@ -54,9 +54,9 @@ pub async fn run_server(
     admin: Option<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    let shares = shares(&state)?;
     widen_queue(&listener)?;
     let cores = Cores::start(&state, clients::serve)?;
-    let shares = shares(&state)?;
     let (drained, stop_admin) = oneshot::channel::<()>();
     let admin =
         admin.map(|admin| tokio::spawn(operators::serve(Arc::clone(&state), admin, shares.operators, stop_admin)));

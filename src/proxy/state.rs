@@ -295,23 +295,29 @@ pub struct ProviderStats {
     pub in_flight: u64,
     /// Those of them that were probes.
     pub probes: u64,
-    /// How many ended in each way, by the names that `docs/METRICS.md` lists.
-    pub outcomes: BTreeMap<&'static str, u64>,
-    /// What requests to it wait for of which the usual time is known: `answer`, `stream`, `chunk`.
-    pub learnt: Vec<&'static str>,
+    /// Those of them that got a complete answer.
+    pub ok: u64,
+    /// How many ended in each other way, by the names that `docs/METRICS.md` lists.
+    pub other_outcomes: BTreeMap<&'static str, u64>,
+    /// Whether the gateway knows how long whole answers take, of any model.
+    pub has_learnt_answers: bool,
+    /// Whether it knows how long the beginnings of streams take, of any model.
+    pub has_learnt_streams: bool,
 }
 
 impl ProviderStats {
     fn of(metrics: &ProviderMetrics, silence: Option<&Detectors>) -> Self {
         let known = silence.map(Detectors::snapshots).unwrap_or_default();
-        let is_learnt =
-            |wanted: &Awaited| known.iter().any(|(_, awaited, snapshot)| awaited == wanted && snapshot.learnt);
+        let has_learnt = |wanted| known.iter().any(|(_, awaited, snapshot)| *awaited == wanted && snapshot.learnt);
+        let others = Outcome::VARIANTS.iter().filter(|outcome| **outcome != Outcome::Ok);
         Self {
             requests: metrics.asked(),
             in_flight: metrics.in_flight(),
             probes: metrics.probes(),
-            outcomes: Outcome::VARIANTS.iter().map(|it| (it.as_str(), metrics.outcome(*it))).collect(),
-            learnt: Awaited::VARIANTS.iter().copied().filter(is_learnt).map(Awaited::as_str).collect(),
+            ok: metrics.outcome(Outcome::Ok),
+            other_outcomes: others.map(|it| (it.as_str(), metrics.outcome(*it))).collect(),
+            has_learnt_answers: has_learnt(Awaited::Answer),
+            has_learnt_streams: has_learnt(Awaited::Stream),
         }
     }
 }

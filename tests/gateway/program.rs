@@ -442,4 +442,5 @@ fn more_cores_than_the_system_gives_are_an_error_that_names_the_setting() {
     let said = String::from_utf8(output.stderr).unwrap();
     let expected = "fusebox: server.cores: 1000 threads cannot be started: ";
     assert!(output.status.code() == Some(1) && said.contains(expected), "{said}");
+    assert!(!said.contains("listening"), "before a port is bound: {said}");
 }

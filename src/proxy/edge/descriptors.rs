@@ -3,6 +3,8 @@
 
 use std::io;
 
+use crate::proxy::config::ServerConfig;
+
 /// Reserved for listeners and logs, and for each core's runtime.
 const KEPT: u64 = 32;
 const KEPT_FOR_A_CORE: u64 = 4;
@@ -37,12 +39,22 @@ impl Shares {
         let clients = (limit.saturating_sub(kept) / 2).min(max_clients);
         if clients == 0 || operators == 0 {
             let least = 2 * (KEPT + KEPT_FOR_A_CORE * cores);
-            let message =
-                format!("the limit of open files is {limit}, expected at least {least} (ulimit -n, LimitNOFILE)");
-            return Err(io::Error::other(message));
+            return Err(io::Error::other(format!(
+                "server.cores: {cores} threads cannot be started: the limit of open files is {limit}, expected at least \
+                 {least} (ulimit -n, LimitNOFILE)"
+            )));
         }
         Ok(Self { clients, operators })
     }
+}
+
+/// Whether this process may open enough files to serve anybody. The binary asks before it binds a port.
+///
+/// # Errors
+///
+/// If it may not, with the setting and the limit.
+pub fn check_descriptors(server: &ServerConfig) -> io::Result<()> {
+    Shares::of_this_process(server.max_connections, server.cores).map(drop)
 }
 
 #[cfg(test)]

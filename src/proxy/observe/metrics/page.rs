@@ -79,9 +79,16 @@ impl Metrics {
     }
 }
 
+const STATES: [CircuitState; 3] = [CircuitState::Closed, CircuitState::HalfOpen, CircuitState::Open];
+
+/// Does not compile with a state that it does not know, so that none can be missing above.
+const _: fn(CircuitState) = |state| match state {
+    CircuitState::Closed | CircuitState::HalfOpen | CircuitState::Open => {}
+};
+
 fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
     let provider = ("provider", &*breaker.name);
-    for state in [CircuitState::Closed, CircuitState::HalfOpen, CircuitState::Open] {
+    for state in STATES {
         let is = if breaker.state == state { 1.0 } else { 0.0 };
         let help = "1 for the current state of the circuit, 0 for the others.";
         page.gauge("fusebox_circuit_state", help, &[provider, ("state", state.as_str())], is);
