@@ -265,8 +265,8 @@ impl CircuitBreakerRegistry {
     }
 }
 
-type Answer = Result<PermitType, CircuitOpenError>;
-type Wait = Pin<Box<dyn Future<Output = Answer> + Send>>;
+type Admission = Result<PermitType, CircuitOpenError>;
+type Wait = Pin<Box<dyn Future<Output = Admission> + Send>>;
 
 /// Written by hand as `Acquire` is: an `async fn` took three times as long.
 struct AcquirePermit<'a> {
@@ -276,10 +276,10 @@ struct AcquirePermit<'a> {
 }
 
 impl Future for AcquirePermit<'_> {
-    type Output = Answer;
+    type Output = Admission;
 
     #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Admission> {
         if self.wait.is_none()
             && self.registry.with(self.name, |breaker| word::is_closed(breaker.load())) != Some(false)
         {
@@ -291,7 +291,7 @@ impl Future for AcquirePermit<'_> {
 
 impl AcquirePermit<'_> {
     #[cold]
-    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<Admission> {
         if let Some(wait) = &mut self.wait {
             return wait.as_mut().poll(cx);
         }
@@ -306,7 +306,7 @@ impl AcquirePermit<'_> {
 
 /// The result, or the wait for it.
 #[cold]
-fn ask(breaker: &Arc<CircuitBreaker>) -> Result<Answer, Wait> {
+fn ask(breaker: &Arc<CircuitBreaker>) -> Result<Admission, Wait> {
     match breaker.try_acquire_word() {
         Ok(word) => Ok(Ok(PermitType::of(word))),
         Err(rejection) if rejection.reason() == RejectionReason::ProbeInFlight => {

@@ -1,7 +1,7 @@
 //! Timeouts that cost little as long as they do not expire, which is nearly always.
 //!
-//! Each timeout of a core has a place in a list. One task sleeps until the earliest of them and then looks through the
-//! list. It ends when no timeout is set. Setting a timeout that expires later only writes to its place. A timer of the
+//! Each timeout of a core has a slot in a list. One task sleeps until the earliest of them and then looks through the
+//! list. It ends when no timeout is set. Setting a timeout that expires later only writes to its slot. A timer of the
 //! runtime would have to be sorted among all others, and would interrupt a runtime that is about to go to sleep.
 
 use std::future::{Future, poll_fn};
@@ -20,7 +20,7 @@ pub(crate) struct Timers(Mutex<List>);
 
 #[derive(Default)]
 struct List {
-    places: Vec<Place>,
+    slots: Vec<Slot>,
     free: Vec<usize>,
     /// When the task will wake up.
     next: Option<Instant>,
@@ -30,7 +30,7 @@ struct List {
 }
 
 #[derive(Default)]
-struct Place {
+struct Slot {
     /// `None` while the timeout is not set.
     until: Option<Instant>,
     has_expired: bool,
@@ -56,14 +56,14 @@ impl Timers {
 
     /// A timer that [`wake`](Self::wake) wakes with the others of its group.
     pub(crate) fn timer_in(self: &Arc<Self>, group: Option<Group>) -> Timer {
-        Timer { timers: Arc::clone(self), place: None, group }
+        Timer { timers: Arc::clone(self), slot: None, group }
     }
 
     /// Wakes the tasks whose timers are set and belong to the group.
     pub(crate) fn wake(&self, group: Group) {
         let list = self.0.lock();
-        let members = list.places.iter().filter(|place| place.group == Some(group));
-        let wakers: Vec<_> = members.filter_map(|place| place.waker.clone()).collect();
+        let members = list.slots.iter().filter(|slot| slot.group == Some(group));
+        let wakers: Vec<_> = members.filter_map(|slot| slot.waker.clone()).collect();
         drop(list);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -75,13 +75,13 @@ impl Timers {
         let mut list = self.0.lock();
         let now = Instant::now();
         list.next = None;
-        let List { places, next, .. } = &mut *list;
-        for place in places {
-            match place.until {
+        let List { slots, next, .. } = &mut *list;
+        for slot in slots {
+            match slot.until {
                 Some(until) if until <= now => {
-                    place.until = None;
-                    place.has_expired = true;
-                    woken.extend(place.waker.take());
+                    slot.until = None;
+                    slot.has_expired = true;
+                    woken.extend(slot.waker.take());
                 }
                 Some(until) if next.is_none_or(|next| until < next) => *next = Some(until),
                 _ => {}
@@ -100,7 +100,7 @@ impl Timers {
 pub(crate) struct Timer {
     timers: Arc<Timers>,
     /// `None` until it is first set.
-    place: Option<usize>,
+    slot: Option<usize>,
     group: Option<Group>,
 }
 
@@ -113,25 +113,25 @@ impl Timer {
     pub(crate) fn poll_until(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let mut guard = self.timers.0.lock();
         let list = &mut *guard;
-        let index = *self.place.get_or_insert_with(|| {
+        let index = *self.slot.get_or_insert_with(|| {
             let index = list.free.pop().unwrap_or_else(|| {
-                list.places.push(Place::default());
-                list.places.len() - 1
+                list.slots.push(Slot::default());
+                list.slots.len() - 1
             });
-            list.places[index].group = self.group;
+            list.slots[index].group = self.group;
             index
         });
-        let place = &mut list.places[index];
-        if std::mem::take(&mut place.has_expired) {
+        let slot = &mut list.slots[index];
+        if std::mem::take(&mut slot.has_expired) {
             // An earlier time may have expired, so `until` is compared.
             if until <= Instant::now() {
                 return Poll::Ready(());
             }
         }
-        place.until = Some(until);
+        slot.until = Some(until);
         let mut replaced = None;
-        if !place.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            replaced = place.waker.replace(cx.waker().clone());
+        if !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            replaced = slot.waker.replace(cx.waker().clone());
         }
         if list.next.is_none_or(|next| until < next) {
             list.next = Some(until);
@@ -150,12 +150,12 @@ impl Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        if let Some(index) = self.place {
+        if let Some(index) = self.slot {
             let mut list = self.timers.0.lock();
-            let place = std::mem::take(&mut list.places[index]);
+            let slot = std::mem::take(&mut list.slots[index]);
             list.free.push(index);
             drop(list);
-            drop(place);
+            drop(slot);
         }
     }
 }
@@ -327,7 +327,7 @@ mod tests {
             assert!(poll_once(&mut timer, Instant::now() + limit).await.is_pending());
         }
         assert_eq!(timers.0.lock().next, slept_until);
-        assert_eq!(timers.0.lock().places.len(), 2, "a place is used again");
+        assert_eq!(timers.0.lock().slots.len(), 2, "a slot is used again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -348,7 +348,7 @@ mod tests {
         }
         timers.wake(ours);
         assert_eq!(counts.each_ref().map(|count| count.0.load(Ordering::Relaxed)), [1, 0, 0, 1]);
-        // The place of a timer that is gone belongs to no group.
+        // The slot of a timer that is gone belongs to no group.
         drop(all);
         let mut other = timers.timer();
         assert!(other.poll_until(until, &mut Context::from_waker(&Arc::clone(&counts[0]).into())).is_pending());

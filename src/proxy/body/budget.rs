@@ -75,16 +75,16 @@ impl Share {
 
     /// Ties the share to `bytes`: it is given back when the last slice of them is dropped.
     pub(crate) fn with(self, bytes: Bytes) -> Bytes {
-        struct Held {
+        struct BytesOfShare {
             bytes: Bytes,
             _share: Share,
         }
-        impl AsRef<[u8]> for Held {
+        impl AsRef<[u8]> for BytesOfShare {
             fn as_ref(&self) -> &[u8] {
                 &self.bytes
             }
         }
-        Bytes::from_owner(Held { bytes, _share: self })
+        Bytes::from_owner(BytesOfShare { bytes, _share: self })
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use super::cores::Connection;
+use super::cores::Accepted;
 use super::draining::ConnectionSet;
 use super::http1::http;
 use super::routes;
@@ -34,14 +34,10 @@ use crate::proxy::upstream::Chain;
 
 /// Serves connections, each with the limits of the configuration at its beginning, until no more can come and all have
 /// ended, or until `stop`.
-pub(crate) async fn serve(
-    core: Arc<Core>,
-    mut handed: mpsc::UnboundedReceiver<Connection>,
-    stop: oneshot::Receiver<()>,
-) {
+pub(crate) async fn serve(core: Arc<Core>, mut handed: mpsc::UnboundedReceiver<Accepted>, stop: oneshot::Receiver<()>) {
     let router = routes::of_clients(&core);
     let connections = ConnectionSet::default();
-    while let Some(Connection { stream, place }) = handed.recv().await {
+    while let Some(Accepted { stream, place }) = handed.recv().await {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {

@@ -27,10 +27,10 @@ pub(crate) struct Cores {
     threads: Vec<CoreThread>,
 }
 
-pub(crate) type Serve<S> = fn(Arc<Core>, mpsc::UnboundedReceiver<Connection>, oneshot::Receiver<()>) -> S;
+pub(crate) type Serve<S> = fn(Arc<Core>, mpsc::UnboundedReceiver<Accepted>, oneshot::Receiver<()>) -> S;
 
 struct CoreThread {
-    connections: mpsc::UnboundedSender<Connection>,
+    connections: mpsc::UnboundedSender<Accepted>,
     count: Arc<AtomicUsize>,
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
@@ -38,7 +38,7 @@ struct CoreThread {
 }
 
 /// A client's connection on its way to the core that will serve it.
-pub(crate) struct Connection {
+pub(crate) struct Accepted {
     pub(crate) stream: std::net::TcpStream,
     pub(crate) place: Place,
 }
@@ -84,7 +84,7 @@ impl Cores {
         let place = Place::new(place, core, &self.app);
         match stream.into_std() {
             // A core that has ended has panicked, and the connection is closed.
-            Ok(stream) => drop(core.connections.send(Connection { stream, place })),
+            Ok(stream) => drop(core.connections.send(Accepted { stream, place })),
             Err(error) => warn!(%error, "a connection could not be handed over"),
         }
     }

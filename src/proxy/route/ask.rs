@@ -47,7 +47,7 @@ pub(crate) enum Reply {
     Failed(Outcome, String),
     Error(Box<ErrorReply>),
     Whole(response::Parts, Bytes),
-    Stream(Box<Opening>),
+    Stream(Box<StreamStart>),
 }
 
 /// An answer with another status than 2xx or 3xx.
@@ -58,7 +58,7 @@ pub(crate) struct ErrorReply {
 }
 
 /// The beginning of an answer that is passed on while it comes.
-pub(crate) struct Opening {
+pub(crate) struct StreamStart {
     pub(crate) head: response::Parts,
     /// What was received to see whether the body begins at all.
     pub(crate) first: Option<Bytes>,
@@ -74,7 +74,7 @@ impl Reply {
     pub(crate) fn is_good(&self) -> bool {
         match self {
             Self::Whole(..) => true,
-            Self::Stream(opening) => opening.has_content,
+            Self::Stream(start) => start.has_content,
             Self::ClientFault(_) | Self::Failed(..) | Self::Error(_) => false,
         }
     }
@@ -188,14 +188,14 @@ fn receive(
                 }
                 Ok(Held::TooLong(first)) => {
                     let first = Some(first);
-                    Reply::Stream(Box::new(Opening { head, first, body, is_events, has_content: true }))
+                    Reply::Stream(Box::new(StreamStart { head, first, body, is_events, has_content: true }))
                 }
                 Err((outcome, message)) => Reply::Failed(outcome, message),
             };
         }
         match begin(timer, &mut body, until, is_events).await {
             Ok(Some((first, has_content))) => {
-                Reply::Stream(Box::new(Opening { head, first, body, is_events, has_content }))
+                Reply::Stream(Box::new(StreamStart { head, first, body, is_events, has_content }))
             }
             Ok(None) => first_byte_late(since(), timeouts),
             Err(error) => Reply::Failed(Outcome::Cut, Chain(&error).to_string()),

@@ -10,7 +10,7 @@ use http::{Response, StatusCode, response};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::ask::{Asked, ErrorReply, Opening, Reply};
+use super::ask::{Asked, ErrorReply, Reply, StreamStart};
 use super::exchange::Exchange;
 use super::receive::{Held, hold};
 use super::stream::{JudgedStream, Payload};
@@ -95,8 +95,8 @@ pub(crate) fn judge(
             exchange.attempts.settle(attempt, Outcome::Ok, &"");
             Verdict::Answer(Answer { response: Response::from_parts(head, Payload::Whole(whole)), provider })
         }
-        Reply::Stream(opening) => {
-            let Opening { head, first, body, is_events, has_content } = *opening;
+        Reply::Stream(start) => {
+            let StreamStart { head, first, body, is_events, has_content } = *start;
             if has_content {
                 exchange.attempts.first_byte(attempt);
             }

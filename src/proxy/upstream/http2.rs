@@ -34,21 +34,21 @@ const PING: Duration = Duration::from_secs(10);
 /// The connections to one provider.
 pub(super) struct Http2Pool {
     max_age: Duration,
-    connections: Mutex<Vec<Connection>>,
+    connections: Mutex<Vec<SharedConnection>>,
     /// Whether the newest connection to the provider was HTTP/2.
     is_spoken: AtomicBool,
     connecting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone)]
-struct Connection {
+struct SharedConnection {
     sender: SendRequest<RequestBody>,
     streams: Arc<AtomicUsize>,
     since: Instant,
 }
 
 /// One use of a connection.
-pub(super) struct Http2(Connection);
+pub(super) struct Http2(SharedConnection);
 
 impl Drop for Http2 {
     fn drop(&mut self) {
@@ -74,11 +74,11 @@ impl Http2Pool {
         let mut connections = self.connections.lock();
         // Requests under way on a connection that is removed here go on.
         connections.retain(|connection| !connection.sender.is_closed() && connection.since.elapsed() < self.max_age);
-        let fits = |connection: &&Connection| {
+        let fits = |connection: &&SharedConnection| {
             connection.streams.load(Ordering::Relaxed) < MAX_STREAMS
                 && made_since.is_none_or(|made_since| connection.since >= made_since)
         };
-        connections.iter().find(fits).map(Connection::use_once)
+        connections.iter().find(fits).map(SharedConnection::use_once)
     }
 
     /// Waits for the turn to connect, if the provider speaks HTTP/2: one connection is made at a time.
@@ -95,7 +95,7 @@ impl Http2Pool {
                 debug!(error = %Chain(&error), "a provider's connection ended early");
             }
         });
-        let connection = Connection { sender, streams: Arc::default(), since: Instant::now() };
+        let connection = SharedConnection { sender, streams: Arc::default(), since: Instant::now() };
         self.is_spoken.store(true, Ordering::Relaxed);
         let used = connection.use_once();
         self.connections.lock().push(connection);
@@ -116,7 +116,7 @@ impl Http2Pool {
     }
 }
 
-impl Connection {
+impl SharedConnection {
     fn use_once(&self) -> Http2 {
         self.streams.fetch_add(1, Ordering::Relaxed);
         Http2(self.clone())
