@@ -39,7 +39,8 @@ Examples:
   fusebox check     report mistakes in it, and show what it means
   fusebox serve     run the gateway
 
-Exit codes: 0 ended as told; 1 could not start or go on, or was told to end twice; 2 wrong command line; 64 wrong configuration.";
+Exit codes: 0 ended as told; 1 could not start or go on, or was told to end twice; 2 wrong command line;
+64 wrong configuration.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -182,7 +183,7 @@ fn reject(path: &Path, errors: &fusebox::proxy::ConfigErrors) -> ExitCode {
     if exists {
         complain(&format!("fusebox: {path} cannot be used: {} to be corrected", errors.mistakes().len()));
     } else {
-        complain(&format!("fusebox: `fusebox init {path}` writes one"));
+        complain(&format!("fusebox: run `fusebox init {path}` to create it"));
     }
     ExitCode::from(EXIT_CONFIG)
 }

@@ -111,7 +111,7 @@ async fn delays_of_the_caller_do_not_count_as_silence() {
     }
     let snapshot = watched.detector.snapshot(watched.now);
     assert!(snapshot.p99 < 30 * MS, "nor did the answers take that long: {snapshot:?}");
-    // It is none either if the answers are read before the look.
+    // There is no alarm either if the answers are read before the look.
     let calls = watched.calls(2);
     watched.now += Duration::from_secs(1);
     for call in calls {
@@ -124,7 +124,7 @@ async fn delays_of_the_caller_do_not_count_as_silence() {
 async fn short_delays_at_every_tick_raise_no_alarm() {
     let mut watched = Watched::warm();
     let calls = watched.calls(30);
-    // A core that gets its time in small pieces: what came in between lies about unread.
+    // A core that gets CPU time in small pieces: answers that come in between stay unread.
     for _ in 0..3 {
         watched.now += 14 * MS;
         assert!(watched.look().is_empty());

@@ -45,9 +45,9 @@ fn log_normal(rng: &mut Rng, median: f64, sigma: f64) -> f64 {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
     None,
-    /// It answers none that is sent from now on.
+    /// It does not answer requests that are sent from now on.
     Running,
-    /// Nor what is under way.
+    /// It answers no request at all, not even those under way.
     Frozen,
 }
 
@@ -203,7 +203,7 @@ impl World {
         self.events.push(Reverse((self.now + micros, self.ids, event)));
     }
 
-    /// What follows may read the clock.
+    /// Sets the clock for the calls that follow.
     async fn set_clock(&mut self) {
         let ahead = self.now - self.clock;
         if ahead > 0 {

@@ -58,7 +58,7 @@ fn a_thousand_callers_that_wait_for_a_probe_all_get_its_result() {
                 let permit = Arc::clone(&breaker).acquire_owned().await.ok()?;
                 let kind = permit.kind();
                 if kind == PermitType::Probe {
-                    // Of a second probe, after a failed one, there may be no waiters left.
+                    // After a failed probe, the next one may have no waiters left.
                     while breaker.snapshot().waiters < CALLERS / 2 && breaker.snapshot().failed_probe_count == 0 {
                         assert!(start.elapsed() < DEADLINE);
                         tokio::task::yield_now().await;
@@ -74,7 +74,7 @@ fn a_thousand_callers_that_wait_for_a_probe_all_get_its_result() {
             }
             outcomes
         });
-        // Half a lease: nobody was found by its timer.
+        // Half a lease: no waiter was woken by its timer.
         assert!(start.elapsed() < DEADLINE);
         let count = |kind| outcomes.iter().filter(|outcome| **outcome == kind).count();
         if succeeds {

@@ -167,7 +167,7 @@ async fn no_more_idle_connections_are_kept_than_configured() {
         });
         let extra = format!("connections = {{ idle_limit = '1h', max_idle = {max} }}");
         let gateway = Gateway::over(&[address], "cores = 1", "", &extra).await;
-        // All at once, so that each needs a connection of its own.
+        // The requests come at once, so that each needs its own connection.
         let mut asked = tokio::task::JoinSet::new();
         for _ in 0..5 {
             let request = gateway.request("/v1/x", CHAT);
@@ -199,7 +199,7 @@ async fn a_connection_is_not_used_beyond_its_maximum_age() {
 async fn in_a_burst_of_clients_no_connection_is_dropped() {
     let (address, _) = closing(usize::MAX).await;
     let gateway = Gateway::over(&[address], "max_connections = 1", "", "").await;
-    // One that is dropped is tried again by the kernel, which would not help it: only one is ever accepted.
+    // The kernel retries a dropped connection, which would not help: only one is ever accepted.
     let burst = async {
         let mut connected = Vec::new();
         for _ in 0..300 {

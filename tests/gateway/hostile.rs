@@ -97,7 +97,7 @@ async fn a_model_that_a_provider_could_read_differently_reaches_no_provider() {
             request = request.header("content-type", *kind);
         }
         let response = gateway.send(request.body(Full::from(body.clone())).unwrap()).await;
-        // The first one is clear, and asks for a model that nobody has.
+        // The first request is unambiguous, and asks for an unknown model.
         assert!(matches!(response.status().as_u16(), 400 | 404), "{kinds:?} {body}");
     }
     assert_eq!(a.hits(), 0);
@@ -186,7 +186,7 @@ async fn with_nothing_left_to_hold_small_requests_pass_and_one_whose_model_comes
     let a = Provider::start(|_| hang()).await;
     let b = Provider::with_status(200).await;
     let gateway = Gateway::start(&[&a, &b], "max_held_bytes = 1048576\nreplay_body_bytes = 2097152", "", "").await;
-    // What hangs takes all there is.
+    // The requests that hang hold all the memory.
     let mut hanging = Vec::new();
     for _ in 0..2 {
         let hits = a.hits();

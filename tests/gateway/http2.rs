@@ -131,7 +131,7 @@ async fn a_request_that_lost_its_connection_is_sent_again_on_a_new_one() {
     let config = "cores = 1\nreplay_body_bytes = 1024";
     let gateway = Gateway::over(&[address], config, "failure_threshold = 1", HTTP2).await;
     assert_eq!(gateway.ask().await.status, 200);
-    // What can be sent only once gets a connection of its own, which then is one more.
+    // A body that can be sent only once gets a new connection, so that there is another one.
     let long = format!("{{\"model\":\"m\",\"input\":\"{}\"}}", "x".repeat(2000));
     assert_eq!(gateway.post("/v1/embeddings", &long).await.status, 200);
     assert_eq!(gateway.ask().await.status, 200);

@@ -216,7 +216,7 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_lose_no_breaker_stat
     let mut gateway = tokio::task::spawn_blocking(move || {
         for number in 1..=200 {
             gateway.reload(&config(number), "configuration reloaded");
-            // So that some requests come in between.
+            // Some requests come in between.
             std::thread::park_timeout(Duration::from_millis(10));
         }
         gateway
@@ -383,7 +383,7 @@ fn the_demo_loses_a_provider_that_drips_and_no_client_notices() {
 fn the_demo_cuts_only_the_streams_in_flight_at_the_opening_and_one_per_probe() {
     let summary = demo("abort", "1");
     check(&summary, "cut");
-    // Those that opened it, those under way, one per probe; and 3 as above.
+    // The failures that opened the circuit, the requests in flight, one per probe; and 3 as above.
     let most = 3.0 + number(&summary, "in_flight_at_trip") + number(&summary, "probes") + 3.0;
     assert!((3.0..=most).contains(&number(&summary, "cut_streams")), "{summary}");
     assert_eq!(summary["client_errors"], summary["cut_streams"], "and each ends with an error event: {summary}");

@@ -258,7 +258,7 @@ async fn events_that_only_keep_a_stream_alive_are_no_answer() {
     assert!(waiting.join_all().await.iter().all(|answer| answer.is_by(&b)));
     assert!(gateway.breaker("a").snapshot().silent);
 
-    // One of them begins after all: that is an answer.
+    // One of the streams begins late: that is an answer.
     for sender in &mut senders {
         let _ = sender.send_data("data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n".into()).await;
     }

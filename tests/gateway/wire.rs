@@ -340,7 +340,7 @@ async fn slow_clients_are_closed_and_counted_and_do_not_disturb_others() {
     .await;
     let limits = "cores = 1\nheader_timeout = '100ms'\nbody_timeout = '200ms'\nwrite_timeout = '100ms'";
     let mut gateway = Gateway::start(&[&a], limits, "failure_threshold = 1", "").await;
-    // One that does not read.
+    // A client that does not read.
     let mut deaf = Raw::new(&gateway).await;
     deaf.send(&post("", CHAT)).await;
     // A byte now and then, in the head and in the body.
