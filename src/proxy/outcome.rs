@@ -82,6 +82,12 @@ impl Outcome {
         )
     }
 
+    /// Whether a permit that ended so has failed. Silence has not: the detector opens the circuit, once for many
+    /// requests.
+    pub(crate) fn fails_its_permit(self) -> bool {
+        self.is_failure() && self != Self::Silent
+    }
+
     /// Whether the provider exceeded a time limit.
     pub(crate) fn is_timeout(self) -> bool {
         matches!(self, Self::ConnectTimeout | Self::FirstByteTimeout | Self::IdleTimeout | Self::TotalTimeout)

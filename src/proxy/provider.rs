@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::config::ProviderConfig;
 use super::observe::metrics::ProviderMetrics;
 use super::silence::Detectors;
-use crate::CircuitBreaker;
+use crate::{CircuitBreaker, CircuitState};
 
 /// A provider's place in the configuration. It is meaningful only together with the configuration that it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ impl Provider {
     pub(crate) fn note_failure(&self, sent: Instant, breaks_off: bool) {
         self.newest_failure.fetch_max(self.micros(sent), Ordering::Relaxed);
         // Late failures do not change why the circuit is open.
-        if self.breaker.state() != crate::CircuitState::Open {
+        if self.breaker.state() != CircuitState::Open {
             self.breaks_off.store(breaks_off, Ordering::Relaxed);
         }
     }
@@ -113,7 +113,8 @@ impl Provider {
         self.newest_failure.load(Ordering::Relaxed) > self.micros(sent)
     }
 
-    /// Whether the circuit was opened by answers that began well and broke off. Of such a provider a good first byte
+    /// Whether the last failure, with no success since, was an answer that began well and broke off. Of such a provider
+    /// a good first byte
     /// proves nothing.
     pub(crate) fn breaks_off(&self) -> bool {
         self.breaks_off.load(Ordering::Relaxed)

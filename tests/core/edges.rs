@@ -13,7 +13,7 @@ use tokio::time::advance;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::log::Log;
+use crate::log::{Log, subscribe};
 use crate::support::{SECOND, breaker, fail, next_probe, probe, registry, trip, trip_by_name};
 
 /// Panics at each event, as a log does whose output is gone.
@@ -28,7 +28,7 @@ impl<S: tracing::Subscriber> Layer<S> for Broken {
 /// Runs it with a subscriber that panics. Whether that happened.
 fn panics<T>(f: impl FnOnce() -> T) -> bool {
     let subscriber = tracing_subscriber::registry().with(Broken);
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = subscribe(subscriber);
     catch_unwind(AssertUnwindSafe(f)).is_err()
 }
 
@@ -123,7 +123,7 @@ fn counts_increase_with_generations_in_whatever_order_events_come() {
         for number in 0..4 {
             let (breaker, counts) = (&breaker, counts.clone());
             scope.spawn(move || {
-                let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(counts));
+                let _guard = subscribe(tracing_subscriber::registry().with(counts));
                 for round in 0..rounds {
                     let Ok(permit) = breaker.try_acquire() else { continue };
                     if (round + number) % 3 == 0 { permit.success() } else { permit.failure("5xx", "") }

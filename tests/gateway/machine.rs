@@ -13,7 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpStream;
 
 use crate::raw::post;
-use crate::support::{CHAT, DEADLINE, Provider, TempFile, hang, nobody, temp_path};
+use crate::support::{CHAT, DEADLINE, Provider, TempFile, hang, nobody, temp_path, until, until_closed, until_open};
 
 /// The binary, serving one provider.
 struct Process {
@@ -33,11 +33,7 @@ impl Process {
             .stderr(stderr)
             .spawn()
             .unwrap();
-        let start = Instant::now();
-        while TcpStream::connect(address).await.is_err() {
-            assert!(start.elapsed() < DEADLINE);
-            tokio::task::yield_now().await;
-        }
+        until_open(address).await;
         Self { child, address, file }
     }
 
@@ -136,16 +132,9 @@ async fn a_second_signal_ends_a_process_whose_log_nobody_reads() {
     let mut process = Process::start("log-unread-twice", hanging.address, Stdio::from(pipe.try_clone().unwrap())).await;
     let mut client = TcpStream::connect(process.address).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut client, post("", CHAT).as_bytes()).await.unwrap();
-    let start = Instant::now();
-    while hanging.hits() == 0 {
-        assert!(start.elapsed() < DEADLINE);
-        tokio::task::yield_now().await;
-    }
+    until(|| hanging.hits() > 0).await;
     process.signal("-TERM");
-    while TcpStream::connect(process.address).await.is_ok() {
-        assert!(start.elapsed() < DEADLINE);
-        tokio::task::yield_now().await;
-    }
+    until_closed(process.address).await;
     process.signal("-TERM");
     assert_eq!(process.ended().await, Some(1));
     drop(unread);

@@ -14,9 +14,8 @@ use hyper::StatusCode;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
-use crate::support::{CHAT, DEADLINE, Provider, TempFile, nobody, one_by_one, streamed};
+use crate::support::{CHAT, DEADLINE, Provider, TempFile, nobody, one_by_one, streamed, until_closed, until_open};
 
 #[tokio::test]
 async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
@@ -35,21 +34,14 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let start = Instant::now();
-    while TcpStream::connect(address).await.is_err() {
-        assert!(start.elapsed() < DEADLINE);
-        tokio::task::yield_now().await;
-    }
+    until_open(address).await;
 
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request = hyper::Request::post(format!("http://{address}/v1/chat/completions"));
     let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
     let (response, ()) = tokio::join!(client.request(request), async { sender.send_data("1".into()).await.unwrap() });
     assert!(Command::new("kill").arg(gateway.id().to_string()).status().unwrap().success());
-    while TcpStream::connect(address).await.is_ok() {
-        assert!(start.elapsed() < DEADLINE);
-        tokio::task::yield_now().await;
-    }
+    until_closed(address).await;
     sender.send_data("2".into()).await.unwrap();
     drop(sender);
     assert_eq!(response.unwrap().into_body().collect().await.unwrap().to_bytes(), "12");
@@ -72,10 +64,7 @@ async fn a_second_signal_ends_the_gateway_at_once() {
 
     gateway.signal("-TERM");
     let start = Instant::now();
-    while TcpStream::connect(gateway.address).await.is_ok() {
-        assert!(start.elapsed() < DEADLINE);
-        tokio::task::yield_now().await;
-    }
+    until_closed(gateway.address).await;
     assert!(gateway.process.try_wait().unwrap().is_none(), "a stream is in flight");
     gateway.signal("-TERM");
     let status = tokio::task::block_in_place(|| gateway.process.wait().unwrap());
@@ -107,11 +96,7 @@ impl Serving {
         let (send, log) = mpsc::channel();
         // A thread, so that waiting for a line has a deadline.
         std::thread::spawn(move || lines.map_while(Result::ok).all(|line| send.send(line).is_ok()));
-        let start = Instant::now();
-        while TcpStream::connect(address).await.is_err() {
-            assert!(start.elapsed() < DEADLINE);
-            tokio::task::yield_now().await;
-        }
+        until_open(address).await;
         Self { process, address, file, log }
     }
 

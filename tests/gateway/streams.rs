@@ -3,7 +3,7 @@
 use http_body_util::BodyExt;
 use serde_json::json;
 
-use crate::support::{CHAT, Gateway, Provider, answer, broken, one_by_one, soon, streamed};
+use crate::support::{CHAT, Gateway, Provider, answer, broken, one_by_one, soon, streamed, until_closed};
 
 #[tokio::test]
 async fn a_stream_is_passed_on_chunk_by_chunk() {
@@ -238,12 +238,7 @@ async fn a_drain_lets_streams_finish_and_refuses_new_connections() {
     let mut gateway = Gateway::answering(vec![response], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "1").await;
     gateway.stop();
-    soon(async {
-        while tokio::net::TcpStream::connect(gateway.address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_closed(gateway.address).await;
     sender.send_data("2".into()).await.unwrap();
     drop(sender);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "12");

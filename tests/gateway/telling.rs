@@ -225,6 +225,8 @@ async fn a_subscriber_that_panics_costs_its_request_and_leaves_nothing_behind() 
     // Its cores have other threads. This request is served on this one.
     let router = fusebox::proxy::create_router(std::sync::Arc::clone(&gateway.state));
     let request = gateway.request("/v1/chat/completions", CHAT).map(axum::body::Body::new);
+    // Other threads must not cache that nobody wants the events: see `tests/core/log.rs`.
+    let _kept = [(); 2].map(|()| tracing::Dispatch::new(tracing_subscriber::registry()));
     let panicking = tracing::subscriber::set_default(tracing_subscriber::registry().with(PanicsOnWarnings));
     let answer = soon(tokio::spawn(router.oneshot(request))).await;
     drop(panicking);

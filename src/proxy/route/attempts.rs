@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::PermitType;
 use crate::error::Escaped;
 use crate::proxy::core::{Core, Local, ProviderPermit};
 use crate::proxy::observe::access_log::AttemptLine;
@@ -18,7 +19,6 @@ use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::{Provider, ProviderId};
 use crate::proxy::silence::{Awaited, PieceWatch, Ticket, Watchers};
 use crate::proxy::timers::Timer;
-use crate::{CircuitBreaker, Permit, PermitType};
 
 /// An attempt's place among those of its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,16 +141,14 @@ impl Attempts {
         }
     }
 
-    /// Ends an attempt, unless it has ended, and tells the breaker how it went. Each failure is logged here: the
-    /// breaker logs only the one that it opens on, and lets few of them through. Silence is logged by the breaker
-    /// alone: many requests share one.
+    /// Ends an attempt, unless it has ended, and tells the breaker how it went. Each failure is logged: the
+    /// breaker logs only the one that it opens on, and lets few of them through.
     pub(crate) fn settle(&mut self, AttemptId(attempt): AttemptId, outcome: Outcome, message: &dyn fmt::Display) {
         let attempt = &mut self.all[attempt];
         if attempt.ended.is_some() {
             return;
         }
         let provider = &self.local.providers[attempt.provider];
-        let is_failure = outcome.is_failure() && outcome != Outcome::Silent;
         let took = attempt.started.elapsed();
         attempt.ended = Some((outcome, took));
         provider.metrics.end(outcome, took);
@@ -159,7 +157,7 @@ impl Attempts {
             resolve(permit, provider, attempt.started, outcome, message);
         }
         // Last: a subscriber that panics must leave nothing behind that others wait for.
-        if is_failure {
+        if outcome.fails_its_permit() {
             let error_type = outcome.as_str();
             warn!(provider = provider.name(), error_type, error = %Escaped(message), "a provider failed");
         } else if outcome == Outcome::Shortage && self.core.app.may_log_shortage() {
@@ -185,14 +183,8 @@ impl Attempts {
 }
 
 /// Tells a breaker how a call that was sent at `sent` went.
-fn resolve<B: std::ops::Deref<Target = CircuitBreaker>>(
-    permit: Permit<B>,
-    provider: &Provider,
-    sent: Instant,
-    outcome: Outcome,
-    message: &dyn fmt::Display,
-) {
-    if outcome.is_failure() && outcome != Outcome::Silent {
+fn resolve(permit: ProviderPermit, provider: &Provider, sent: Instant, outcome: Outcome, message: &dyn fmt::Display) {
+    if outcome.fails_its_permit() {
         provider.note_failure(sent, outcome.is_broken_off());
         permit.failure(outcome.as_str(), message);
     } else if outcome == Outcome::Ok && (permit.kind() == PermitType::Probe || !provider.has_failed_since(sent)) {
