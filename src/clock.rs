@@ -21,7 +21,7 @@ impl Clock {
         self.tick_at(Instant::now())
     }
 
-    /// As [`now`](Self::now), but cheaper, and up to [`COARSE_ERROR`](crate::word::COARSE_ERROR) behind it, never
+    /// As [`now`](Self::now), but cheaper, and up to [`COARSE_ERROR`](crate::word::step::COARSE_ERROR) behind it, never
     /// ahead. It is further behind if the system is too busy to update its clock.
     pub(crate) fn about_now(&self) -> u32 {
         self.coarse.now().unwrap_or_else(|| self.now())

@@ -6,7 +6,8 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::word::{MAX_DEADLINE_TICKS, MAX_FAILURE_COUNT};
+use crate::word::MAX_FAILURES;
+use crate::word::step::MAX_DEADLINE_TICKS;
 
 pub(crate) const MIN_DURATION: Duration = Duration::from_millis(1);
 pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
@@ -86,7 +87,7 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let wrong = |field, value, expected| Err(ConfigError::new(field, value, expected));
-        if !(1..=MAX_FAILURE_COUNT).contains(&self.failure_threshold) {
+        if !(1..=MAX_FAILURES).contains(&self.failure_threshold) {
             return wrong("failure_threshold", self.failure_threshold.to_string(), "1 to 1023");
         }
         for (field, value, min, expected) in [

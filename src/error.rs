@@ -8,18 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sync::Instant;
-
-/// An enum and the list of its variants, so that no variant can be missing from the list.
-macro_rules! listed {
-    ($(#[$of_all:meta])* pub enum $name:ident { $($(#[$of_one:meta])* $variant:ident,)* }) => {
-        $(#[$of_all])*
-        pub enum $name { $($(#[$of_one])* $variant,)* }
-
-        impl $name {
-            const ALL: &[Self] = &[$(Self::$variant),*];
-        }
-    };
-}
+use crate::transition::{Cause, listed};
 
 listed! {
     /// Why a call was rejected.
@@ -58,15 +47,16 @@ impl fmt::Display for RejectionReason {
 /// [`explain`](crate::CircuitBreaker::explain) tells the rest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rejection {
-    /// From the lowest bit: 8 bits for the reason, 16 for the number of the breaker, and from bit 32 on the time in
-    /// milliseconds. It is one word because one is made for each rejected call.
+    /// From the lowest bit: 8 bits for the reason, 16 for the number of the breaker, 8 for the cause (0 is none), and
+    /// 32 for the time in milliseconds. It is one word because one is made for each rejected call.
     bits: u64,
 }
 
 impl Rejection {
     #[inline]
-    pub(crate) fn new(breaker: u16, reason: RejectionReason, ticks_left: u32) -> Self {
-        Self { bits: u64::from(ticks_left) << 32 | u64::from(breaker) << 8 | reason as u64 }
+    pub(crate) fn new(breaker: u16, reason: RejectionReason, cause: Option<Cause>, ticks_left: u32) -> Self {
+        let cause = cause.map_or(0, |cause| cause as u64 + 1);
+        Self { bits: u64::from(ticks_left) << 32 | cause << 24 | u64::from(breaker) << 8 | reason as u64 }
     }
 
     pub(crate) fn is_by(self, breaker: u16) -> bool {
@@ -81,6 +71,12 @@ impl Rejection {
     /// Why the call was rejected.
     pub fn reason(&self) -> RejectionReason {
         RejectionReason::ALL[(self.bits & 0xff) as usize]
+    }
+
+    /// Why the circuit is open. `None` if it was not, but a probe was in flight.
+    pub fn cause(&self) -> Option<Cause> {
+        let cause = (self.bits >> 24 & 0xff) as usize;
+        cause.checked_sub(1).map(|cause| Cause::ALL[cause])
     }
 
     /// How long until a call has a chance, at the latest: until the open time has passed, or until the lease of the
@@ -218,6 +214,11 @@ impl CircuitOpenError {
         self.rejection.reason()
     }
 
+    /// As [`Rejection::cause`].
+    pub fn cause(&self) -> Option<Cause> {
+        self.rejection.cause()
+    }
+
     /// How often the circuit went from closed to open.
     pub fn trip_count(&self) -> u64 {
         self.trip_count
@@ -316,8 +317,8 @@ impl<E: fmt::Debug + fmt::Display> Error for CallError<E> {
 ///
 /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
 /// breaker.try_acquire()?.failure("timeout", "");
-/// let refused = breaker.try_acquire().unwrap_err();
-/// assert!(is_rejection(&CallError::<std::io::Error>::Rejected(refused)));
+/// let rejected = breaker.try_acquire().unwrap_err();
+/// assert!(is_rejection(&CallError::<std::io::Error>::Rejected(rejected)));
 /// assert!(!is_rejection(&std::io::Error::other("reset by peer")));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -1,72 +1,54 @@
-//! Logging: each transition once, by the caller whose compare-and-swap made it, and after everything else: a subscriber
-//! that panics must leave nothing behind that others wait for.
+//! Logging: each transition once, by the caller that made it, and after everything else: a subscriber that panics must
+//! leave nothing behind that others wait for.
 //!
 //! Not here: events for single calls, which would cost more than the calls.
 
 use crate::breaker::{CircuitBreaker, Past};
 use crate::error::Escaped;
-use crate::word::Snapshot;
+use crate::transition::{Cause, Transition};
+use crate::word::step::{self, Kind};
 
-/// Logs a transition with its context at the time when it was made. Events of several threads may come out of order;
-/// `generation` tells their order. It is a macro because `tracing` needs level and message at compile time.
+/// Logs a transition as it was when it was made. It is a macro because `tracing` needs level and message at compile
+/// time.
 macro_rules! transition {
-    ($level:ident, $breaker:expr, $word:expr, $past:expr, $message:literal) => {{
-        let (breaker, past): (&CircuitBreaker, &Past) = ($breaker, $past);
+    ($level:ident, $breaker:expr, $transition:expr, $past:expr, $message:literal) => {{
+        let (breaker, transition, past): (&CircuitBreaker, Transition, &Past) = ($breaker, $transition, $past);
         tracing::event!(
             tracing::Level::$level,
             breaker = breaker.name(),
-            failure_count = $word.failure_count,
+            from = transition.from.as_str(),
+            to = transition.to.as_str(),
+            cause = transition.cause.map(Cause::as_str),
+            failure_count = past.counts.failures,
             last_error = past.last_error.as_ref().map(|error| tracing::field::display(Escaped(error))),
-            trip_count = past.trips,
-            generation = $word.generation,
+            trip_count = transition.trip_count,
+            generation = transition.generation,
             $message
         );
     }};
 }
 
 #[cold]
-pub(crate) fn failed(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
-    transition!(WARN, breaker, after, past, "circuit opened");
-}
-
-#[cold]
-pub(crate) fn fell_silent(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
-    transition!(WARN, breaker, after, past, "circuit opened, requests go unanswered");
-}
-
-#[cold]
-pub(crate) fn half_opened(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
-    transition!(INFO, breaker, after, past, "circuit half-open, probing");
-}
-
-#[cold]
-pub(crate) fn probe_taken_over(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
-    transition!(WARN, breaker, after, past, "the probe's lease ended, the next call takes it over");
-}
-
-#[cold]
-pub(crate) fn probe_failed(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
-    transition!(WARN, breaker, after, past, "circuit opened again, the probe failed");
-}
-
-#[cold]
-pub(crate) fn probe_fell_silent(breaker: &CircuitBreaker, after: Snapshot, past: &Past) {
-    transition!(WARN, breaker, after, past, "circuit opened again, the probe goes unanswered");
-}
-
-// Closing resets the failure count, so that these are of the word before.
-
-#[cold]
-pub(crate) fn probe_succeeded(breaker: &CircuitBreaker, before: Snapshot, past: &Past) {
-    transition!(INFO, breaker, before, past, "circuit closed, the probe succeeded");
-}
-
-#[cold]
-pub(crate) fn silence_ended(breaker: &CircuitBreaker, before: Snapshot, past: &Past) {
-    transition!(INFO, breaker, before, past, "circuit closed, an answer came after all");
-}
-
-#[cold]
-pub(crate) fn probe_let_go(breaker: &CircuitBreaker, before: Snapshot, past: &Past) {
-    transition!(INFO, breaker, before, past, "circuit closed, its name was removed while a probe was in flight");
+pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: &Past) {
+    let told = Transition {
+        from: step.before.circuit_state(),
+        to: step.after.circuit_state(),
+        cause: step.after.cause(),
+        generation: step.after.generation,
+        trip_count: past.counts.trips,
+    };
+    match step.kind {
+        Kind::Reset | Kind::HandBack => {}
+        Kind::Trip => transition!(WARN, breaker, told, past, "circuit opened"),
+        Kind::Claim => transition!(INFO, breaker, told, past, "circuit half-open, probing"),
+        Kind::TakeOver => {
+            transition!(WARN, breaker, told, past, "the probe's lease ended, the next call takes it over");
+        }
+        Kind::Reopen => transition!(WARN, breaker, told, past, "circuit opened again, the probe failed"),
+        Kind::Close => transition!(INFO, breaker, told, past, "circuit closed, the probe succeeded"),
+        Kind::EndSilence => transition!(INFO, breaker, told, past, "circuit closed, an answer came after all"),
+        Kind::Release => {
+            transition!(INFO, breaker, told, past, "circuit closed, its name was removed while a probe was in flight");
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod registry;
 mod settings;
 pub mod silence;
 mod sync;
+mod transition;
 mod word;
 
 pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
@@ -24,4 +25,4 @@ pub use config::{Config, ConfigBuilder, ConfigError};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use registry::{CircuitBreakerRegistry, ProbeGuard};
-pub use word::CircuitState;
+pub use transition::{Cause, CircuitState, Transition};

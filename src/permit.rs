@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::breaker::CircuitBreaker;
 use crate::error::LastError;
-use crate::word::{self, PROBE_BIT, Snapshot};
+use crate::word::{self, PROBE_BIT, Word};
 
 /// Whether a call is a normal one or the probe. There is no third kind, and none will be added: a call that a
 /// recovering circuit lets pass is a normal one.
@@ -69,7 +69,7 @@ pub struct Permit<B: Deref<Target = CircuitBreaker>> {
 pub type OwnedPermit = Permit<Arc<CircuitBreaker>>;
 
 /// A normal permit's word, for which `drop` does nothing.
-const RESOLVED: u64 = Snapshot::INITIAL.pack();
+const RESOLVED: u64 = Word::INITIAL.pack();
 
 impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     #[inline]
@@ -92,7 +92,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         let word = breaker.load();
         let in_place = match kind {
             PermitType::Normal => word::is_closed(word),
-            PermitType::Probe => word & PROBE_BIT != 0,
+            PermitType::Probe => word::has_probe_in_flight(word),
         };
         in_place.then(|| Self::new(breaker, word))
     }
@@ -192,9 +192,9 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
 
     /// Lets the calls pass that wait for this probe, whose outcome cannot be recorded any more. Returns whether it
     /// counted.
-    pub(crate) fn let_go(mut self) -> bool {
+    pub(crate) fn release(mut self) -> bool {
         let claimed = self.take_claim();
-        self.breaker.probe_let_go(claimed)
+        self.breaker.probe_released(claimed)
     }
 
     /// The word that the probe claimed.
@@ -247,7 +247,7 @@ impl<B: Deref<Target = CircuitBreaker>> fmt::Debug for Permit<B> {
         f.debug_struct("Permit")
             .field("breaker", &self.breaker.name())
             .field("kind", &self.kind())
-            .field("granted", &Snapshot::unpack(self.word))
+            .field("granted", &Word::unpack(self.word))
             .finish()
     }
 }

@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::error::{CircuitOpenError, RejectionReason};
 use crate::permit::{Permit, PermitType};
 use crate::sync::{ArcSwap, Mutex};
-use crate::word::{self, CircuitState};
+use crate::transition::CircuitState;
+use crate::word;
 pub use probe_guard::ProbeGuard;
 
 /// With the default hasher a lookup takes twice as long. `foldhash` is seeded at random, but an attacker who sees its
@@ -129,7 +130,7 @@ impl CircuitBreakerRegistry {
     pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
         self.get(name)?;
         let removed = self.update(|breakers| breakers.remove(name))?;
-        resolve(&removed, PermitType::Probe, Permit::let_go);
+        resolve(&removed, PermitType::Probe, Permit::release);
         Some(removed)
     }
 

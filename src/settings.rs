@@ -8,7 +8,7 @@ use crate::clock::{duration, ticks};
 use crate::config::Config;
 use crate::sync::Ordering;
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
-use crate::word::Limits;
+use crate::word::step::Limits;
 
 /// Each value is independent: a reader that sees some old and some new values sees valid settings, even if they were
 /// never set together. Nothing else is published with them, so that Relaxed is enough, and no model needs to see them.

@@ -12,7 +12,7 @@ pub(crate) use parking_lot::Mutex;
 pub(crate) use tokio::sync::Notify;
 pub(crate) use tokio::time::{Instant, timeout_at};
 
-/// Atomics that no rule depends on, and that no model sees.
+/// Atomics that no rule depends on. No model sees them.
 pub(crate) mod unseen {
     pub(crate) use arc_swap::ArcSwap;
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};

@@ -13,6 +13,7 @@ mod production {
     pub(crate) mod registry;
     pub(crate) mod settings;
     pub mod silence;
+    pub(crate) mod transition;
     #[path = "proxy/upstream/wake.rs"]
     pub(crate) mod wake;
     pub(crate) mod word;
@@ -66,7 +67,7 @@ pub mod relay {
     }
 }
 
-use production::{breaker, clock, config, error, event, permit, registry, settings, word};
+use production::{breaker, clock, config, error, event, permit, registry, settings, transition, word};
 
 pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Config, ConfigBuilder, ConfigError};
@@ -74,4 +75,4 @@ pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReas
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use production::silence;
 pub use registry::{CircuitBreakerRegistry, ProbeGuard};
-pub use word::CircuitState;
+pub use transition::{Cause, CircuitState, Transition};

@@ -33,7 +33,7 @@ impl Outcome {
         Self::Failure { error_type: error_type.into(), message: message.to_string() }
     }
 
-    /// `Ok` is a success, a refusal by any breaker neutral, and every other error a failure of type `error`.
+    /// `Ok` is a success, a rejection by any breaker neutral, and every other error a failure of type `error`.
     pub fn of<T, E: Error + 'static>(result: &Result<T, E>) -> Self {
         match result {
             Ok(_) => Self::Success,
@@ -113,7 +113,7 @@ impl CircuitBreaker {
     ///
     /// # Examples
     ///
-    /// A breaker for each model inside one for the provider: what the inner one refuses says nothing about the
+    /// A breaker for each model inside one for the provider: what the inner one rejects says nothing about the
     /// provider.
     ///
     /// ```

@@ -6,55 +6,53 @@ use std::sync::Arc;
 
 use crate::error::LastError;
 use crate::sync::ArcSwap;
+use crate::word::step::{Kind, Transition};
 use crate::word::{generation_is_older, next_generation};
 
 /// The openings that matter: the last one that has happened, and the next one.
 ///
-/// An opening is *published* before the compare-and-swap that makes it and *confirmed* after it, by whoever won.
-/// Without the first, a reader of the open word may find no error; without the second, a caller that lost (a failure
-/// that raced, a probe whose lease was over) has the last word on why the circuit opened.
+/// An opening is *published* before the compare-and-swap that makes it, and *confirmed* after it by the caller that
+/// made it. Without the first step, a reader of the open word may find no error. Without the second, a caller that lost
+/// (a failure that raced, a probe whose lease was over) has the last word on why the circuit opened.
 pub(crate) struct History {
-    errors: ArcSwap<Errors>,
+    openings: ArcSwap<Openings>,
 }
 
 #[derive(Clone, Default)]
-struct Errors {
-    /// Of an opening that has happened.
+struct Openings {
+    /// It has happened.
     confirmed: Option<Opening>,
-    /// Of one that is about to happen, has just happened, or never will.
+    /// It is about to happen, has just happened, or never will.
     published: Option<Opening>,
-}
-
-/// What opened a circuit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cause {
-    /// Calls of a closed circuit: failures, or silence.
-    Calls,
-    /// The probe of a half-open one.
-    Probe,
 }
 
 #[derive(Clone)]
 struct Opening {
     /// The generation that it begins.
     generation: u32,
-    cause: Cause,
-    /// How often the circuit went from closed to open, and how many probes failed, this opening included.
+    /// `Trip` or `Reopen`.
+    kind: Kind,
+    /// As they are after it.
     counts: Counts,
     error: Arc<LastError>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    trips: u64,
-    failed_probes: u64,
+pub(crate) struct Counts {
+    /// How often the circuit went from closed to open.
+    pub(crate) trips: u64,
+    /// How many probes failed.
+    pub(crate) failed_probes: u64,
+    /// The failures in a row at the last trip.
+    pub(crate) failures: u32,
 }
 
 impl Counts {
-    fn with(self, cause: Cause) -> Self {
-        match cause {
-            Cause::Calls => Self { trips: self.trips + 1, ..self },
-            Cause::Probe => Self { failed_probes: self.failed_probes + 1, ..self },
+    fn after(self, kind: Kind, failures: Option<u32>) -> Self {
+        let failures = failures.unwrap_or(self.failures);
+        match kind {
+            Kind::Reopen => Self { failed_probes: self.failed_probes + 1, failures, ..self },
+            _ => Self { trips: self.trips + 1, failures, ..self },
         }
     }
 }
@@ -62,71 +60,71 @@ impl Counts {
 /// What had happened by the beginning of a generation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Past {
-    pub(crate) trips: u64,
-    pub(crate) failed_probes: u64,
+    pub(crate) counts: Counts,
     pub(crate) last_error: Option<Arc<LastError>>,
 }
 
 impl History {
     pub(crate) fn new() -> Self {
-        Self { errors: ArcSwap::from_pointee(Errors::default()) }
+        Self { openings: ArcSwap::from_pointee(Openings::default()) }
     }
 
-    /// Before the swap that begins `generation`. Returns the past as it is if that swap succeeds.
-    pub(crate) fn publish(&self, generation: u32, cause: Cause, error: &Arc<LastError>) -> Past {
+    /// Before the swap that makes `opening`. Returns the past as it is if that swap succeeds.
+    pub(crate) fn publish(&self, opening: Transition, error: &Arc<LastError>) -> Past {
         let mut counts = Counts::default();
-        self.errors.rcu(|errors| {
-            let errors = errors.with_published(generation, cause, error);
-            counts = errors.published.as_ref().map_or(counts, |opening| opening.counts);
-            errors
+        self.openings.rcu(|openings| {
+            let openings = openings.with_published(opening, error);
+            counts = openings.published.as_ref().map_or(counts, |published| published.counts);
+            openings
         });
-        Past { trips: counts.trips, failed_probes: counts.failed_probes, last_error: Some(Arc::clone(error)) }
+        Past { counts, last_error: Some(Arc::clone(error)) }
     }
 
     /// After it, by the caller that made it.
     pub(crate) fn confirm(&self, generation: u32, error: &Arc<LastError>) {
-        self.errors.rcu(|errors| errors.with_confirmed(generation, error));
+        self.openings.rcu(|openings| openings.with_confirmed(generation, error));
     }
 
     /// The past of a word of `generation` that was loaded before; at most an instant ahead of it.
     pub(crate) fn as_of(&self, generation: u32) -> Past {
-        self.errors.load().at(generation).map_or_else(Past::default, |opening| {
-            let Counts { trips, failed_probes } = opening.counts;
-            Past { trips, failed_probes, last_error: Some(Arc::clone(&opening.error)) }
+        self.openings.load().at(generation).map_or_else(Past::default, |opening| Past {
+            counts: opening.counts,
+            last_error: Some(Arc::clone(&opening.error)),
         })
     }
 }
 
-impl Errors {
-    fn with_published(&self, generation: u32, cause: Cause, error: &Arc<LastError>) -> Self {
-        let mut errors = self.clone();
+impl Openings {
+    fn with_published(&self, opening: Transition, error: &Arc<LastError>) -> Self {
+        let (generation, kind) = (opening.after.generation, opening.kind);
+        let mut openings = self.clone();
         if self.published.as_ref().is_some_and(|published| generation_is_older(generation, published.generation)) {
-            return errors;
+            return openings;
         }
-        // A word of the generation before was seen, so its opening has happened, whether or not that is confirmed yet.
+        // A word of the generation before was seen, so its opening has happened, whether or not it is confirmed yet.
         if let Some(last) = self.published.as_ref().filter(|last| next_generation(last.generation) == generation)
             && self.confirmed.as_ref().is_none_or(|old| generation_is_older(old.generation, last.generation))
         {
-            errors.confirmed = Some(last.clone());
+            openings.confirmed = Some(last.clone());
         }
         let rival = self.published.as_ref().filter(|published| published.generation == generation);
-        // Whoever names calls as the cause has seen the circuit closed in the generation before, and from there no
-        // probe opens it: a probe that says otherwise comes too late.
-        let cause = if rival.is_some_and(|rival| rival.cause == Cause::Calls) { Cause::Calls } else { cause };
-        let before = errors.confirmed.as_ref().map_or_else(Counts::default, |last| last.counts);
-        errors.published = Some(Opening { generation, cause, counts: before.with(cause), error: Arc::clone(error) });
-        errors
+        // A caller that publishes a trip has seen the circuit closed in the generation before. From there no probe
+        // opens it, so a probe that publishes the same opening comes too late.
+        let kind = if rival.is_some_and(|rival| rival.kind == Kind::Trip) { Kind::Trip } else { kind };
+        let before = openings.confirmed.as_ref().map_or_else(Counts::default, |last| last.counts);
+        let counts = before.after(kind, opening.failures());
+        openings.published = Some(Opening { generation, kind, counts, error: Arc::clone(error) });
+        openings
     }
 
     fn with_confirmed(&self, generation: u32, error: &Arc<LastError>) -> Self {
-        let mut errors = self.clone();
+        let mut openings = self.clone();
         let known = [&self.confirmed, &self.published].into_iter().flatten().find(|it| it.generation == generation);
-        // Nothing is known any more of one that two others have followed: who confirms it has been asleep for that
-        // long.
+        // An opening that two others have followed is forgotten: the caller that confirms it was asleep for that long.
         if let Some(opening) = known {
-            errors.confirmed = Some(Opening { error: Arc::clone(error), ..opening.clone() });
+            openings.confirmed = Some(Opening { error: Arc::clone(error), ..opening.clone() });
         }
-        errors
+        openings
     }
 
     fn at(&self, generation: u32) -> Option<&Opening> {
@@ -139,6 +137,8 @@ impl Errors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transition::Cause;
+    use crate::word::{State, Word};
 
     fn error(error_type: &str) -> Arc<LastError> {
         Arc::new(LastError::new(error_type, &""))
@@ -148,51 +148,64 @@ mod tests {
         history.as_of(generation).last_error.map(|error| error.error_type().to_owned())
     }
 
-    fn publish(history: &History, generation: u32, cause: Cause) -> (u64, u64) {
-        let past = history.publish(generation, cause, &error("a"));
-        (past.trips, past.failed_probes)
+    fn opening(generation: u32, kind: Kind) -> Transition {
+        let state = match kind {
+            Kind::Trip => State::Closed { failures: 2 },
+            _ => State::HalfOpen { in_flight: true, lease_end: 0, streak: 0, good_probes: 0 },
+        };
+        let open = State::Open { cause: Cause::Failures, until: 0, streak: 0 };
+        let before = Word { generation: generation - 1, state };
+        Transition { before, after: Word { generation, state: open }, kind }
     }
 
-    fn counts(history: &History, generation: u32) -> (u64, u64) {
-        let past = history.as_of(generation);
-        (past.trips, past.failed_probes)
+    fn publish(history: &History, generation: u32, kind: Kind, error_type: &str) -> Counts {
+        history.publish(opening(generation, kind), &error(error_type)).counts
+    }
+
+    fn counts(history: &History, generation: u32) -> Counts {
+        history.as_of(generation).counts
+    }
+
+    /// All trips here are at three failures.
+    fn so_many(trips: u64, failed_probes: u64) -> Counts {
+        Counts { trips, failed_probes, failures: 3 }
     }
 
     #[test]
     fn an_opening_that_is_not_yet_confirmed_has_its_error() {
         let history = History::new();
         assert_eq!(seen(&history, 0), None);
-        history.publish(1, Cause::Calls, &error("a"));
+        publish(&history, 1, Kind::Trip, "a");
         assert_eq!(seen(&history, 1).as_deref(), Some("a"));
     }
 
     #[test]
-    fn what_did_not_open_the_circuit_is_not_why_it_opened() {
+    fn an_opening_that_lost_its_race_is_not_told() {
         let history = History::new();
-        history.publish(1, Cause::Calls, &error("lost to a success"));
+        publish(&history, 1, Kind::Trip, "lost to a success");
         assert_eq!(seen(&history, 0), None);
-        history.publish(1, Cause::Calls, &error("a"));
+        publish(&history, 1, Kind::Trip, "a");
         history.confirm(1, &error("a"));
-        history.publish(2, Cause::Calls, &error("lost to a success"));
+        publish(&history, 2, Kind::Trip, "lost to a success");
         assert_eq!(seen(&history, 1).as_deref(), Some("a"));
     }
 
     #[test]
-    fn who_lost_the_race_to_open_does_not_have_the_last_word() {
+    fn a_caller_that_lost_the_race_to_open_does_not_have_the_last_word() {
         let history = History::new();
-        history.publish(1, Cause::Calls, &error("winner"));
-        history.publish(1, Cause::Calls, &error("loser"));
+        publish(&history, 1, Kind::Trip, "winner");
+        publish(&history, 1, Kind::Trip, "loser");
         history.confirm(1, &error("winner"));
         assert_eq!(seen(&history, 1).as_deref(), Some("winner"));
-        history.publish(1, Cause::Calls, &error("late loser"));
+        publish(&history, 1, Kind::Trip, "late loser");
         assert_eq!(seen(&history, 1).as_deref(), Some("winner"));
     }
 
     #[test]
     fn the_next_opening_keeps_the_error_of_one_that_is_not_confirmed_yet() {
         let history = History::new();
-        history.publish(1, Cause::Calls, &error("a"));
-        history.publish(2, Cause::Calls, &error("b"));
+        publish(&history, 1, Kind::Trip, "a");
+        publish(&history, 2, Kind::Trip, "b");
         assert_eq!(seen(&history, 1).as_deref(), Some("a"));
         assert_eq!(seen(&history, 2).as_deref(), Some("b"));
         history.confirm(1, &error("a"));
@@ -200,41 +213,41 @@ mod tests {
     }
 
     #[test]
-    fn a_late_comer_does_not_replace_the_error_of_a_newer_opening() {
+    fn a_late_opening_does_not_replace_the_error_of_a_newer_one() {
         let history = History::new();
-        history.publish(1, Cause::Calls, &error("a"));
-        history.publish(2, Cause::Calls, &error("b"));
+        publish(&history, 1, Kind::Trip, "a");
+        publish(&history, 2, Kind::Trip, "b");
         history.confirm(2, &error("b"));
         history.confirm(1, &error("a"));
-        history.publish(1, Cause::Calls, &error("late"));
+        publish(&history, 1, Kind::Trip, "late");
         assert_eq!(seen(&history, 2).as_deref(), Some("b"));
-        history.publish(3, Cause::Calls, &error("not yet"));
+        publish(&history, 3, Kind::Trip, "not yet");
         assert_eq!(seen(&history, 2).as_deref(), Some("b"));
     }
 
     #[test]
-    fn an_opening_knows_how_many_there_were_before_it_whoever_confirms_when() {
+    fn the_counts_are_exact_in_whatever_order_openings_are_confirmed() {
         let history = History::new();
-        assert_eq!(publish(&history, 1, Cause::Calls), (1, 0));
-        assert_eq!(publish(&history, 2, Cause::Probe), (1, 1));
-        assert_eq!(publish(&history, 3, Cause::Calls), (2, 1));
+        assert_eq!(publish(&history, 1, Kind::Trip, "a"), so_many(1, 0));
+        assert_eq!(publish(&history, 2, Kind::Reopen, "a"), so_many(1, 1));
+        assert_eq!(publish(&history, 3, Kind::Trip, "a"), so_many(2, 1));
         history.confirm(2, &error("a"));
-        assert_eq!((counts(&history, 2), counts(&history, 3)), ((1, 1), (2, 1)));
+        assert_eq!((counts(&history, 2), counts(&history, 3)), (so_many(1, 1), so_many(2, 1)));
         history.confirm(3, &error("a"));
         history.confirm(1, &error("a"));
-        assert_eq!(publish(&history, 4, Cause::Probe), (2, 2));
+        assert_eq!(publish(&history, 4, Kind::Reopen, "a"), so_many(2, 2));
     }
 
     #[test]
     fn a_late_probe_does_not_change_what_an_opening_counts_as() {
         let history = History::new();
-        publish(&history, 1, Cause::Calls);
+        publish(&history, 1, Kind::Trip, "a");
         // A probe of generation 1 that another call has taken over since; that one closed the circuit, and calls open
         // it.
-        publish(&history, 2, Cause::Probe);
-        assert_eq!(publish(&history, 2, Cause::Calls), (2, 0));
-        publish(&history, 2, Cause::Probe);
+        publish(&history, 2, Kind::Reopen, "a");
+        assert_eq!(publish(&history, 2, Kind::Trip, "a"), so_many(2, 0));
+        publish(&history, 2, Kind::Reopen, "a");
         history.confirm(2, &error("b"));
-        assert_eq!(counts(&history, 2), (2, 0));
+        assert_eq!(counts(&history, 2), so_many(2, 0));
     }
 }

@@ -1,6 +1,6 @@
 //! Waiting for a probe in flight.
 //!
-//! Not here: whether a call may pass: it is looked up again after each wake.
+//! Not here: whether a call may pass, which the word decides anew after each wakeup.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,11 +12,12 @@ use crate::permit::Permit;
 use crate::sync::{AtomicUsize, Instant, Notify, Ordering, timeout_at};
 use crate::word;
 
-use super::{Blocked, CircuitBreaker};
+use super::CircuitBreaker;
+use super::protocol::Blocked;
 
 pub(super) struct Waiting {
     notify: Notify,
-    // Decides nothing but whether there is room.
+    /// It decides nothing but whether there is room for another waiter.
     count: AtomicUsize,
 }
 
@@ -29,13 +30,13 @@ impl Waiting {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Only after the word has changed.
+    /// To be called only after the word has changed.
     pub(super) fn notify(&self) {
         self.notify.notify_waiters();
     }
 
     fn take_place(&self, max: usize) -> Option<Place<'_>> {
-        // Who finds no room gives the place back by dropping it.
+        // If there is no room, dropping the place gives it back.
         let place = Place(self);
         let before = self.count.fetch_add(1, Ordering::Relaxed);
         (before < max).then_some(place)
@@ -53,8 +54,8 @@ impl Drop for Place<'_> {
 
 type Wait<'a> = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send + 'a>>;
 
-/// The way to a permit, through a wait if need be. Written by hand, and the wait in a box: an `async fn` would have
-/// every call carry the room for a wait about, at several times the cost of the call.
+/// Asks for a permit, and waits if necessary. It is written by hand, with the wait in a box: in an `async fn` every
+/// call would carry the space for a wait, at several times the cost of the call.
 pub(crate) struct Acquire<'a> {
     breaker: &'a CircuitBreaker,
     wait: Option<Wait<'a>>,
@@ -73,7 +74,7 @@ impl<'a> Acquire<'a> {
             Some(wait) => wait.as_mut().poll(cx),
             None => match breaker.admit_at_once(breaker.load()) {
                 Ok(word) => Poll::Ready(Ok(word)),
-                Err(Blocked::Refused(rejection)) => Poll::Ready(Err(rejection)),
+                Err(Blocked::Rejected(rejection)) => Poll::Ready(Err(rejection)),
                 Err(Blocked::ByProbe { generation, lease_left }) => {
                     let wait = breaker.wait_for_probe(generation, lease_left);
                     self.wait.insert(Box::pin(wait)).as_mut().poll(cx)
@@ -101,7 +102,7 @@ impl<'a> Future for Acquire<'a> {
 
 impl CircuitBreaker {
     async fn wait_for_probe(&self, generation: u32, lease_left: u32) -> Result<u64, Rejection> {
-        let full = self.reject(RejectionReason::TooManyWaiters, lease_left);
+        let full = self.reject(RejectionReason::TooManyWaiters, None, lease_left);
         self.wait(Some(generation), full, false).await
     }
 
@@ -109,7 +110,7 @@ impl CircuitBreaker {
         self.wait(None, rejection.because(RejectionReason::TooManyWaiters), true).await
     }
 
-    /// `waited_for`: the generation of the probe that is waited for. `full`: the answer if there is no room.
+    /// `waited_for` is the generation of the probe that the call waits for. `full` is the answer if there is no room.
     async fn wait(
         &self,
         mut waited_for: Option<u32>,
@@ -119,28 +120,28 @@ impl CircuitBreaker {
         let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else { return Err(full) };
         let give_up = Instant::now() + self.settings.wait_limit();
         loop {
-            // Before the word is read, so that a result in between is not missed.
+            // Before the word is read, so that no transition in between is missed.
             let notified = self.waiting.notify.notified();
-            // Once: with a second reading the wait could start later than what is left counts from, and end too late.
+            // Once: after a second reading, the wait would begin later than the time that `left` counts from.
             let now = Instant::now();
             let (left, late) = match self.admit(self.load(), self.clock.tick_at(now), waited_for) {
                 Ok(word) => return Ok(word),
                 Err(Blocked::ByProbe { generation, lease_left }) => {
                     waited_for = Some(generation);
                     let left = duration(lease_left);
-                    (left, self.reject(RejectionReason::WaitLimit, lease_left))
+                    (left, self.reject(RejectionReason::WaitLimit, None, lease_left))
                 }
-                Err(Blocked::Refused(rejection))
+                Err(Blocked::Rejected(rejection))
                     if through_silence && rejection.reason() == RejectionReason::Silent =>
                 {
                     (rejection.retry_after(), rejection)
                 }
-                Err(Blocked::Refused(rejection)) => return Err(rejection),
+                Err(Blocked::Rejected(rejection)) => return Err(rejection),
             };
             if now >= give_up {
                 return Err(late);
             }
-            // Which of the two ends the wait does not matter: the word decides.
+            // It does not matter which of the two ends the wait: the word decides.
             let _ = timeout_at(give_up.min(now + left), notified).await;
         }
     }

@@ -17,7 +17,8 @@ use crate::breaker::CircuitBreaker;
 use crate::clock::ticks;
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
 use crate::sync::{AtomicU64, Ordering};
-use crate::word::{GENERATION_BITS, Snapshot};
+use crate::transition::Cause;
+use crate::word::{GENERATION_BITS, Word};
 
 /// The part that all watchers of one kind of answer share. See the [module](crate::silence).
 pub struct Detector {
@@ -183,8 +184,8 @@ impl Detector {
 
     /// The newest answer that was known when this detector opened the circuit. `None` if the circuit is not silent, or
     /// was opened by another detector.
-    pub(super) fn silent_as_of(&self, word: Snapshot) -> Option<u64> {
-        if !word.silent {
+    pub(super) fn silent_as_of(&self, word: Word) -> Option<u64> {
+        if word.cause() != Some(Cause::Silence) {
             return None;
         }
         let alarm = self.alarm.load(Ordering::Relaxed);

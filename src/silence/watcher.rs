@@ -18,7 +18,8 @@ use crate::error::LastError;
 use crate::permit::Permit;
 use crate::sync::unseen::{ArcSwap, AtomicUsize};
 use crate::sync::{Ordering, fence};
-use crate::word::{self, CircuitState, Snapshot, next_generation};
+use crate::transition::CircuitState;
+use crate::word::{self, Word, next_generation};
 
 const TICK_MICROS: u64 = 5_000;
 /// A look that comes later than this was held up.
@@ -300,16 +301,17 @@ impl Watcher {
         }
         let silent = detector.silent(newest);
         let alarming = detector.alarms(silent, self.is_calm(now), now);
-        let before = Snapshot::unpack(word);
-        if alarming && before.state == CircuitState::Closed {
+        let before = Word::unpack(word);
+        if alarming && before.circuit_state() == CircuitState::Closed {
             let error = self.error(silent, now);
             detector.note_alarm(newest, next_generation(before.generation));
             detector.breaker.fall_silent(before.generation, &error);
         }
         self.give_up_probe(newest, silent, now);
 
-        let after = Snapshot::unpack(detector.breaker.load());
-        let move_on = after.state == CircuitState::Open && (alarming || detector.silent_as_of(after).is_some());
+        let after = Word::unpack(detector.breaker.load());
+        let move_on =
+            after.circuit_state() == CircuitState::Open && (alarming || detector.silent_as_of(after).is_some());
         (move_on && self.tell_to_move_on()).then(|| self.alarm(silent, now))
     }
 
@@ -381,7 +383,7 @@ impl Watcher {
     fn end_silence(&mut self, now: u64) {
         let detector = Arc::clone(&self.detector);
         let word = detector.breaker.load();
-        let Some(as_of) = detector.silent_as_of(Snapshot::unpack(word)) else { return };
+        let Some(as_of) = detector.silent_as_of(Word::unpack(word)) else { return };
         let newest = detector.newest_answered();
         if newest <= as_of {
             return;
@@ -409,7 +411,7 @@ impl Watcher {
         if self.probe.as_ref().is_some_and(|probe| age(probe) >= patience)
             && let Some(Probe { claimed, .. }) = self.probe.take()
         {
-            self.detector.note_alarm(newest, next_generation(Snapshot::unpack(claimed).generation));
+            self.detector.note_alarm(newest, next_generation(Word::unpack(claimed).generation));
             self.detector.breaker.probe_fell_silent(claimed, &self.error(silent, now));
         }
     }

@@ -1,116 +1,263 @@
-//! Each transition of the word by itself, at its edges. What threads do to each other is for the models in
+//! The word's fields, and each step by itself, at its edges. What threads do to each other is for the models in
 //! `loom-tests`.
 
+use super::step::{self, Admit, COARSE_ERROR, Kind, Limits, MAX_DEADLINE_TICKS, Success, Transition};
 use super::*;
-use CircuitState::{Closed, HalfOpen, Open};
 
 const LIMITS: Limits = Limits { open_ticks: 30_000, lease_ticks: 60_000 };
 const LAST_GENERATION: u32 = GENERATION_LIMIT - 1;
+/// More than the clock may be behind.
+const SLACK: u32 = 65_536;
 
-fn closed(generation: u32, failure_count: u32) -> Snapshot {
-    Snapshot { generation, failure_count, ..Snapshot::INITIAL }
+fn closed(generation: u32, failures: u32) -> Word {
+    Word { generation, state: State::Closed { failures } }
 }
 
-fn open(generation: u32, deadline: u32) -> Snapshot {
-    Snapshot { generation, state: Open, failure_count: 3, deadline, ..Snapshot::INITIAL }
+fn open_because(cause: Cause, generation: u32, until: u32) -> Word {
+    Word { generation, state: State::Open { cause, until, streak: 0 } }
 }
 
-fn silent(generation: u32, deadline: u32) -> Snapshot {
-    Snapshot { silent: true, ..open(generation, deadline) }
+fn open(generation: u32, until: u32) -> Word {
+    open_because(Cause::Failures, generation, until)
 }
 
-fn probing(generation: u32, lease_end: u32) -> Snapshot {
-    Snapshot { state: HalfOpen, probe_in_flight: true, ..open(generation, lease_end) }
+fn silent(generation: u32, until: u32) -> Word {
+    open_because(Cause::Silence, generation, until)
 }
 
-fn handed_back(generation: u32, lease_end: u32) -> Snapshot {
-    Snapshot { probe_in_flight: false, ..probing(generation, lease_end) }
+fn half_open(generation: u32, in_flight: bool, lease_end: u32) -> Word {
+    Word { generation, state: State::HalfOpen { in_flight, lease_end, streak: 0, good_probes: 0 } }
 }
 
-#[test]
-fn every_field_comes_back_from_its_edges() {
+fn probing(generation: u32, lease_end: u32) -> Word {
+    half_open(generation, true, lease_end)
+}
+
+fn free(generation: u32, lease_end: u32) -> Word {
+    half_open(generation, false, lease_end)
+}
+
+/// The same word after so many failed recoveries.
+fn with_streak(word: Word, streak: u32) -> Word {
+    let state = match word.state {
+        State::Open { cause, until, .. } => State::Open { cause, until, streak },
+        State::HalfOpen { in_flight, lease_end, good_probes, .. } => {
+            State::HalfOpen { in_flight, lease_end, streak, good_probes }
+        }
+        State::Closed { .. } => panic!("a closed circuit has none"),
+    };
+    Word { state, ..word }
+}
+
+fn claim(word: Word, now: u32) -> Word {
+    match word.admit(now, LIMITS) {
+        Admit::Claim(transition) => transition.after,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn every_state() -> Vec<Word> {
+    let mut words = Vec::new();
     for generation in [0, 1, LAST_GENERATION] {
-        for (state, silent) in [(Closed, false), (Open, false), (HalfOpen, false), (Open, true)] {
-            for probe_in_flight in [false, true] {
-                for failure_count in [0, 1, MAX_FAILURE_COUNT] {
-                    for deadline in [0, 1, u32::MAX] {
-                        let snapshot = Snapshot { generation, state, silent, probe_in_flight, failure_count, deadline };
-                        assert_eq!(Snapshot::unpack(snapshot.pack()), snapshot);
+        for failures in [0, 1, MAX_FAILURES] {
+            words.push(closed(generation, failures));
+        }
+        for deadline in [0, 1, u32::MAX] {
+            for streak in [0, 1, MAX_STREAK] {
+                for cause in Cause::ALL {
+                    words.push(with_streak(open_because(*cause, generation, deadline), streak));
+                }
+                for in_flight in [false, true] {
+                    for good_probes in [0, 1, MAX_GOOD_PROBES] {
+                        let state = State::HalfOpen { in_flight, lease_end: deadline, streak, good_probes };
+                        words.push(Word { generation, state });
                     }
                 }
             }
         }
     }
+    words
 }
 
+// ---- the fields ----
+
 #[test]
-fn each_field_has_bits_of_its_own() {
-    let full = Snapshot {
-        generation: LAST_GENERATION,
-        state: Closed,
-        silent: false,
-        probe_in_flight: true,
-        failure_count: MAX_FAILURE_COUNT,
-        deadline: u32::MAX,
-    };
-    assert_eq!(full.pack(), !STATE_MASK);
-    assert_eq!(Snapshot::INITIAL.pack(), 0);
+fn every_state_comes_back_from_its_word_and_no_two_share_one() {
+    let words = every_state();
+    for word in &words {
+        assert_eq!(Word::unpack(word.pack()), *word);
+    }
+    let packed: std::collections::BTreeSet<_> = words.iter().map(|word| word.pack()).collect();
+    assert_eq!(packed.len(), words.len());
+    assert_eq!(Word::INITIAL.pack(), 0);
 }
 
 #[test]
 fn the_raw_questions_agree_with_the_decoded_word() {
-    for (snapshot, closed_now, clean) in [
-        (Snapshot::INITIAL, true, true),
-        (closed(LAST_GENERATION, 0), true, true),
-        (closed(0, 1), true, false),
-        (closed(0, MAX_FAILURE_COUNT), true, false),
-        (open(0, 0), false, false),
-        (Snapshot { failure_count: 0, ..open(1, 5) }, false, false),
-        (Snapshot { failure_count: 0, ..silent(1, 5) }, false, false),
-        (probing(1, 5), false, false),
-        (handed_back(1, 5), false, false),
-    ] {
-        assert_eq!(is_closed(snapshot.pack()), closed_now, "{snapshot:?}");
-        assert_eq!(is_clean(snapshot.pack()), clean, "{snapshot:?}");
+    for word in every_state() {
+        let (raw, is_closed_now) = (word.pack(), matches!(word.state, State::Closed { .. }));
+        assert_eq!(is_closed(raw), is_closed_now, "{word:?}");
+        assert_eq!(is_clean(raw), word.failures() == Some(0), "{word:?}");
+        assert_eq!(has_probe_in_flight(raw), word.has_probe_in_flight(), "{word:?}");
+        assert_eq!(open_until(raw).map(|(cause, _)| cause), word.cause(), "{word:?}");
     }
 }
+
+#[test]
+fn a_probe_bit_that_is_cleared_leaves_a_free_probe() {
+    assert_eq!(Word::unpack(probing(3, 9).pack() & !PROBE_BIT), free(3, 9));
+    assert_eq!(free(3, 9).pack() | PROBE_BIT, probing(3, 9).pack());
+}
+
+// ---- the table ----
+
+/// What happens to a circuit.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    /// The tick at which it comes.
+    Call(u32),
+    Success,
+    Failure,
+    Silence,
+    LateAnswer,
+    ProbeSuccess,
+    ProbeFailure,
+    ProbeSilence,
+    ProbeCancel,
+    Removal,
+}
+
+/// Which of the events (its number), and what follows from it.
+type Follows = (usize, Kind, Word);
+
+/// The transition that follows at tick 500, with a failure threshold of 3. Outcomes are those of calls that this very
+/// word admitted.
+fn follows(word: Word, event: Event) -> Option<Transition> {
+    const NOW: u32 = 500;
+    let open_ticks = LIMITS.open_ticks;
+    match event {
+        Event::Call(now) => match word.admit(now, LIMITS) {
+            Admit::Claim(claim) => Some(claim),
+            Admit::Pass | Admit::Wait { .. } | Admit::Reject { .. } => None,
+        },
+        Event::Success => match word.succeeded(word.generation) {
+            Success::Reset(reset) => Some(reset),
+            Success::Late | Success::Clean => None,
+        },
+        Event::Failure => match failure(word.pack(), closed(word.generation, 0).pack(), 3) {
+            Failure::Trip => Some(word.tripped(Cause::Failures, NOW, open_ticks)),
+            Failure::Late | Failure::Count(_) => None,
+        },
+        Event::Silence => word.is_closed_in(word.generation).then(|| word.tripped(Cause::Silence, NOW, open_ticks)),
+        Event::LateAnswer => word.silence_ended(),
+        Event::ProbeSuccess => word.probe_succeeded(),
+        Event::ProbeFailure => word.probe_failed(Cause::Failures, NOW, open_ticks),
+        Event::ProbeSilence => word.probe_failed(Cause::Silence, NOW, open_ticks),
+        Event::ProbeCancel => word.probe_cancelled(),
+        Event::Removal => word.probe_released(),
+    }
+}
+
+#[test]
+fn every_event_in_every_state_makes_the_transition_of_the_table_or_none() {
+    use Event::{
+        Call, Failure, LateAnswer, ProbeCancel, ProbeFailure, ProbeSilence, ProbeSuccess, Removal, Silence, Success,
+    };
+    const EARLY: u32 = 600;
+    const AFTER: u32 = 90_000;
+    let events = [
+        Call(EARLY),
+        Call(AFTER),
+        Success,
+        Failure,
+        Silence,
+        LateAnswer,
+        ProbeSuccess,
+        ProbeFailure,
+        ProbeSilence,
+        ProbeCancel,
+        Removal,
+    ];
+    let (open, silent, free, probing) = (open(1, 30_500), silent(1, 30_500), free(1, 60_500), probing(1, 60_500));
+    let reopened = |cause| with_streak(open_because(cause, 2, 30_500), 1);
+    let claimed = |now| self::probing(1, now + 60_000);
+    let expected: &[(Word, &[Follows])] = &[
+        (closed(1, 0), &[(4, Kind::Trip, self::silent(2, 30_500))]),
+        (closed(1, 1), &[(2, Kind::Reset, closed(1, 0)), (4, Kind::Trip, self::silent(2, 30_500))]),
+        (
+            closed(1, 2),
+            &[
+                (2, Kind::Reset, closed(1, 0)),
+                (3, Kind::Trip, self::open(2, 30_500)),
+                (4, Kind::Trip, self::silent(2, 30_500)),
+            ],
+        ),
+        (open, &[(1, Kind::Claim, claimed(AFTER))]),
+        (silent, &[(1, Kind::Claim, claimed(AFTER)), (5, Kind::EndSilence, closed(1, 0))]),
+        (free, &[(0, Kind::Claim, claimed(EARLY)), (1, Kind::Claim, claimed(AFTER))]),
+        (
+            probing,
+            &[
+                (1, Kind::TakeOver, claimed(AFTER)),
+                (6, Kind::Close, closed(1, 0)),
+                (7, Kind::Reopen, reopened(Cause::Failures)),
+                (8, Kind::Reopen, reopened(Cause::Silence)),
+                (9, Kind::HandBack, self::free(1, 60_500)),
+                (10, Kind::Release, closed(1, 0)),
+            ],
+        ),
+    ];
+    for (before, transitions) in expected {
+        for (n, event) in events.iter().enumerate() {
+            let expected = transitions.iter().find(|(at, ..)| *at == n);
+            let expected = expected.map(|&(_, kind, after)| Transition { before: *before, after, kind });
+            assert_eq!(follows(*before, *event), expected, "{before:?}, {event:?}");
+        }
+    }
+}
+
+// ---- calls ----
 
 #[test]
 fn a_closed_circuit_passes_every_call() {
-    for failure_count in [0, 2, MAX_FAILURE_COUNT] {
-        assert_eq!(closed(7, failure_count).admit(u32::MAX, LIMITS), Admit::Pass);
+    for failures in [0, 2, MAX_FAILURES] {
+        assert_eq!(closed(7, failures).admit(u32::MAX, LIMITS), Admit::Pass);
     }
 }
 
 #[test]
-fn an_open_circuit_refuses_until_its_deadline_and_then_gives_the_probe_away() {
-    assert_eq!(open(1, 30_000).admit(0, LIMITS), Admit::Refuse { open_left: 30_000 });
-    assert_eq!(open(1, 30_000).admit(29_999, LIMITS), Admit::Refuse { open_left: 1 });
-    assert_eq!(open(1, 30_000).admit(30_000, LIMITS), Admit::Claim(probing(1, 90_000)));
+fn an_open_circuit_rejects_until_its_deadline_and_then_gives_the_probe_away() {
+    let reject = |open_left| Admit::Reject { open_left, cause: Cause::Failures };
+    assert_eq!(open(1, 30_000).admit(0, LIMITS), reject(30_000));
+    assert_eq!(open(1, 30_000).admit(29_999, LIMITS), reject(1));
+    assert_eq!(claim(open(1, 30_000), 30_000), probing(1, 90_000));
 }
 
 #[test]
 fn a_probe_is_waited_for_until_its_lease_ends_and_then_taken_over() {
     assert_eq!(probing(1, 90_000).admit(30_000, LIMITS), Admit::Wait { lease_left: 60_000 });
     assert_eq!(probing(1, 90_000).admit(89_999, LIMITS), Admit::Wait { lease_left: 1 });
-    assert_eq!(probing(1, 90_000).admit(90_000, LIMITS), Admit::Claim(probing(1, 150_000)));
+    assert_eq!(claim(probing(1, 90_000), 90_000), probing(1, 150_000));
 }
 
 #[test]
 fn a_probe_that_was_handed_back_is_free_at_once() {
-    assert_eq!(handed_back(1, 90_000).admit(40_000, LIMITS), Admit::Claim(probing(1, 100_000)));
+    assert_eq!(claim(free(1, 90_000), 40_000), probing(1, 100_000));
 }
 
 #[test]
 fn no_claim_repeats_the_word_of_an_earlier_one() {
     let mut word = probing(1, 90_000);
     for older_reading in [30_000, 30_000, 29_990] {
-        let ProbeEnd::Resolve(free) = word.probe_cancel() else { panic!("a probe is in flight") };
-        let Admit::Claim(next) = free.admit(older_reading, LIMITS) else { panic!("the probe is free") };
-        assert_eq!(next.deadline, word.deadline + 1);
+        let next = claim(word.probe_cancelled().expect("a probe is in flight").after, older_reading);
+        let (State::HalfOpen { lease_end: new, .. }, State::HalfOpen { lease_end: old, .. }) = (next.state, word.state)
+        else {
+            panic!("{next:?}")
+        };
+        assert_eq!(new, old + 1);
         word = next;
     }
-    assert_eq!(handed_back(1, u32::MAX).admit(u32::MAX - 60_000, LIMITS), Admit::Claim(probing(1, 0)));
+    assert_eq!(claim(free(1, u32::MAX), u32::MAX - 60_000), probing(1, 0));
 }
 
 #[test]
@@ -118,49 +265,56 @@ fn a_probe_claimed_after_weeks_of_idling_gets_a_whole_lease() {
     for days in [1, 10, 24, 25, 40, 49] {
         let now: u32 = 30_000 + days * 86_400_000;
         let claimed = probing(1, now.wrapping_add(60_000));
-        assert_eq!(handed_back(1, 90_000).admit(now, LIMITS), Admit::Claim(claimed), "after {days} days");
-        assert_eq!(probing(1, 90_000).admit(now, LIMITS), Admit::Claim(claimed), "after {days} days");
+        assert_eq!(claim(free(1, 90_000), now), claimed, "after {days} days");
+        assert_eq!(claim(probing(1, 90_000), now), claimed, "after {days} days");
         assert_eq!(claimed.admit(now, LIMITS), Admit::Wait { lease_left: 60_000 });
     }
 }
 
-#[test]
-fn a_reading_from_just_before_the_trip_sees_the_circuit_open() {
-    let open = closed(0, 2).tripped(100_000, LIMITS.open_ticks);
-    assert_eq!(open.open_left(99_999, LIMITS.open_ticks), 30_001);
-    assert_eq!(open.open_left(100_000 - CLOCK_SLACK, LIMITS.open_ticks), 30_000 + CLOCK_SLACK);
-    assert_eq!(open.open_left(100_000 - CLOCK_SLACK - 1, LIMITS.open_ticks), 0);
+// ---- deadlines ----
+
+fn tripped_at(now: u32) -> Word {
+    closed(0, 2).tripped(Cause::Failures, now, LIMITS.open_ticks).after
 }
 
 #[test]
-fn a_coarse_clock_refuses_only_what_a_better_one_would() {
+fn a_reading_from_just_before_the_trip_sees_the_circuit_open() {
+    let open = tripped_at(100_000);
+    assert_eq!(open.open_left(99_999, LIMITS.open_ticks), 30_001);
+    assert_eq!(open.open_left(100_000 - SLACK, LIMITS.open_ticks), 30_000 + SLACK);
+    assert_eq!(open.open_left(100_000 - SLACK - 1, LIMITS.open_ticks), 0);
+}
+
+#[test]
+fn a_coarse_clock_rejects_only_what_a_better_one_would() {
     let open = open(1, 30_000);
-    assert_eq!(open.open_left_for_sure(0, LIMITS.open_ticks), Some(30_000));
-    assert_eq!(open.open_left_for_sure(30_000 - COARSE_ERROR - 1, LIMITS.open_ticks), Some(COARSE_ERROR + 1));
+    let left = |word: Word, about_now| step::open_left_for_sure(word.pack(), about_now, LIMITS.open_ticks);
+    assert_eq!(left(open, 0), Some((30_000, Cause::Failures)));
+    assert_eq!(left(silent(1, 30_000), 0), Some((30_000, Cause::Silence)));
+    assert_eq!(left(open, 30_000 - COARSE_ERROR - 1), Some((COARSE_ERROR + 1, Cause::Failures)));
     for about_now in [30_000 - COARSE_ERROR, 29_999, 30_000, 30_001, 90_000_000] {
-        assert_eq!(open.open_left_for_sure(about_now, LIMITS.open_ticks), None);
+        assert_eq!(left(open, about_now), None);
     }
-    for other in [closed(1, 2), probing(1, 30_000), handed_back(1, 30_000)] {
-        assert_eq!(other.open_left_for_sure(0, LIMITS.open_ticks), None);
+    for other in [closed(1, 2), probing(1, 30_000), free(1, 30_000)] {
+        assert_eq!(left(other, 0), None);
     }
 }
 
 #[test]
 fn a_deadline_beyond_the_wrap_counts_down_across_it() {
-    let open = closed(0, 2).tripped(u32::MAX - 10, LIMITS.open_ticks);
-    assert_eq!(open.deadline, 29_989);
+    let open = tripped_at(u32::MAX - 10);
+    assert_eq!(open, self::open(1, 29_989));
     for (now, left) in [(u32::MAX - 10, 30_000), (u32::MAX, 29_990), (0, 29_989), (29_988, 1), (29_989, 0)] {
         assert_eq!(open.open_left(now, LIMITS.open_ticks), left, "at {now}");
     }
 }
 
 #[test]
-fn the_longest_deadline_is_told_from_one_that_passed() {
-    let limits = Limits { open_ticks: MAX_DEADLINE_TICKS, ..LIMITS };
+fn the_longest_deadline_is_told_from_one_that_has_passed() {
     let open = open(1, MAX_DEADLINE_TICKS);
-    assert_eq!(open.open_left(0, limits.open_ticks), MAX_DEADLINE_TICKS);
-    assert_eq!(open.open_left(MAX_DEADLINE_TICKS, limits.open_ticks), 0);
-    assert_eq!(open.open_left(49 * 86_400_000, limits.open_ticks), 0);
+    assert_eq!(open.open_left(0, MAX_DEADLINE_TICKS), MAX_DEADLINE_TICKS);
+    assert_eq!(open.open_left(MAX_DEADLINE_TICKS, MAX_DEADLINE_TICKS), 0);
+    assert_eq!(open.open_left(49 * 86_400_000, MAX_DEADLINE_TICKS), 0);
 }
 
 #[test]
@@ -171,19 +325,20 @@ fn an_open_time_that_passed_weeks_ago_does_not_block() {
     }
 }
 
+// ---- outcomes ----
+
 #[test]
-fn a_success_resets_a_count_of_its_own_generation_and_nothing_else() {
-    assert_eq!(closed(1, 0).success(1), Success::Clean);
-    assert_eq!(closed(1, 2).success(1), Success::Reset(closed(1, 0)));
-    assert_eq!(closed(1, 2).success(0), Success::Late);
-    for other in [open(1, 9), silent(1, 9), probing(1, 9), handed_back(1, 9)] {
-        assert_eq!(other.success(1), Success::Late);
+fn a_success_counts_in_its_own_generation_alone() {
+    assert_eq!(closed(1, 0).succeeded(1), Success::Clean);
+    assert_eq!(closed(1, 2).succeeded(0), Success::Late);
+    for other in [open(1, 9), silent(1, 9), probing(1, 9), free(1, 9)] {
+        assert_eq!(other.succeeded(1), Success::Late);
     }
 }
 
 #[test]
 fn a_failure_counts_in_its_own_generation_and_trips_at_the_threshold() {
-    let failure = |word: Snapshot, granted: Snapshot| failure(word.pack(), granted.pack(), 3);
+    let failure = |word: Word, granted: Word| failure(word.pack(), granted.pack(), 3);
     assert_eq!(failure(closed(1, 0), closed(1, 0)), Failure::Count(closed(1, 1).pack()));
     assert_eq!(failure(closed(1, 1), closed(1, 0)), Failure::Count(closed(1, 2).pack()));
     assert_eq!(failure(closed(1, 1), closed(1, 2)), Failure::Count(closed(1, 2).pack()));
@@ -191,76 +346,47 @@ fn a_failure_counts_in_its_own_generation_and_trips_at_the_threshold() {
     for granted in [closed(0, 0), closed(2, 0), closed(0, 2)] {
         assert_eq!(failure(closed(1, 2), granted), Failure::Late);
     }
-    for other in [open(1, 9), silent(1, 9), probing(1, 9), handed_back(1, 9)] {
+    for other in [open(1, 9), silent(1, 9), probing(1, 9), free(1, 9)] {
         assert_eq!(failure(other, closed(1, 0)), Failure::Late);
     }
-    assert_eq!(closed(1, 2).tripped(500, LIMITS.open_ticks), open(2, 30_500));
 }
 
 #[test]
 fn the_highest_threshold_is_reached_without_leaving_its_field() {
     let mut word = closed(3, 0);
-    for count in 1..MAX_FAILURE_COUNT {
-        assert_eq!(
-            failure(word.pack(), closed(3, 0).pack(), MAX_FAILURE_COUNT),
-            Failure::Count(closed(3, count).pack())
-        );
+    for count in 1..MAX_FAILURES {
+        assert_eq!(failure(word.pack(), closed(3, 0).pack(), MAX_FAILURES), Failure::Count(closed(3, count).pack()));
         word = closed(3, count);
     }
-    assert_eq!(failure(word.pack(), closed(3, 0).pack(), MAX_FAILURE_COUNT), Failure::Trip);
-    let open = word.tripped(0, LIMITS.open_ticks);
-    assert_eq!(Snapshot::unpack(open.pack()).failure_count, MAX_FAILURE_COUNT);
+    assert_eq!(failure(word.pack(), closed(3, 0).pack(), MAX_FAILURES), Failure::Trip);
+    assert_eq!(word.tripped(Cause::Failures, 0, LIMITS.open_ticks).failures(), Some(MAX_FAILURES));
 }
 
 #[test]
-fn a_probe_in_flight_closes_reopens_or_is_handed_back() {
-    assert_eq!(probing(1, 90_000).probe_success(), ProbeEnd::Resolve(closed(1, 0)));
-    assert_eq!(probing(1, 90_000).probe_failure(500, LIMITS.open_ticks), ProbeEnd::Resolve(open(2, 30_500)));
-    assert_eq!(probing(1, 90_000).probe_cancel(), ProbeEnd::Resolve(handed_back(1, 90_000)));
+fn a_trip_tells_the_failures_in_a_row_that_it_follows() {
+    assert_eq!(closed(0, 2).tripped(Cause::Failures, 0, 9).failures(), Some(3));
+    assert_eq!(closed(0, 2).tripped(Cause::Silence, 0, 9).failures(), Some(2));
+    assert_eq!(probing(1, 9).probe_failed(Cause::Failures, 0, 9).unwrap().failures(), None);
 }
 
 #[test]
-fn without_a_probe_in_flight_its_end_changes_nothing() {
-    for other in [closed(1, 2), open(1, 9), silent(1, 9), handed_back(1, 9)] {
-        assert_eq!(other.probe_success(), ProbeEnd::Late);
-        assert_eq!(other.probe_fallen_silent(500, LIMITS.open_ticks), ProbeEnd::Late);
-        assert_eq!(other.probe_failure(500, LIMITS.open_ticks), ProbeEnd::Late);
-        assert_eq!(other.probe_cancel(), ProbeEnd::Late);
+fn failed_recoveries_in_a_row_are_counted_up_to_the_end_of_their_field() {
+    let mut word = probing(1, 9);
+    for expected in (1..=MAX_STREAK).chain([MAX_STREAK]) {
+        let open = word.probe_failed(Cause::Failures, 0, LIMITS.open_ticks).unwrap().after;
+        assert_eq!(open, with_streak(self::open(open.generation, 30_000), expected));
+        word = claim(open, 30_000);
     }
+    let next = word.probe_succeeded().unwrap().after.tripped(Cause::Failures, 0, LIMITS.open_ticks).after;
+    assert_eq!(next, open(next.generation, 30_000), "a circuit that has closed forgets them");
 }
 
-#[test]
-fn silence_opens_the_circuit_and_rejects_like_any_opening() {
-    let silent_now = Snapshot { failure_count: 2, ..silent(2, 30_500) };
-    assert_eq!(closed(1, 2).fallen_silent(500, LIMITS.open_ticks), silent_now);
-    assert_eq!(silent_now.admit(600, LIMITS), Admit::Refuse { open_left: 29_900 });
-    let probe = Snapshot { failure_count: 2, ..probing(2, 90_500) };
-    assert_eq!(silent_now.admit(30_500, LIMITS), Admit::Claim(probe));
-    assert_eq!(
-        probe.probe_failure(40_000, LIMITS.open_ticks),
-        ProbeEnd::Resolve(Snapshot { failure_count: 2, ..open(3, 70_000) })
-    );
-}
-
-#[test]
-fn a_probe_that_goes_unanswered_is_silence_in_the_next_generation() {
-    assert_eq!(probing(1, 90_000).probe_fallen_silent(500, LIMITS.open_ticks), ProbeEnd::Resolve(silent(2, 30_500)));
-}
-
-#[test]
-fn an_answer_ends_silence_and_nothing_else() {
-    assert_eq!(silent(2, 9).silence_ended(), Some(closed(2, 0)));
-    for other in [closed(2, 2), open(2, 9), probing(2, 9), handed_back(2, 9)] {
-        assert_eq!(other.silence_ended(), None);
-    }
-}
+// ---- generations ----
 
 #[test]
 fn the_generation_wraps_within_its_field() {
-    let ProbeEnd::Resolve(next) = probing(LAST_GENERATION, 0).probe_failure(0, LIMITS.open_ticks) else {
-        panic!("in flight")
-    };
-    assert_eq!((next.generation, next.state), (0, Open));
+    let next = probing(LAST_GENERATION, 0).probe_failed(Cause::Failures, 0, LIMITS.open_ticks).unwrap().after;
+    assert_eq!((next.generation, next.circuit_state()), (0, CircuitState::Open));
     assert!(next.is_reopened_since(LAST_GENERATION));
 }
 
@@ -273,15 +399,20 @@ fn generations_are_ordered_across_the_wrap() {
 }
 
 #[test]
-fn only_the_next_opening_counts_as_reopened() {
-    assert!(open(2, 9).is_reopened_since(1) && silent(2, 9).is_reopened_since(1));
-    for other in [open(1, 9), open(3, 9), closed(2, 0), probing(2, 9), handed_back(2, 9)] {
+fn only_a_later_opening_counts_as_reopened() {
+    assert!(open(2, 9).is_reopened_since(1) && silent(2, 9).is_reopened_since(1) && open(5, 9).is_reopened_since(1));
+    for other in [open(1, 9), open(0, 9), closed(2, 0), probing(2, 9), free(2, 9)] {
         assert!(!other.is_reopened_since(1), "{other:?}");
     }
 }
 
+// ---- what others see ----
+
 #[test]
-fn a_state_has_one_name_everywhere() {
+fn a_state_and_a_cause_have_one_name_everywhere() {
+    use CircuitState::{Closed, HalfOpen, Open};
     assert_eq!([Closed, Open, HalfOpen].map(|state| state.to_string()), ["closed", "open", "half_open"]);
     assert_eq!(format!("{Open:<7}|"), "open   |");
+    let causes: Vec<_> = Cause::ALL.iter().map(ToString::to_string).collect();
+    assert_eq!(causes, ["failures", "silence"]);
 }

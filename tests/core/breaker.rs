@@ -121,8 +121,8 @@ async fn a_call_records_its_result_and_is_not_polled_when_it_is_rejected() {
         assert_eq!(breaker.call(async { Err::<(), _>("boom") }).await, Err(CallError::Inner("boom")));
     }
     assert_eq!(breaker.snapshot().last_error.unwrap().to_string(), "error: boom");
-    let refused = breaker.call(async { panic!("polled") as Result<(), &str> }).await;
-    assert!(matches!(refused, Err(CallError::Rejected(_))));
+    let rejected = breaker.call(async { panic!("polled") as Result<(), &str> }).await;
+    assert!(matches!(rejected, Err(CallError::Rejected(_))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -149,8 +149,8 @@ async fn an_error_cannot_forge_a_line_of_the_log() {
         lines[0].contains(r"last_error=5xx: bad\n2026-11-27T00:00:00Z  INFO circuit closed \u{1b}[2J"),
         "{lines:?}"
     );
-    let refused = breaker.explain(breaker.try_acquire().unwrap_err()).to_string();
-    assert!(!refused.contains(['\n', '\u{1b}']), "{refused}");
+    let rejected = breaker.explain(breaker.try_acquire().unwrap_err()).to_string();
+    assert!(!rejected.contains(['\n', '\u{1b}']), "{rejected}");
     assert!(breaker.snapshot().last_error.unwrap().message().contains('\n'), "as it is, for who asks for it");
 }
 
@@ -238,8 +238,8 @@ async fn rejections_by_an_inner_breaker_do_not_open_the_outer_one() {
     assert_eq!((outer.state(), outer.failure_count()), (CircuitState::Closed, 0));
     let by_name = registry();
     trip_by_name(&by_name, "openai");
-    let refused = async { Err::<(), _>(by_name.try_acquire_permit("openai").unwrap_err()) };
-    assert!(outer.call_with(refused, Outcome::of).await.is_err());
+    let rejected = async { Err::<(), _>(by_name.try_acquire_permit("openai").unwrap_err()) };
+    assert!(outer.call_with(rejected, Outcome::of).await.is_err());
     assert_eq!(outer.failure_count(), 0);
     let failing = async { Err::<(), _>(io::Error::other("reset")) };
     assert!(outer.call_with(failing, Outcome::of).await.is_err());

@@ -14,23 +14,22 @@ async fn a_whole_cycle_is_logged_in_four_lines() {
     let log = Log::capture();
     let breaker = breaker();
     trip(&breaker);
-    let opened =
-        r#"WARN circuit opened breaker="openai" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
+    let opened = r#"WARN circuit opened breaker="openai" from="closed" to="open" cause="failures" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
     assert_eq!(log.take(), [opened]);
 
     advance(30 * SECOND).await;
     assert!(log.take().is_empty(), "nothing happens by itself");
     let permit = breaker.try_acquire().unwrap();
-    let half_open = r#"INFO circuit half-open, probing breaker="openai" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
+    let half_open = r#"INFO circuit half-open, probing breaker="openai" from="open" to="half_open" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
     assert_eq!(log.take(), [half_open]);
 
     permit.failure("timeout", "no answer in 2 s");
-    let reopened = r#"WARN circuit opened again, the probe failed breaker="openai" failure_count=3 last_error=timeout: no answer in 2 s trip_count=1 generation=2"#;
+    let reopened = r#"WARN circuit opened again, the probe failed breaker="openai" from="half_open" to="open" cause="failures" failure_count=3 last_error=timeout: no answer in 2 s trip_count=1 generation=2"#;
     assert_eq!(log.take(), [reopened]);
 
     advance(30 * SECOND).await;
     breaker.try_acquire().unwrap().success();
-    let closed = r#"INFO circuit closed, the probe succeeded breaker="openai" failure_count=3 last_error=timeout: no answer in 2 s trip_count=1 generation=2"#;
+    let closed = r#"INFO circuit closed, the probe succeeded breaker="openai" from="half_open" to="closed" failure_count=3 last_error=timeout: no answer in 2 s trip_count=1 generation=2"#;
     assert_eq!(
         log.take(),
         [&*half_open.replace("5xx: test", "timeout: no answer in 2 s").replace("generation=1", "generation=2"), closed]
@@ -56,7 +55,7 @@ async fn calls_that_change_no_state_are_not_logged() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_probe_is_logged_as_a_warning_for_permits_and_guards() {
-    let reopened = r#"WARN circuit opened again, the probe failed breaker="openai" failure_count=3 last_error=dropped: the probe was dropped unresolved trip_count=1 generation=2"#;
+    let reopened = r#"WARN circuit opened again, the probe failed breaker="openai" from="half_open" to="open" cause="failures" failure_count=3 last_error=dropped: the probe was dropped unresolved trip_count=1 generation=2"#;
     let breaker = breaker();
     let permit = probe(&breaker).await;
     let log = Log::capture();
@@ -83,7 +82,7 @@ async fn a_cancelled_probe_is_not_logged_and_a_taken_over_one_is_a_warning() {
     assert!(log.take().is_empty());
     advance(61 * SECOND).await;
     let successor = breaker.try_acquire().unwrap();
-    let warning = r#"WARN the probe's lease ended, the next call takes it over breaker="openai" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
+    let warning = r#"WARN the probe's lease ended, the next call takes it over breaker="openai" from="half_open" to="half_open" failure_count=3 last_error=5xx: test trip_count=1 generation=1"#;
     assert_eq!(log.take(), [warning]);
     successor.success();
 }

@@ -20,17 +20,17 @@ async fn crowd(succeeds: bool) -> (usize, usize) {
     } else {
         permit.failure("timeout", "");
     }
-    let (mut passed, mut refused) = (0, 0);
+    let (mut passed, mut rejected) = (0, 0);
     let released = Instant::now();
     for waiter in waiters {
         match waiter.await.unwrap() {
             Ok(permit) if permit.kind() == PermitType::Normal => passed += 1,
-            Err(rejected) if rejected.reason() == RejectionReason::Reopened => refused += 1,
+            Err(rejection) if rejection.reason() == RejectionReason::Reopened => rejected += 1,
             other => panic!("{other:?}"),
         }
     }
     assert_eq!((breaker.snapshot().waiters, released.elapsed()), (0, Duration::ZERO));
-    (passed, refused)
+    (passed, rejected)
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,8 +104,8 @@ impl Model {
         }
     }
 
-    /// Why a call would be refused now, and for how long.
-    fn refusal(&self) -> Option<(RejectionReason, u64)> {
+    /// Why a call would be rejected now, and for how long.
+    fn rejection(&self) -> Option<(RejectionReason, u64)> {
         match self.circuit {
             Circuit::Open { until } if self.now < until => Some((RejectionReason::Open, until - self.now)),
             Circuit::HalfOpen { probe: Some(probe), .. } if self.now < probe.lease_end => {
@@ -215,7 +215,7 @@ impl Model {
         );
         prop_assert_eq!(probe_in_flight, self.probe().is_some());
         prop_assert_eq!(seen.last_error.as_deref().map(fusebox::LastError::error_type), self.last_error);
-        prop_assert_eq!(breaker.would_allow(), self.refusal().is_none());
+        prop_assert_eq!(breaker.would_allow(), self.rejection().is_none());
         prop_assert_eq!(breakers.state(NAME), Some(state));
         Ok(())
     }
@@ -258,10 +258,10 @@ async fn follow(threshold: u32, steps: Vec<Step>) -> Result<(), TestCaseError> {
     for step in steps {
         match step {
             Step::Acquire => {
-                let expected = model.refusal();
+                let expected = model.rejection();
                 match breakers.get(NAME).unwrap().try_acquire_owned() {
                     Ok(permit) => {
-                        prop_assert_eq!(expected, None, "should have been refused");
+                        prop_assert_eq!(expected, None, "should have been rejected");
                         let claimed = model.acquire();
                         let is_probe = matches!(claimed, Held::Probe { .. });
                         prop_assert_eq!(permit.kind() == PermitType::Probe, is_probe);

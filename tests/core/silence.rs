@@ -470,11 +470,11 @@ async fn settings_are_replaced_while_requests_are_under_way() {
 }
 
 #[test]
-fn settings_out_of_their_range_are_refused_by_name() {
-    let refused = |builder: ConfigBuilder| builder.build().unwrap_err().to_string();
+fn settings_out_of_their_range_are_rejected_by_name() {
+    let rejected = |builder: ConfigBuilder| builder.build().unwrap_err().to_string();
     let builder = Config::builder;
-    assert_eq!(refused(builder().phi(0.5)), "phi is 0.5, expected 1 to 100");
-    assert_eq!(refused(builder().phi(f32::NAN)), "phi is NaN, expected 1 to 100");
-    assert_eq!(refused(builder().floor(Duration::MAX)), format!("floor is {:?}, expected 0 to 24 h", Duration::MAX));
-    assert_eq!(refused(builder().ceiling(Duration::ZERO)), "ceiling is 0ns, expected 1 ms to 24 h");
+    assert_eq!(rejected(builder().phi(0.5)), "phi is 0.5, expected 1 to 100");
+    assert_eq!(rejected(builder().phi(f32::NAN)), "phi is NaN, expected 1 to 100");
+    assert_eq!(rejected(builder().floor(Duration::MAX)), format!("floor is {:?}, expected 0 to 24 h", Duration::MAX));
+    assert_eq!(rejected(builder().ceiling(Duration::ZERO)), "ceiling is 0ns, expected 1 ms to 24 h");
 }

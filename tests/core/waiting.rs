@@ -85,8 +85,8 @@ async fn a_wait_that_is_dropped_changes_nothing() {
     {
         let mut wait = Box::pin(breaker.acquire());
         assert!(!is_ready(wait.as_mut()).await);
-        let refused = breaker.acquire().await.unwrap_err();
-        assert_eq!((refused.reason(), refused.retry_after()), (RejectionReason::TooManyWaiters, 60 * SECOND));
+        let rejected = breaker.acquire().await.unwrap_err();
+        assert_eq!((rejected.reason(), rejected.retry_after()), (RejectionReason::TooManyWaiters, 60 * SECOND));
     }
     assert_eq!((breaker.snapshot().waiters, breaker.state()), (0, CircuitState::HalfOpen));
     let waiter = waiter(&breaker).await;

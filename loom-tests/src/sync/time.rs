@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::{CLOCK, ClockU64, Hidden};
-use crate::production::word::COARSE_ERROR;
+use crate::production::word::step::COARSE_ERROR;
 
 /// All there is to it.
 pub(crate) struct Clock {

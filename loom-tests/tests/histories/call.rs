@@ -2,7 +2,7 @@
 
 use crate::error::RejectionReason;
 use crate::permit::PermitType;
-use crate::word::CircuitState;
+use crate::transition::CircuitState;
 
 /// Which permit of a history: the number of the call that was given it.
 pub(crate) type Holder = usize;
@@ -48,7 +48,7 @@ pub(crate) struct Answer {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     Granted(PermitType),
-    Refused(RejectionReason),
+    Rejected(RejectionReason),
     Done,
     Counted(bool),
     Seen { state: CircuitState, failure_count: u32, probe_in_flight: bool },

@@ -15,6 +15,7 @@ mod production {
     pub(crate) mod permit;
     pub(crate) mod registry;
     pub(crate) mod settings;
+    pub(crate) mod transition;
     pub(crate) mod word;
 }
 mod call;
@@ -22,7 +23,7 @@ mod run;
 mod spec;
 mod sync;
 
-use production::{breaker, clock, config, error, event, permit, registry, settings, word};
+use production::{breaker, clock, config, error, event, permit, registry, settings, transition, word};
 
 use std::time::{Duration, Instant};
 

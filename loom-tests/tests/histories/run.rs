@@ -23,7 +23,7 @@ pub(crate) const FAILURE_THRESHOLD: u32 = 2;
 const THREADS: usize = 3;
 const NAME: &str = "a";
 
-/// Who waits longer than this, and nobody sleeps meanwhile, waits for good.
+/// A thread that waits longer than this waits for ever: nothing here sleeps.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug)]
@@ -216,7 +216,7 @@ impl Caller {
                 self.held.push((number, permit));
                 Value::Granted(kind)
             }
-            Err(rejection) => Value::Refused(rejection.reason()),
+            Err(rejection) => Value::Rejected(rejection.reason()),
         }
     }
 

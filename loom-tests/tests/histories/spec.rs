@@ -7,7 +7,7 @@ use stateright::semantics::SequentialSpec;
 use crate::call::{Answer, Call, Holder, Kind, Outcome, Time, Value};
 use crate::error::RejectionReason;
 use crate::permit::PermitType;
-use crate::word::CircuitState;
+use crate::transition::CircuitState;
 
 pub(crate) const OPEN_FOR: Time = 10;
 pub(crate) const LEASE: Time = 20;
@@ -104,7 +104,7 @@ impl Spec {
         Held::Probe { number: self.probes }
     }
 
-    fn refuse(&self, waited: bool, reason: RejectionReason, call: &Call) -> bool {
+    fn reject(&self, waited: bool, reason: RejectionReason, call: &Call) -> bool {
         match (self.circuit, reason) {
             (Circuit::Open(limit), RejectionReason::Open) => limit.may_be_running(call),
             (Circuit::Open(_), RejectionReason::Reopened) => waited,
@@ -217,8 +217,8 @@ impl SequentialSpec for Spec {
             (Kind::TryAcquire(holder) | Kind::Acquire(holder), Value::Granted(kind)) => {
                 self.grant(*holder, *kind, call, answer)
             }
-            (Kind::TryAcquire(_), Value::Refused(reason)) => self.refuse(false, *reason, call),
-            (Kind::Acquire(_), Value::Refused(reason)) => self.refuse(true, *reason, call),
+            (Kind::TryAcquire(_), Value::Rejected(reason)) => self.reject(false, *reason, call),
+            (Kind::Acquire(_), Value::Rejected(reason)) => self.reject(true, *reason, call),
             (Kind::Resolve(holder, outcome), Value::Done) => {
                 self.resolve(*holder, *outcome, call, answer);
                 true

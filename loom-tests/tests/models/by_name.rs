@@ -82,7 +82,7 @@ fn an_insert_and_a_removal_lose_nothing() {
 }
 
 #[test]
-fn who_waits_by_name_passes_when_the_breaker_is_removed() {
+fn a_waiter_by_name_passes_when_the_breaker_is_removed() {
     explore(&["waited", "found none"], || {
         let breakers = probing();
         let caller = beside(&breakers, |breakers| {
@@ -99,7 +99,7 @@ fn who_waits_by_name_passes_when_the_breaker_is_removed() {
 // ---- the protocol ----
 
 #[test]
-fn who_waits_by_name_passes_when_the_probe_succeeds() {
+fn a_waiter_by_name_passes_when_the_probe_succeeds() {
     explore(&["came before", "came after"], || {
         let breakers = probing();
         let caller = beside(&breakers, |breakers| {
@@ -114,7 +114,7 @@ fn who_waits_by_name_passes_when_the_probe_succeeds() {
 }
 
 #[test]
-fn who_waits_by_name_is_told_the_error_when_the_probe_fails() {
+fn a_waiter_by_name_is_told_the_error_when_the_probe_fails() {
     explore(&["waited", "came after"], || {
         let breakers = probing();
         let caller = beside(&breakers, |breakers| block_on(breakers.acquire_permit("a")));
@@ -130,7 +130,7 @@ fn who_waits_by_name_is_told_the_error_when_the_probe_fails() {
 }
 
 #[test]
-fn who_waits_by_name_is_refused_when_the_guard_of_the_probe_is_dropped() {
+fn a_waiter_by_name_is_rejected_when_the_probes_guard_is_dropped() {
     explore(&["waited", "came after"], || {
         let breakers = probing();
         let caller = beside(&breakers, |breakers| block_on(breakers.acquire_permit("a")));
@@ -169,7 +169,7 @@ fn a_guard_of_the_first_probe_cannot_resolve_the_second() {
         breakers.record_failure("a", "test", "first");
         advance(OPEN_FOR);
         let breaker = breakers.get("a").unwrap();
-        // Two who hold the first probe, and no time passes until there is a second.
+        // The first probe has two holders, and no time passes until there is a second probe.
         let first = claim(&breaker);
         let guard = ProbeGuard::new(&breakers, "a");
         let other = thread::spawn(move || guard.success());

@@ -1,4 +1,4 @@
-//! Who gets in, who opens the circuit, who is the probe.
+//! Which calls are admitted, which one opens the circuit, and which one is the probe.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ fn calls_on_an_open_circuit_write_nothing() {
 #[test]
 fn no_call_is_the_probe_before_the_open_time_has_passed() {
     const ALMOST: Duration = Duration::from_millis(999);
-    explore(&["refused", "the probe"], || {
+    explore(&["rejected", "the probe"], || {
         let breaker = breaker(1);
         fail(&breaker, "opens");
         advance(ALMOST);
@@ -85,7 +85,31 @@ fn no_call_is_the_probe_before_the_open_time_has_passed() {
             "the probe"
         } else {
             assert_eq!(reason(&answer), Some(RejectionReason::Open));
-            "refused"
+            "rejected"
+        }
+    });
+}
+
+#[test]
+fn a_call_that_read_the_clock_before_an_opening_is_rejected_by_it() {
+    explore(&["became the probe", "met the other probe", "met the new opening"], || {
+        let breaker = due();
+        let call = beside(&breaker, CircuitBreaker::try_acquire_owned);
+        let other = Arc::clone(&breaker).try_acquire_owned();
+        advance(Duration::from_millis(1));
+        let reopened = other.is_ok();
+        if let Ok(probe) = other {
+            probe.failure("test", "again");
+        }
+        let answer = call.join().unwrap();
+        if probes(&answer) {
+            assert!(!reopened, "the open time has just begun");
+            return "became the probe";
+        }
+        match reason(&answer) {
+            Some(RejectionReason::Open) => "met the new opening",
+            Some(RejectionReason::ProbeInFlight) => "met the other probe",
+            _ => "admitted",
         }
     });
 }
@@ -130,7 +154,7 @@ fn a_probe_that_was_handed_back_is_claimed_by_exactly_one_caller() {
 }
 
 #[test]
-fn a_look_claims_nothing() {
+fn would_allow_claims_nothing() {
     explore(&["free", "taken"], || {
         let breaker = due();
         let look = beside(&breaker, |breaker| breaker.would_allow());

@@ -115,7 +115,7 @@ fn a_late_cancel_of_a_probe_that_was_taken_over_does_not_hand_its_successors_bac
         let other = beside(&breaker, |breaker| {
             let before = format!("{breaker:?}");
             slow.cancel();
-            before.contains("deadline: 3000")
+            before.contains("lease_end: 3000")
         });
         let next = claim(&breaker);
         let first = other.join().unwrap();

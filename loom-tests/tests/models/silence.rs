@@ -255,7 +255,7 @@ fn a_probe_that_has_been_taken_over_does_not_fall_silent_in_its_successors_place
 
 #[test]
 fn the_answer_of_a_probe_that_fell_silent_closes_the_circuit() {
-    explore(&["let through", "refused"], || {
+    explore(&["let through", "rejected"], || {
         let breaker = breaker(1);
         let ([mut watcher], now) = watch(&breaker);
         fail(&breaker, "first");
@@ -267,12 +267,12 @@ fn the_answer_of_a_probe_that_fell_silent_closes_the_circuit() {
         watcher.answered(ticket, now + CEILING);
         probe.success();
         assert_eq!(breaker.state(), CircuitState::Closed);
-        if other.join().unwrap().is_ok() { "let through" } else { "refused" }
+        if other.join().unwrap().is_ok() { "let through" } else { "rejected" }
     });
 }
 
 #[test]
-fn who_waits_for_a_probe_is_refused_when_it_falls_silent() {
+fn a_waiter_is_rejected_when_the_probe_falls_silent() {
     explore(&["woken", "found"], || {
         let breaker = breaker(1);
         let ([mut watcher], now) = watch(&breaker);
@@ -293,7 +293,7 @@ fn who_waits_for_a_probe_is_refused_when_it_falls_silent() {
 }
 
 #[test]
-fn who_waits_through_silence_passes_when_an_answer_ends_it() {
+fn a_waiter_through_silence_passes_when_an_answer_ends_it() {
     explore(&["at once", "after a wait"], || {
         let (breaker, mut watcher, (late, ticket), now) = silent();
         let caller = beside(&breaker, |breaker| {
@@ -313,14 +313,14 @@ fn who_waits_through_silence_passes_when_an_answer_ends_it() {
 }
 
 #[test]
-fn who_is_refused_for_silence_is_told_of_it() {
-    explore(&["let through", "refused"], || {
+fn a_call_rejected_for_silence_is_told_of_it() {
+    explore(&["let through", "rejected"], || {
         let breaker = breaker(1);
         let ([mut watcher], now) = watch(&breaker);
         let call = send(&breaker, &mut watcher, now);
         let other = beside(&breaker, |breaker| {
-            let refused = breaker.try_acquire().is_err();
-            refused.then(|| told(&breaker))
+            let rejected = breaker.try_acquire().is_err();
+            rejected.then(|| told(&breaker))
         });
         assert!(watcher.look(now + CEILING).is_some());
         drop(call);
@@ -328,7 +328,7 @@ fn who_is_refused_for_silence_is_told_of_it() {
             None => "let through",
             Some(told) => {
                 assert!(told.contains("1 unanswered"), "{told}");
-                "refused"
+                "rejected"
             }
         }
     });

@@ -17,7 +17,7 @@ use crate::harness::{
 // ---- the error that opened the circuit ----
 
 #[test]
-fn who_sees_an_opening_finds_its_error() {
+fn a_reader_that_sees_an_opening_finds_its_error() {
     explore(&["closed", "open"], || {
         let breaker = breaker(1);
         let reader = beside(&breaker, |breaker| breaker.snapshot());
@@ -33,24 +33,24 @@ fn who_sees_an_opening_finds_its_error() {
 }
 
 #[test]
-fn who_is_refused_is_told_the_error() {
-    explore(&["let in", "refused"], || {
+fn a_rejected_call_is_told_the_error() {
+    explore(&["admitted", "rejected"], || {
         let breaker = breaker(1);
         let caller =
             beside(&breaker, |breaker| breaker.try_acquire().err().map(|rejection| breaker.explain(rejection)));
         fail(&breaker, "first");
         match caller.join().unwrap() {
-            None => "let in",
+            None => "admitted",
             Some(error) => {
                 assert_eq!(error.last_error().expect("published before the circuit opened").message(), "first");
-                "refused"
+                "rejected"
             }
         }
     });
 }
 
 #[test]
-fn who_sees_a_failed_probe_finds_its_error() {
+fn a_reader_that_sees_a_failed_probe_finds_its_error() {
     explore(&["half-open", "open again"], || {
         let (breaker, probe) = probing();
         let reader = beside(&breaker, |breaker| breaker.snapshot());
@@ -152,7 +152,7 @@ fn the_error_of_a_probe_whose_lease_is_over_does_not_replace_its_successors() {
 }
 
 #[test]
-fn who_sees_a_failed_probe_is_not_told_of_one_that_came_too_late_before_it() {
+fn a_reader_that_sees_a_failed_probe_is_not_told_of_a_late_one_before_it() {
     explore(&["half-open", "open again"], || {
         let (breaker, slow) = probing();
         advance(LEASE);
@@ -347,7 +347,7 @@ fn leave(data: &AtomicUsize, probe: OwnedPermit) {
 }
 
 #[test]
-fn who_passes_after_a_probe_sees_what_its_caller_did() {
+fn a_call_that_passes_after_a_probe_sees_what_its_caller_did() {
     explore(&["came before it closed", "came after it closed"], || {
         let (breaker, probe) = probing();
         let data = Arc::new(AtomicUsize::new(0));
@@ -367,7 +367,7 @@ fn who_passes_after_a_probe_sees_what_its_caller_did() {
 }
 
 #[test]
-fn who_has_waited_for_a_probe_sees_what_its_caller_did() {
+fn a_waiter_sees_what_the_probes_caller_did() {
     explore(&["woken", "found it resolved"], || {
         let (breaker, probe) = probing();
         let data = Arc::new(AtomicUsize::new(0));
@@ -386,7 +386,7 @@ fn who_has_waited_for_a_probe_sees_what_its_caller_did() {
 }
 
 #[test]
-fn who_comes_while_a_probe_succeeds_sees_what_its_caller_did() {
+fn a_call_that_comes_while_the_probe_succeeds_sees_what_its_caller_did() {
     explore(&["woken", "did not sleep"], || {
         let (breaker, probe) = probing();
         let data = Arc::new(AtomicUsize::new(0));
@@ -416,7 +416,7 @@ fn probe_or_see(breaker: Arc<CircuitBreaker>, data: &AtomicUsize) -> bool {
 }
 
 #[test]
-fn who_loses_the_race_for_a_probe_sees_what_its_winner_did() {
+fn a_call_that_loses_the_race_for_the_probe_sees_what_the_winner_did() {
     explore(&["we probed", "they probed"], || {
         let breaker = due();
         let data = Arc::new(AtomicUsize::new(0));

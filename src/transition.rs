@@ -1,0 +1,95 @@
+//! What the public calls a circuit's state, why a circuit is open, and a change from one state to another.
+//!
+//! Not here: which change follows from what: `word`. How a change is logged: `event`.
+
+use std::fmt;
+
+/// An enum and the list of its variants, so that no variant can be missing from the list.
+macro_rules! listed {
+    ($(#[$of_all:meta])* pub enum $name:ident { $($(#[$of_one:meta])* $variant:ident,)* }) => {
+        $(#[$of_all])*
+        pub enum $name { $($(#[$of_one])* $variant,)* }
+
+        impl $name {
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
+        }
+    };
+}
+pub(crate) use listed;
+
+/// State of a circuit. *Closed* means that traffic flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CircuitState {
+    /// Calls pass, and failures in a row are counted.
+    Closed,
+    /// Calls are rejected until the open time has passed; the next call after that is the probe.
+    Open,
+    /// One probe decides whether the circuit closes or opens again; other calls wait for it or are rejected.
+    HalfOpen,
+}
+
+impl CircuitState {
+    /// The name used in logs and on health pages: `closed`, `open` or `half_open`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
+impl fmt::Display for CircuitState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+listed! {
+    /// Why a circuit is open.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[non_exhaustive]
+    pub enum Cause {
+        /// Calls failed: as many in a row as `failure_threshold`, or the probe.
+        Failures,
+        /// Calls went unanswered: see [`silence`](crate::silence).
+        Silence,
+    }
+}
+
+impl Cause {
+    /// The name used in logs and on health pages: `failures` or `silence`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Failures => "failures",
+            Self::Silence => "silence",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A change of a circuit from one state to another, as it is logged.
+///
+/// Transitions of several threads may be told out of order. The [`generation`](Self::generation) orders them: it grows
+/// with each opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Transition {
+    /// The state before.
+    pub from: CircuitState,
+    /// The state after. It is the same if a probe was taken over.
+    pub to: CircuitState,
+    /// Why the circuit is open now. `None` unless it is.
+    pub cause: Option<Cause>,
+    /// The number of the opening that this transition makes or belongs to. It is 0 before the first one, and wraps
+    /// after 262,143.
+    pub generation: u32,
+    /// How often the circuit went from closed to open, this transition included.
+    pub trip_count: u64,
+}

@@ -1,0 +1,275 @@
+//! Each step of a circuit: which word follows from a word and an event, as a pure function.
+//!
+//! Not here: whether a step happens, which the breaker's compare-and-swap decides; where the bits are: `word`.
+//!
+//! | event                       | `Closed`       | `Open`                       | `HalfOpen`, free | `HalfOpen`, a probe in flight    |
+//! |-----------------------------|----------------|------------------------------|------------------|----------------------------------|
+//! | a call comes                | passes         | rejected; later the `Claim`  | `Claim`          | waits; after the lease `TakeOver` |
+//! | a normal call succeeds      | `Reset`        | -                            | -                | -                                |
+//! | a normal call fails         | counts; `Trip` | -                            | -                | -                                |
+//! | calls go unanswered         | `Trip`         | -                            | -                | -                                |
+//! | a silent call is answered   | -              | `EndSilence` if silent       | -                | -                                |
+//! | the probe succeeds          | -              | -                            | -                | `Close`                          |
+//! | the probe fails, or is silent | -            | -                            | -                | `Reopen`                         |
+//! | the probe is cancelled      | -              | -                            | -                | `HandBack`                       |
+//! | the breaker is removed      | -              | -                            | -                | `Release`                        |
+//!
+//! A normal call's outcome counts only in the generation that admitted the call. A probe's outcome counts only if the
+//! word is still exactly the one that the probe claimed.
+
+use super::{MAX_STREAK, State, Word, generation_is_older, next_generation};
+use crate::transition::Cause;
+
+/// The longest that a deadline may lie ahead: far below the 49.7 days after which ticks wrap, so that a deadline ahead
+/// can be told from one that has passed.
+pub(crate) const MAX_DEADLINE_TICKS: u32 = 24 * 60 * 60 * 1000;
+
+/// How much older than a deadline's own clock reading another reading may be. A caller reads the clock and may be
+/// descheduled while another one opens the circuit. Without slack, its older reading would make the new deadline look
+/// passed.
+const CLOCK_SLACK: u32 = 65_536;
+
+/// How far a coarse clock may be off: two ticks of a kernel timer that ticks 100 times a second.
+pub(crate) const COARSE_ERROR: u32 = 20;
+
+/// What a step needs of the configuration, in ticks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// 1 to [`MAX_DEADLINE_TICKS`].
+    pub(crate) open_ticks: u32,
+    /// 1 to [`MAX_DEADLINE_TICKS`].
+    pub(crate) lease_ticks: u32,
+}
+
+/// A step that may be made: the word that it starts from, the word that it leads to, and what it is.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Transition {
+    pub(crate) before: Word,
+    pub(crate) after: Word,
+    pub(crate) kind: Kind,
+}
+
+/// What a transition is. The table at the top of this file says what leads to each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// A success ends a row of failures.
+    Reset,
+    /// A closed circuit opens.
+    Trip,
+    /// A call becomes the probe.
+    Claim,
+    /// A call becomes the probe in place of one whose lease has ended.
+    TakeOver,
+    /// The probe is free again.
+    HandBack,
+    /// A half-open circuit opens: the probe failed.
+    Reopen,
+    /// A half-open circuit closes: the probe succeeded.
+    Close,
+    /// A silent circuit closes: an answer came after all.
+    EndSilence,
+    /// A half-open circuit closes: nobody can tell any more how the probe goes.
+    Release,
+}
+
+impl Transition {
+    const fn new(kind: Kind, before: Word, after: State) -> Self {
+        Self { before, after: Word { generation: before.generation, state: after }, kind }
+    }
+
+    /// Every opening begins a generation, so that no call from before it counts after it.
+    const fn opening(kind: Kind, before: Word, after: State) -> Self {
+        Self { before, after: Word { generation: next_generation(before.generation), state: after }, kind }
+    }
+
+    /// Whether a call becomes the probe.
+    pub(crate) const fn is_claim(self) -> bool {
+        matches!(self.kind, Kind::Claim | Kind::TakeOver)
+    }
+
+    /// Whether it is logged. A probe that is handed back changes no state, nor does its next claim.
+    pub(crate) const fn is_told(self) -> bool {
+        match self.kind {
+            Kind::Reset | Kind::HandBack => false,
+            Kind::Claim => matches!(self.before.state, State::Open { .. }),
+            _ => true,
+        }
+    }
+
+    /// Whether calls may wait for it. They wait while a probe is in flight or the circuit is silent. A claim ends
+    /// neither: a waiter learns by its own timer that a lease has ended.
+    pub(crate) const fn ends_a_wait(self) -> bool {
+        !self.is_claim() && !matches!(self.before.state, State::Closed { .. })
+    }
+
+    /// The failures in a row that it opens a closed circuit with.
+    pub(crate) const fn failures(self) -> Option<u32> {
+        match (self.before.failures(), self.after.cause()) {
+            (Some(failures), Some(Cause::Failures)) => Some(failures + 1),
+            (failures, _) => failures,
+        }
+    }
+}
+
+/// What a call meets.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admit {
+    /// Closed: the call passes, and there is nothing to write.
+    Pass,
+    /// The probe is free: whoever makes this transition is the probe.
+    Claim(Transition),
+    /// A probe is in flight, and its lease runs for so many more ticks.
+    Wait { lease_left: u32 },
+    /// Open for so many more ticks.
+    Reject { open_left: u32, cause: Cause },
+}
+
+/// What a success of a normal call does.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Success {
+    /// The circuit is no longer closed in the generation of the call.
+    Late,
+    /// Nothing was counted: there is nothing to write.
+    Clean,
+    /// It ends a row of failures.
+    Reset(Transition),
+}
+
+/// Ticks until an open circuit takes its probe, and why it is open, by a clock that may be off by [`COARSE_ERROR`]:
+/// `None` where a better clock could see no tick left. Asked of the raw word, for each call that is rejected.
+#[inline]
+pub(crate) const fn open_left_for_sure(word: u64, about_now: u32, open_ticks: u32) -> Option<(u32, Cause)> {
+    match super::open_until(word) {
+        Some((cause, until)) => match ticks_left(until, about_now, open_ticks) {
+            0..=COARSE_ERROR => None,
+            open_left => Some((open_left, cause)),
+        },
+        None => None,
+    }
+}
+
+impl Word {
+    /// Whether the circuit has opened again since a probe of `generation` was in flight.
+    pub(crate) const fn is_reopened_since(self, generation: u32) -> bool {
+        matches!(self.state, State::Open { .. }) && generation_is_older(generation, self.generation)
+    }
+
+    /// Ticks until an open circuit takes its probe; 0 in every other state.
+    pub(crate) const fn open_left(self, now: u32, open_ticks: u32) -> u32 {
+        match self.state {
+            State::Open { until, .. } => ticks_left(until, now, open_ticks),
+            State::Closed { .. } | State::HalfOpen { .. } => 0,
+        }
+    }
+
+    /// A call comes.
+    pub(crate) const fn admit(self, now: u32, limits: Limits) -> Admit {
+        let new_lease_end = now.wrapping_add(limits.lease_ticks);
+        let (kind, lease_end, streak, good_probes) = match self.state {
+            State::Closed { .. } => return Admit::Pass,
+            State::Open { cause, streak, .. } => match self.open_left(now, limits.open_ticks) {
+                0 => (Kind::Claim, new_lease_end, streak, 0),
+                open_left => return Admit::Reject { open_left, cause },
+            },
+            State::HalfOpen { in_flight: false, lease_end, streak, good_probes } => {
+                (Kind::Claim, later_than(lease_end, new_lease_end), streak, good_probes)
+            }
+            State::HalfOpen { in_flight: true, lease_end, streak, good_probes } => {
+                match ticks_left(lease_end, now, limits.lease_ticks) {
+                    0 => (Kind::TakeOver, later_than(lease_end, new_lease_end), streak, good_probes),
+                    lease_left => return Admit::Wait { lease_left },
+                }
+            }
+        };
+        Admit::Claim(Transition::new(kind, self, State::HalfOpen { in_flight: true, lease_end, streak, good_probes }))
+    }
+
+    /// A normal call that was admitted in `generation` succeeded.
+    pub(crate) const fn succeeded(self, generation: u32) -> Success {
+        match self.state {
+            State::Closed { failures } if self.generation == generation => {
+                if failures == 0 {
+                    Success::Clean
+                } else {
+                    Success::Reset(self.closes(Kind::Reset))
+                }
+            }
+            _ => Success::Late,
+        }
+    }
+
+    /// A closed circuit opens.
+    pub(crate) const fn tripped(self, cause: Cause, now: u32, open_ticks: u32) -> Transition {
+        self.opens(Kind::Trip, cause, now.wrapping_add(open_ticks), 0)
+    }
+
+    /// A silent call was answered after all. `None` where that decides nothing.
+    pub(crate) const fn silence_ended(self) -> Option<Transition> {
+        match self.state {
+            State::Open { cause: Cause::Silence, .. } => Some(self.closes(Kind::EndSilence)),
+            _ => None,
+        }
+    }
+
+    // Of the word that a probe claimed. `None` if no probe is in flight, as in the word of a permit that stands in for
+    // a probe by name.
+
+    /// The probe succeeded.
+    pub(crate) const fn probe_succeeded(self) -> Option<Transition> {
+        if self.has_probe_in_flight() { Some(self.closes(Kind::Close)) } else { None }
+    }
+
+    /// The probe failed, or goes unanswered.
+    pub(crate) const fn probe_failed(self, cause: Cause, now: u32, open_ticks: u32) -> Option<Transition> {
+        match self.state {
+            State::HalfOpen { in_flight: true, streak, .. } => {
+                let streak = if streak < MAX_STREAK { streak + 1 } else { streak };
+                Some(self.opens(Kind::Reopen, cause, now.wrapping_add(open_ticks), streak))
+            }
+            _ => None,
+        }
+    }
+
+    /// The probe was cancelled, and the next caller may have it. The end of its lease stays, so that the next claim
+    /// differs from it.
+    pub(crate) const fn probe_cancelled(self) -> Option<Transition> {
+        match self.state {
+            State::HalfOpen { in_flight: true, lease_end, streak, good_probes } => {
+                let free = State::HalfOpen { in_flight: false, lease_end, streak, good_probes };
+                Some(Transition::new(Kind::HandBack, self, free))
+            }
+            _ => None,
+        }
+    }
+
+    /// Nobody can tell any more how the probe goes.
+    pub(crate) const fn probe_released(self) -> Option<Transition> {
+        if self.has_probe_in_flight() { Some(self.closes(Kind::Release)) } else { None }
+    }
+
+    const fn opens(self, kind: Kind, cause: Cause, until: u32, streak: u32) -> Transition {
+        Transition::opening(kind, self, State::Open { cause, until, streak })
+    }
+
+    const fn closes(self, kind: Kind) -> Transition {
+        Transition::new(kind, self, State::Closed { failures: 0 })
+    }
+}
+
+/// Ticks until `deadline`, 0 if it has passed; `ahead` is the longest that it was set ahead. It is not a signed
+/// comparison: that would take a deadline for one to come during half of the 49.7 days in which ticks wrap.
+const fn ticks_left(deadline: u32, now: u32, ahead: u32) -> u32 {
+    let left = deadline.wrapping_sub(now);
+    if left <= ahead + CLOCK_SLACK { left } else { 0 }
+}
+
+/// `lease_end`, or one tick after `old` where that is not later: no two probes of a generation may have the same word,
+/// since a probe is resolved by comparing it. `old` is ahead only after an older clock reading, or if a probe was
+/// handed back within the tick in which it was claimed. Anything further ahead passed long ago, and ticks have wrapped
+/// since.
+const fn later_than(old: u32, lease_end: u32) -> u32 {
+    if old.wrapping_sub(lease_end) < CLOCK_SLACK { old.wrapping_add(1) } else { lease_end }
+}
