@@ -166,11 +166,11 @@ impl CircuitBreaker {
         if word::is_closed(word) {
             return true;
         }
-        step::open_left_for_sure(word, self.clock.about_now(), self.settings.open_ticks()).is_none()
-            && matches!(
-                Word::unpack(word).admit(self.clock.now(), self.settings.limits()),
-                Admit::Pass | Admit::Claim(_)
-            )
+        if step::open_left_for_sure(word, self.clock.about_now(), self.settings.open_ticks()).is_some() {
+            return false;
+        }
+        let admit = Word::unpack(word).admit(self.clock.now(), self.settings.limits());
+        matches!(admit, Admit::Pass | Admit::Claim(_))
     }
 
     // ---- recording ----
