@@ -19,7 +19,7 @@ use crate::clock::{Clock, duration};
 use crate::config::{Config, ConfigBuilder, ConfigError};
 use crate::error::{CircuitOpenError, LastError, Rejection, RejectionReason};
 use crate::permit::{OwnedPermit, Permit};
-use crate::settings::Settings;
+use crate::settings::{Settings, cooldown_ticks};
 use crate::sync::unseen::AtomicU32;
 use crate::sync::{AtomicU64, Ordering};
 use crate::transition::{Cause, CircuitState};
@@ -210,6 +210,36 @@ impl CircuitBreaker {
         self.would_admit(self.load())
     }
 
+    // ---- telling ----
+
+    /// Opens the circuit for `duration`, whatever the failures in a row: for a caller without a permit that knows when
+    /// the upstream will be back. A caller with a permit uses [`Permit::cool_down`]. Returns whether that counted.
+    ///
+    /// If the circuit is open already, the later end counts, so a cooldown never shortens another one. While a probe is
+    /// in flight, it changes nothing: the probe decides. More than 24 hours count as 24 hours, the longest that a
+    /// circuit is open without a probe.
+    ///
+    /// # Panics
+    ///
+    /// If formatting `message` does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use fusebox::{Cause, CircuitBreaker};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").build()?;
+    /// assert!(breaker.trip_for(Duration::from_secs(600), "maintenance", "announced until 12:00"));
+    /// assert_eq!(breaker.try_acquire().unwrap_err().cause(), Some(Cause::Cooldown));
+    /// assert!(!breaker.trip_for(Duration::from_secs(60), "maintenance", "ends earlier"));
+    /// # Ok::<(), fusebox::ConfigError>(())
+    /// ```
+    pub fn trip_for(&self, duration: Duration, error_type: &str, message: impl fmt::Display) -> bool {
+        self.cool_down(cooldown_ticks(duration), &Arc::new(LastError::new(error_type, &message)))
+    }
+
     // ---- seeing ----
 
     /// The name given at the start.
@@ -248,7 +278,8 @@ impl CircuitBreaker {
         self.decoded().circuit_state()
     }
 
-    /// Failures in a row. While the circuit is open or half-open: those at its last trip.
+    /// Failures in a row. While the circuit is open or half-open: those at its last trip. If several callers tried to
+    /// open it at the same moment, they may be those that another one saw.
     pub fn failure_count(&self) -> u32 {
         let word = self.decoded();
         word.failures().unwrap_or_else(|| self.past(word).counts.failures)
@@ -275,7 +306,7 @@ impl CircuitBreaker {
             trip_count: trips,
             failed_probe_count: failed_probes,
             next_probe_in: (word.circuit_state() == CircuitState::Open)
-                .then(|| duration(word.open_left(self.clock.now(), self.settings.open_ticks()))),
+                .then(|| duration(word.open_left(self.clock.now(), self.settings.longest_open_ticks()))),
             last_error,
         }
     }

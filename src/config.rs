@@ -6,8 +6,8 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::word::MAX_FAILURES;
 use crate::word::step::MAX_DEADLINE_TICKS;
+use crate::word::{MAX_FAILURES, MAX_GOOD_PROBES};
 
 pub(crate) const MIN_DURATION: Duration = Duration::from_millis(1);
 pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
@@ -31,17 +31,26 @@ pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TIC
 pub struct Config {
     pub(crate) failure_threshold: u32,
     pub(crate) open_for: Duration,
+    pub(crate) open_growth: u32,
+    pub(crate) open_cap: Duration,
+    pub(crate) open_jitter: u32,
+    pub(crate) good_probes: u32,
     pub(crate) probe_lease: Duration,
     pub(crate) wait_limit: Duration,
     pub(crate) max_waiters: Option<usize>,
 }
 
 impl Default for Config {
-    /// 3 failures, open for 30 s, a probe lease of 60 s, a wait limit of 60 s, any number of waiters.
+    /// 3 failures, open for 30 s every time, one good probe, a probe lease of 60 s, a wait limit of 60 s, any number of
+    /// waiters.
     fn default() -> Self {
         Self {
             failure_threshold: 3,
             open_for: Duration::from_secs(30),
+            open_growth: 100,
+            open_cap: Duration::from_secs(300),
+            open_jitter: 0,
+            good_probes: 1,
             probe_lease: Duration::from_secs(60),
             wait_limit: Duration::from_secs(60),
             max_waiters: None,
@@ -70,6 +79,26 @@ impl Config {
         self.open_for
     }
 
+    /// The open time after a failed recovery, in percent of the one before. 100: it does not grow.
+    pub fn open_growth(&self) -> u32 {
+        self.open_growth
+    }
+
+    /// The longest open time, if it grows or has jitter.
+    pub fn open_cap(&self) -> Duration {
+        self.open_cap
+    }
+
+    /// By how many percent an open time may be longer, at random.
+    pub fn open_jitter(&self) -> u32 {
+        self.open_jitter
+    }
+
+    /// How many probes in a row have to succeed before the circuit closes.
+    pub fn good_probes(&self) -> u32 {
+        self.good_probes
+    }
+
     /// How long a probe may stay unresolved before another call takes it over.
     pub fn probe_lease(&self) -> Duration {
         self.probe_lease
@@ -87,17 +116,29 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let wrong = |field, value, expected| Err(ConfigError::new(field, value, expected));
-        if !(1..=MAX_FAILURES).contains(&self.failure_threshold) {
-            return wrong("failure_threshold", self.failure_threshold.to_string(), "1 to 1023");
+        for (field, value, range, expected) in [
+            ("failure_threshold", self.failure_threshold, 1..=MAX_FAILURES, "1 to 1023"),
+            ("open_growth", self.open_growth, 100..=1000, "100 (no growth) to 1000 percent"),
+            ("open_jitter", self.open_jitter, 0..=100, "0 to 100 percent"),
+            ("good_probes", self.good_probes, 1..=MAX_GOOD_PROBES, "1 to 63"),
+        ] {
+            if !range.contains(&value) {
+                return wrong(field, value.to_string(), expected);
+            }
         }
         for (field, value, min, expected) in [
             ("open_for", self.open_for, MIN_DURATION, "1 ms to 24 h"),
+            ("open_cap", self.open_cap, MIN_DURATION, "1 ms to 24 h"),
             ("probe_lease", self.probe_lease, MIN_DURATION, "1 ms to 24 h"),
             ("wait_limit", self.wait_limit, Duration::ZERO, "0 to 24 h"),
         ] {
             if !(min..=MAX_DURATION).contains(&value) {
                 return wrong(field, format!("{value:?}"), expected);
             }
+        }
+        let open_time_varies = self.open_growth > 100 || self.open_jitter > 0;
+        if open_time_varies && self.open_cap < self.open_for {
+            return wrong("open_cap", format!("{:?}", self.open_cap), "open_for to 24 h");
         }
         Ok(())
     }
@@ -134,6 +175,49 @@ impl<Target> ConfigBuilder<Target> {
     /// How long the circuit stays open before it takes a probe: 1 ms to 24 h, default 30 s.
     pub fn open_for(mut self, duration: Duration) -> Self {
         self.config.open_for = duration;
+        self
+    }
+
+    /// Makes the open time grow: after each failed probe it is so many percent of the open time before. 100 to 1000,
+    /// default 100, which is no growth; 200 doubles it each time. It starts again from `open_for` once the circuit has
+    /// closed. See [`open_cap`](Self::open_cap).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use fusebox::Config;
+    ///
+    /// // 5 s, 10 s, 20 s, 40 s, 60 s, 60 s, ..., each up to a fifth longer, but never more than 60 s.
+    /// let seconds = Duration::from_secs;
+    /// let config =
+    ///     Config::builder().open_for(seconds(5)).open_growth(200).open_cap(seconds(60)).open_jitter(20).build()?;
+    /// # assert_eq!((config.open_growth(), config.open_cap(), config.open_jitter()), (200, seconds(60), 20));
+    /// # Ok::<(), fusebox::ConfigError>(())
+    /// ```
+    pub fn open_growth(mut self, percent: u32) -> Self {
+        self.config.open_growth = percent;
+        self
+    }
+
+    /// The longest open time, if it grows or has jitter: `open_for` to 24 h, default 5 min. A cooldown may be longer.
+    pub fn open_cap(mut self, duration: Duration) -> Self {
+        self.config.open_cap = duration;
+        self
+    }
+
+    /// Makes each open time up to so many percent longer, at random, so that breakers which opened together do not
+    /// probe together. 0 to 100, default 0.
+    pub fn open_jitter(mut self, percent: u32) -> Self {
+        self.config.open_jitter = percent;
+        self
+    }
+
+    /// How many probes in a row have to succeed before the circuit closes: 1 to 63, default 1. They come one at a time.
+    /// A cancelled probe does not count, and a failed one opens the circuit again. A waiter waits for the whole series,
+    /// or becomes one of the probes.
+    pub fn good_probes(mut self, probes: u32) -> Self {
+        self.config.good_probes = probes;
         self
     }
 

@@ -38,13 +38,14 @@ pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: &Past
         trip_count: past.counts.trips,
     };
     match step.kind {
-        Kind::Reset | Kind::HandBack => {}
+        Kind::Reset | Kind::HandBack | Kind::GoodProbe => {}
         Kind::Trip => transition!(WARN, breaker, told, past, "circuit opened"),
         Kind::Claim => transition!(INFO, breaker, told, past, "circuit half-open, probing"),
         Kind::TakeOver => {
             transition!(WARN, breaker, told, past, "the probe's lease ended, the next call takes it over");
         }
         Kind::Reopen => transition!(WARN, breaker, told, past, "circuit opened again, the probe failed"),
+        Kind::Extend => transition!(WARN, breaker, told, past, "circuit stays open for longer"),
         Kind::Close => transition!(INFO, breaker, told, past, "circuit closed, the probe succeeded"),
         Kind::EndSilence => transition!(INFO, breaker, told, past, "circuit closed, an answer came after all"),
         Kind::Release => {

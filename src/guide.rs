@@ -2,6 +2,7 @@
 //! [`dropping`]: self::dropping
 //! [`waiting`]: self::waiting
 //! [`outcomes`]: self::outcomes
+//! [`policies`]: self::policies
 //! [`testing`]: self::testing
 //! [`integrating`]: self::integrating
 //! [`observing`]: self::observing
@@ -23,6 +24,8 @@ pub mod migrating {}
 pub mod observing {}
 #[doc = include_str!("../docs/guide/outcomes.md")]
 pub mod outcomes {}
+#[doc = include_str!("../docs/guide/policies.md")]
+pub mod policies {}
 #[doc = include_str!("../docs/guide/testing.md")]
 pub mod testing {}
 #[doc = include_str!("../docs/guide/the_word.md")]

@@ -6,9 +6,11 @@ use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::breaker::CircuitBreaker;
 use crate::error::LastError;
+use crate::settings::cooldown_ticks;
 use crate::word::{self, PROBE_BIT, Word};
 
 /// Whether a call is a normal one or the probe. There is no third kind, and none will be added: a call that a
@@ -152,6 +154,38 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self.fail(error_type, &message);
     }
 
+    /// The upstream said when to come back, as with `Retry-After`: the circuit opens at once for `duration`, whatever
+    /// the failures in a row. `error_type` and `message` are as for [`failure`](Self::failure).
+    ///
+    /// It is news of the moment in which it is told. So it counts even if the circuit has opened and closed since the
+    /// permit was granted. If the circuit is open already, the later end counts. While another call is the probe, it
+    /// changes nothing: that call decides. A probe that is told to come back opens the circuit again and counts as
+    /// failed, but does not make the open time [grow](crate::ConfigBuilder::open_growth), for the upstream lives.
+    ///
+    /// More than 24 hours count as 24 hours, the longest that a circuit is open without a probe.
+    ///
+    /// # Panics
+    ///
+    /// If formatting `message` does; a probe then counts as dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use fusebox::{Cause, CircuitBreaker};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").build()?;
+    /// breaker.try_acquire()?.cool_down(Duration::from_secs(7), "429", "rate limit reached");
+    /// let rejection = breaker.try_acquire().unwrap_err();
+    /// assert_eq!(rejection.cause(), Some(Cause::Cooldown));
+    /// assert!(rejection.retry_after() > Duration::from_secs(6));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn cool_down(self, duration: Duration, error_type: &str, message: impl fmt::Display) {
+        self.cool(duration, error_type, &message);
+    }
+
     /// The call says nothing about the upstream: it was never made, or its caller ended it. A normal call changes
     /// nothing. A probe is handed back, to the next call or to one that waits.
     #[inline]
@@ -187,6 +221,19 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
             self.breaker.record_failure(self.word, error_type, message)
         } else {
             self.probe_failure(error_type, message)
+        }
+    }
+
+    /// As [`cool_down`](Self::cool_down). Returns whether it counted.
+    pub(crate) fn cool(mut self, duration: Duration, error_type: &str, message: &dyn fmt::Display) -> bool {
+        // Before the claim is given up: if formatting panics, the permit still drops as a probe.
+        let error = Arc::new(LastError::new(error_type, message));
+        let ticks = cooldown_ticks(duration);
+        if word::is_closed(self.word) {
+            self.breaker.cool_down(ticks, &error)
+        } else {
+            let claimed = self.take_claim();
+            self.breaker.probe_cooled_down(claimed, ticks, &error)
         }
     }
 

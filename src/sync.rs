@@ -3,12 +3,14 @@
 //! place.
 
 mod coarse;
+mod random;
 
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 pub(crate) use arc_swap::ArcSwap;
 pub(crate) use coarse::CoarseClock;
 pub(crate) use parking_lot::Mutex;
+pub(crate) use random::random;
 pub(crate) use tokio::sync::Notify;
 pub(crate) use tokio::time::{Instant, timeout_at};
 

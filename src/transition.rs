@@ -55,15 +55,19 @@ listed! {
         Failures,
         /// Calls went unanswered: see [`silence`](crate::silence).
         Silence,
+        /// A caller said for how long: see [`Permit::cool_down`](crate::Permit::cool_down) and
+        /// [`CircuitBreaker::trip_for`](crate::CircuitBreaker::trip_for).
+        Cooldown,
     }
 }
 
 impl Cause {
-    /// The name used in logs and on health pages: `failures` or `silence`.
+    /// The name used in logs and on health pages: `failures`, `silence` or `cooldown`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Failures => "failures",
             Self::Silence => "silence",
+            Self::Cooldown => "cooldown",
         }
     }
 }
@@ -83,7 +87,7 @@ impl fmt::Display for Cause {
 pub struct Transition {
     /// The state before.
     pub from: CircuitState,
-    /// The state after. It is the same if a probe was taken over.
+    /// The state after. It is the same if a probe was taken over, or if an open circuit stays open for longer.
     pub to: CircuitState,
     /// Why the circuit is open now. `None` unless it is.
     pub cause: Option<Cause>,

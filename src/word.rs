@@ -4,7 +4,7 @@
 //!
 //! | bits  | width | field      | note                                                                                 |
 //! |-------|-------|------------|--------------------------------------------------------------------------------------|
-//! | 46-63 | 18    | generation | +1 each time the circuit opens, failed probes included                               |
+//! | 46-63 | 18    | generation | +1 each time the circuit opens, or is kept open for longer                           |
 //! | 42-45 | 4     | phase      | the state, and what decides within it: see below                                     |
 //! | 32-41 | 10    | count      | closed: failures in a row. Otherwise: failed recoveries in a row (4), good probes (6) |
 //! | 0-31  | 32    | deadline   | in ticks of 1 ms: see below                                                          |
@@ -51,7 +51,7 @@ pub(crate) const MAX_FAILURES: u32 = (1 << COUNT_BITS) - 1;
 
 // The two parts of the count while the circuit is not closed.
 const GOOD_PROBES_BITS: u32 = 6;
-const MAX_GOOD_PROBES: u32 = (1 << GOOD_PROBES_BITS) - 1;
+pub(crate) const MAX_GOOD_PROBES: u32 = (1 << GOOD_PROBES_BITS) - 1;
 const MAX_STREAK: u32 = (1 << (COUNT_BITS - GOOD_PROBES_BITS)) - 1;
 
 const CLOSED: u32 = 0;
@@ -207,6 +207,7 @@ const fn cause_of(phase: u32) -> Cause {
     match phase - OPEN {
         0 => Cause::Failures,
         1 => Cause::Silence,
+        2 => Cause::Cooldown,
         _ => panic!("no transition writes this phase"),
     }
 }

@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::time::Duration;
 
 use super::CircuitBreaker;
 use crate::error::{CallError, is_rejection};
@@ -23,6 +24,15 @@ pub enum Outcome {
         /// What there is to say about it.
         message: String,
     },
+    /// The upstream said when to come back: as [`Permit::cool_down`].
+    CoolDown {
+        /// For how long the circuit is open.
+        duration: Duration,
+        /// A short kind such as `429`.
+        error_type: String,
+        /// What there is to say about it.
+        message: String,
+    },
     /// It says nothing about the upstream: as [`Permit::cancel`].
     Neutral,
 }
@@ -31,6 +41,11 @@ impl Outcome {
     /// The upstream failed.
     pub fn failure(error_type: impl Into<String>, message: impl fmt::Display) -> Self {
         Self::Failure { error_type: error_type.into(), message: message.to_string() }
+    }
+
+    /// The upstream said when to come back.
+    pub fn cool_down(duration: Duration, error_type: impl Into<String>, message: impl fmt::Display) -> Self {
+        Self::CoolDown { duration, error_type: error_type.into(), message: message.to_string() }
     }
 
     /// `Ok` is a success, a rejection by any breaker neutral, and every other error a failure of type `error`.
@@ -250,6 +265,7 @@ fn record_as(permit: Permit<&CircuitBreaker>, outcome: Outcome) {
     match outcome {
         Outcome::Success => permit.success(),
         Outcome::Failure { error_type, message } => permit.failure(&error_type, message),
+        Outcome::CoolDown { duration, error_type, message } => permit.cool_down(duration, &error_type, message),
         Outcome::Neutral => permit.cancel(),
     }
 }

@@ -30,11 +30,20 @@ struct Openings {
 struct Opening {
     /// The generation that it begins.
     generation: u32,
-    /// `Trip` or `Reopen`.
+    /// `Trip`, `Reopen` or `Extend`.
     kind: Kind,
-    /// As they are after it.
-    counts: Counts,
+    /// The failures in a row before it, if it is a trip.
+    failures: Option<u32>,
+    /// What had happened before it.
+    before: Counts,
     error: Arc<LastError>,
+}
+
+impl Opening {
+    /// What has happened, this opening included.
+    fn counts(&self) -> Counts {
+        self.before.after(self.kind, self.failures)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,8 +60,9 @@ impl Counts {
     fn after(self, kind: Kind, failures: Option<u32>) -> Self {
         let failures = failures.unwrap_or(self.failures);
         match kind {
+            Kind::Trip => Self { trips: self.trips + 1, failures, ..self },
             Kind::Reopen => Self { failed_probes: self.failed_probes + 1, failures, ..self },
-            _ => Self { trips: self.trips + 1, failures, ..self },
+            _ => self,
         }
     }
 }
@@ -74,21 +84,21 @@ impl History {
         let mut counts = Counts::default();
         self.openings.rcu(|openings| {
             let openings = openings.with_published(opening, error);
-            counts = openings.published.as_ref().map_or(counts, |published| published.counts);
+            counts = openings.published.as_ref().map_or(counts, Opening::counts);
             openings
         });
         Past { counts, last_error: Some(Arc::clone(error)) }
     }
 
     /// After it, by the caller that made it.
-    pub(crate) fn confirm(&self, generation: u32, error: &Arc<LastError>) {
-        self.openings.rcu(|openings| openings.with_confirmed(generation, error));
+    pub(crate) fn confirm(&self, opening: Transition, error: &Arc<LastError>) {
+        self.openings.rcu(|openings| openings.with_confirmed(opening, error));
     }
 
     /// The past of a word of `generation` that was loaded before; at most an instant ahead of it.
     pub(crate) fn as_of(&self, generation: u32) -> Past {
         self.openings.load().at(generation).map_or_else(Past::default, |opening| Past {
-            counts: opening.counts,
+            counts: opening.counts(),
             last_error: Some(Arc::clone(&opening.error)),
         })
     }
@@ -108,21 +118,24 @@ impl Openings {
             openings.confirmed = Some(last.clone());
         }
         let rival = self.published.as_ref().filter(|published| published.generation == generation);
-        // A caller that publishes a trip has seen the circuit closed in the generation before. From there no probe
-        // opens it, so a probe that publishes the same opening comes too late.
-        let kind = if rival.is_some_and(|rival| rival.kind == Kind::Trip) { Kind::Trip } else { kind };
-        let before = openings.confirmed.as_ref().map_or_else(Counts::default, |last| last.counts);
-        let counts = before.after(kind, opening.failures());
-        openings.published = Some(Opening { generation, kind, counts, error: Arc::clone(error) });
+        // In the generation before, the circuit was open first, then half-open, then closed. Of two callers that
+        // publish the same opening, the one that saw the later state is right about what it is. The other one comes too
+        // late.
+        let kind = rival.map_or(kind, |rival| if order(rival.kind) > order(kind) { rival.kind } else { kind });
+        let before = openings.confirmed.as_ref().map_or_else(Counts::default, Opening::counts);
+        let failures = opening.failures();
+        openings.published = Some(Opening { generation, kind, failures, before, error: Arc::clone(error) });
         openings
     }
 
-    fn with_confirmed(&self, generation: u32, error: &Arc<LastError>) -> Self {
+    fn with_confirmed(&self, opening: Transition, error: &Arc<LastError>) -> Self {
+        let (generation, kind) = (opening.after.generation, opening.kind);
         let mut openings = self.clone();
         let known = [&self.confirmed, &self.published].into_iter().flatten().find(|it| it.generation == generation);
         // An opening that two others have followed is forgotten: the caller that confirms it was asleep for that long.
-        if let Some(opening) = known {
-            openings.confirmed = Some(Opening { error: Arc::clone(error), ..opening.clone() });
+        if let Some(&Opening { before, .. }) = known {
+            let failures = opening.failures();
+            openings.confirmed = Some(Opening { generation, kind, failures, before, error: Arc::clone(error) });
         }
         openings
     }
@@ -131,6 +144,15 @@ impl Openings {
         let of_this = |opening: &&Opening| opening.generation == generation;
         let confirmed = self.confirmed.as_ref();
         confirmed.filter(of_this).or_else(|| self.published.as_ref().filter(of_this)).or(confirmed)
+    }
+}
+
+/// Orders openings by the state that they start from.
+fn order(opening: Kind) -> u8 {
+    match opening {
+        Kind::Trip => 2,
+        Kind::Reopen => 1,
+        _ => 0,
     }
 }
 
@@ -162,6 +184,10 @@ mod tests {
         history.publish(opening(generation, kind), &error(error_type)).counts
     }
 
+    fn confirm(history: &History, generation: u32, kind: Kind, error_type: &str) {
+        history.confirm(opening(generation, kind), &error(error_type));
+    }
+
     fn counts(history: &History, generation: u32) -> Counts {
         history.as_of(generation).counts
     }
@@ -185,7 +211,7 @@ mod tests {
         publish(&history, 1, Kind::Trip, "lost to a success");
         assert_eq!(seen(&history, 0), None);
         publish(&history, 1, Kind::Trip, "a");
-        history.confirm(1, &error("a"));
+        confirm(&history, 1, Kind::Trip, "a");
         publish(&history, 2, Kind::Trip, "lost to a success");
         assert_eq!(seen(&history, 1).as_deref(), Some("a"));
     }
@@ -195,7 +221,7 @@ mod tests {
         let history = History::new();
         publish(&history, 1, Kind::Trip, "winner");
         publish(&history, 1, Kind::Trip, "loser");
-        history.confirm(1, &error("winner"));
+        confirm(&history, 1, Kind::Trip, "winner");
         assert_eq!(seen(&history, 1).as_deref(), Some("winner"));
         publish(&history, 1, Kind::Trip, "late loser");
         assert_eq!(seen(&history, 1).as_deref(), Some("winner"));
@@ -208,7 +234,7 @@ mod tests {
         publish(&history, 2, Kind::Trip, "b");
         assert_eq!(seen(&history, 1).as_deref(), Some("a"));
         assert_eq!(seen(&history, 2).as_deref(), Some("b"));
-        history.confirm(1, &error("a"));
+        confirm(&history, 1, Kind::Trip, "a");
         assert_eq!((seen(&history, 1).as_deref(), seen(&history, 2).as_deref()), (Some("a"), Some("b")));
     }
 
@@ -217,8 +243,8 @@ mod tests {
         let history = History::new();
         publish(&history, 1, Kind::Trip, "a");
         publish(&history, 2, Kind::Trip, "b");
-        history.confirm(2, &error("b"));
-        history.confirm(1, &error("a"));
+        confirm(&history, 2, Kind::Trip, "b");
+        confirm(&history, 1, Kind::Trip, "a");
         publish(&history, 1, Kind::Trip, "late");
         assert_eq!(seen(&history, 2).as_deref(), Some("b"));
         publish(&history, 3, Kind::Trip, "not yet");
@@ -231,10 +257,10 @@ mod tests {
         assert_eq!(publish(&history, 1, Kind::Trip, "a"), so_many(1, 0));
         assert_eq!(publish(&history, 2, Kind::Reopen, "a"), so_many(1, 1));
         assert_eq!(publish(&history, 3, Kind::Trip, "a"), so_many(2, 1));
-        history.confirm(2, &error("a"));
+        confirm(&history, 2, Kind::Reopen, "a");
         assert_eq!((counts(&history, 2), counts(&history, 3)), (so_many(1, 1), so_many(2, 1)));
-        history.confirm(3, &error("a"));
-        history.confirm(1, &error("a"));
+        confirm(&history, 3, Kind::Trip, "a");
+        confirm(&history, 1, Kind::Trip, "a");
         assert_eq!(publish(&history, 4, Kind::Reopen, "a"), so_many(2, 2));
     }
 
@@ -247,7 +273,7 @@ mod tests {
         publish(&history, 2, Kind::Reopen, "a");
         assert_eq!(publish(&history, 2, Kind::Trip, "a"), so_many(2, 0));
         publish(&history, 2, Kind::Reopen, "a");
-        history.confirm(2, &error("b"));
+        confirm(&history, 2, Kind::Trip, "b");
         assert_eq!(counts(&history, 2), so_many(2, 0));
     }
 }

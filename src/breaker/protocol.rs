@@ -85,7 +85,7 @@ impl CircuitBreaker {
             return false;
         }
         if let Some(error) = error {
-            self.history.confirm(after.generation, error);
+            self.history.confirm(transition, error);
         }
         if transition.ends_a_wait() {
             self.waiting.notify();
@@ -129,7 +129,7 @@ impl CircuitBreaker {
 
     /// [`admit`](Self::admit), for a call that has not waited and finds `word` not closed.
     pub(super) fn admit_at_once(&self, word: u64) -> Result<u64, Blocked> {
-        match step::open_left_for_sure(word, self.clock.about_now(), self.settings.open_ticks()) {
+        match step::open_left_for_sure(word, self.clock.about_now(), self.settings.longest_open_ticks()) {
             Some((open_left, cause)) => Err(self.blocked_by_open(cause, open_left)),
             None => self.admit(word, self.clock.now(), None),
         }
@@ -166,7 +166,7 @@ impl CircuitBreaker {
         if word::is_closed(word) {
             return true;
         }
-        if step::open_left_for_sure(word, self.clock.about_now(), self.settings.open_ticks()).is_some() {
+        if step::open_left_for_sure(word, self.clock.about_now(), self.settings.longest_open_ticks()).is_some() {
             return false;
         }
         let admit = Word::unpack(word).admit(self.clock.now(), self.settings.limits());
@@ -217,14 +217,15 @@ impl CircuitBreaker {
     #[cold]
     fn trip(&self, word: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
         let error = Arc::new(LastError::new(error_type, message));
-        let trip = Word::unpack(word).tripped(Cause::Failures, self.clock.now(), self.settings.open_ticks());
+        let trip = Word::unpack(word).tripped(Cause::Failures, self.clock.now(), self.settings.open_ticks_after(0));
         self.commit(trip, Some(&error))
     }
 
     /// The probe that holds `claimed` succeeded.
     #[cold]
     pub(crate) fn probe_succeeded(&self, claimed: u64) -> bool {
-        Word::unpack(claimed).probe_succeeded().is_some_and(|close| self.commit(close, None))
+        let succeeded = Word::unpack(claimed).probe_succeeded(self.settings.good_probes());
+        succeeded.is_some_and(|transition| self.commit(transition, None))
     }
 
     /// The probe that holds `claimed` failed.
@@ -234,7 +235,8 @@ impl CircuitBreaker {
     }
 
     fn reopen(&self, claimed: u64, cause: Cause, error: &Arc<LastError>) -> bool {
-        let reopen = Word::unpack(claimed).probe_failed(cause, self.clock.now(), self.settings.open_ticks());
+        let open_ticks = |streak| self.settings.open_ticks_after(streak);
+        let reopen = Word::unpack(claimed).probe_failed(cause, self.clock.now(), open_ticks);
         reopen.is_some_and(|reopen| self.commit(reopen, Some(error)))
     }
 
@@ -250,6 +252,32 @@ impl CircuitBreaker {
         Word::unpack(claimed).probe_released().is_some_and(|release| self.commit(release, None))
     }
 
+    // ---- cooldowns ----
+
+    /// A caller asks for a cooldown.
+    #[cold]
+    pub(crate) fn cool_down(&self, ticks: u32, error: &Arc<LastError>) -> bool {
+        // Once: of two cooldowns of one length that are told at once, the second one need not extend the first.
+        let now = self.clock.now();
+        let mut word = self.load();
+        loop {
+            let cooled = Word::unpack(word).cooled_down(now, ticks, self.settings.longest_open_ticks());
+            let Some(transition) = cooled else { return false };
+            if self.commit(transition, Some(error)) {
+                return true;
+            }
+            word = self.look_again();
+        }
+    }
+
+    /// The probe that holds `claimed` asks for a cooldown. If it does not hold the probe any more, it is a caller like
+    /// any other.
+    #[cold]
+    pub(crate) fn probe_cooled_down(&self, claimed: u64, ticks: u32, error: &Arc<LastError>) -> bool {
+        let reopen = Word::unpack(claimed).probe_cooled_down(self.clock.now(), ticks);
+        reopen.is_some_and(|reopen| self.commit(reopen, Some(error))) || self.cool_down(ticks, error)
+    }
+
     // ---- silence ----
 
     /// Calls that were admitted in `generation` go unanswered. Failures and successes in between do not matter, unless
@@ -262,7 +290,7 @@ impl CircuitBreaker {
             if !before.is_closed_in(generation) {
                 return false;
             }
-            let trip = before.tripped(Cause::Silence, self.clock.now(), self.settings.open_ticks());
+            let trip = before.tripped(Cause::Silence, self.clock.now(), self.settings.open_ticks_after(0));
             if self.commit(trip, Some(error)) {
                 return true;
             }

@@ -3,6 +3,7 @@
 //! Not here: how a probe is resolved: `permit`.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::CircuitBreakerRegistry;
 use crate::permit::{OwnedPermit, Permit, PermitType};
@@ -54,5 +55,14 @@ impl ProbeGuard {
     /// If formatting `message` does; the probe then counts as dropped.
     pub fn failure(self, error_type: &str, message: impl fmt::Display) -> bool {
         self.permit.is_some_and(|permit| permit.fail(error_type, &message))
+    }
+
+    /// The upstream said when to come back: see [`Permit::cool_down`]. Returns whether that counted.
+    ///
+    /// # Panics
+    ///
+    /// If formatting `message` does; the probe then counts as dropped.
+    pub fn cool_down(self, duration: Duration, error_type: &str, message: impl fmt::Display) -> bool {
+        self.permit.is_some_and(|permit| permit.cool(duration, error_type, &message))
     }
 }

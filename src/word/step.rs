@@ -2,20 +2,23 @@
 //!
 //! Not here: whether a step happens, which the breaker's compare-and-swap decides; where the bits are: `word`.
 //!
-//! | event                       | `Closed`       | `Open`                       | `HalfOpen`, free | `HalfOpen`, a probe in flight    |
-//! |-----------------------------|----------------|------------------------------|------------------|----------------------------------|
-//! | a call comes                | passes         | rejected; later the `Claim`  | `Claim`          | waits; after the lease `TakeOver` |
-//! | a normal call succeeds      | `Reset`        | -                            | -                | -                                |
-//! | a normal call fails         | counts; `Trip` | -                            | -                | -                                |
-//! | calls go unanswered         | `Trip`         | -                            | -                | -                                |
-//! | a silent call is answered   | -              | `EndSilence` if silent       | -                | -                                |
-//! | the probe succeeds          | -              | -                            | -                | `Close`                          |
-//! | the probe fails, or is silent | -            | -                            | -                | `Reopen`                         |
-//! | the probe is cancelled      | -              | -                            | -                | `HandBack`                       |
-//! | the breaker is removed      | -              | -                            | -                | `Release`                        |
+//! | event                         | `Closed`       | `Open`                      | `HalfOpen`, free | `HalfOpen`, a probe in flight     |
+//! |-------------------------------|----------------|-----------------------------|------------------|-----------------------------------|
+//! | a call comes                  | passes         | rejected; later the `Claim` | `Claim`          | waits; after the lease `TakeOver` |
+//! | a normal call succeeds        | `Reset`        | -                           | -                | -                                 |
+//! | a normal call fails           | counts; `Trip` | -                           | -                | -                                 |
+//! | calls go unanswered           | `Trip`         | -                           | -                | -                                 |
+//! | a silent call is answered     | -              | `EndSilence` if silent      | -                | -                                 |
+//! | a caller asks for a cooldown  | `Trip`         | `Extend` if it ends later   | `Reopen`         | -                                 |
+//! | the probe succeeds            | -              | -                           | -                | `GoodProbe`; the last `Close`     |
+//! | the probe fails, or is silent | -              | -                           | -                | `Reopen`                          |
+//! | the probe asks for a cooldown | -              | -                           | -                | `Reopen`                          |
+//! | the probe is cancelled        | -              | -                           | -                | `HandBack`                        |
+//! | the breaker is removed        | -              | -                           | -                | `Release`                         |
 //!
 //! A normal call's outcome counts only in the generation that admitted the call. A probe's outcome counts only if the
-//! word is still exactly the one that the probe claimed.
+//! word is still exactly the one that the probe claimed. A cooldown is news of the moment in which it is told, so it
+//! counts in every generation.
 
 use super::{MAX_STREAK, State, Word, generation_is_older, next_generation};
 use crate::transition::Cause;
@@ -35,7 +38,7 @@ pub(crate) const COARSE_ERROR: u32 = 20;
 /// What a step needs of the configuration, in ticks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// 1 to [`MAX_DEADLINE_TICKS`].
+    /// The longest that failures or silence keep the circuit open, 1 to [`MAX_DEADLINE_TICKS`].
     pub(crate) open_ticks: u32,
     /// 1 to [`MAX_DEADLINE_TICKS`].
     pub(crate) lease_ticks: u32,
@@ -63,9 +66,13 @@ pub(crate) enum Kind {
     TakeOver,
     /// The probe is free again.
     HandBack,
-    /// A half-open circuit opens: the probe failed.
+    /// A half-open circuit opens: the probe failed, or was told to come back later.
     Reopen,
-    /// A half-open circuit closes: the probe succeeded.
+    /// An open circuit stays open for longer.
+    Extend,
+    /// The probe succeeded, and the circuit needs more good probes to close. The next call may be the probe.
+    GoodProbe,
+    /// A half-open circuit closes: the last probe that it needed succeeded.
     Close,
     /// A silent circuit closes: an answer came after all.
     EndSilence,
@@ -88,10 +95,10 @@ impl Transition {
         matches!(self.kind, Kind::Claim | Kind::TakeOver)
     }
 
-    /// Whether it is logged. A probe that is handed back changes no state, nor does its next claim.
+    /// Whether it is logged. The others do not change the state.
     pub(crate) const fn is_told(self) -> bool {
         match self.kind {
-            Kind::Reset | Kind::HandBack => false,
+            Kind::Reset | Kind::HandBack | Kind::GoodProbe => false,
             Kind::Claim => matches!(self.before.state, State::Open { .. }),
             _ => true,
         }
@@ -143,7 +150,7 @@ pub(crate) enum Success {
 #[inline]
 pub(crate) const fn open_left_for_sure(word: u64, about_now: u32, open_ticks: u32) -> Option<(u32, Cause)> {
     match super::open_until(word) {
-        Some((cause, until)) => match ticks_left(until, about_now, open_ticks) {
+        Some((cause, until)) => match ticks_left(until, about_now, farthest(cause, open_ticks)) {
             0..=COARSE_ERROR => None,
             open_left => Some((open_left, cause)),
         },
@@ -160,7 +167,7 @@ impl Word {
     /// Ticks until an open circuit takes its probe; 0 in every other state.
     pub(crate) const fn open_left(self, now: u32, open_ticks: u32) -> u32 {
         match self.state {
-            State::Open { until, .. } => ticks_left(until, now, open_ticks),
+            State::Open { cause, until, .. } => ticks_left(until, now, farthest(cause, open_ticks)),
             State::Closed { .. } | State::HalfOpen { .. } => 0,
         }
     }
@@ -214,20 +221,61 @@ impl Word {
         }
     }
 
+    /// A caller asks for a cooldown of `ticks`. `None` if the circuit is open for as long already, or if a probe is in
+    /// flight, which decides. If the probe is free, this call knows what a probe would find out.
+    pub(crate) const fn cooled_down(self, now: u32, ticks: u32, open_ticks: u32) -> Option<Transition> {
+        let until = now.wrapping_add(ticks);
+        match self.state {
+            State::Closed { .. } => Some(self.opens(Kind::Trip, Cause::Cooldown, until, 0)),
+            State::Open { streak, .. } if self.open_left(now, open_ticks) < ticks => {
+                Some(self.opens(Kind::Extend, Cause::Cooldown, until, streak))
+            }
+            State::HalfOpen { in_flight: false, streak, .. } => {
+                Some(self.opens(Kind::Reopen, Cause::Cooldown, until, streak))
+            }
+            State::Open { .. } | State::HalfOpen { .. } => None,
+        }
+    }
+
     // Of the word that a probe claimed. `None` if no probe is in flight, as in the word of a permit that stands in for
     // a probe by name.
 
-    /// The probe succeeded.
-    pub(crate) const fn probe_succeeded(self) -> Option<Transition> {
-        if self.has_probe_in_flight() { Some(self.closes(Kind::Close)) } else { None }
+    /// The probe succeeded, and `needed` good ones in a row close the circuit.
+    pub(crate) const fn probe_succeeded(self, needed: u32) -> Option<Transition> {
+        match self.state {
+            State::HalfOpen { in_flight: true, good_probes, .. } if good_probes + 1 >= needed => {
+                Some(self.closes(Kind::Close))
+            }
+            State::HalfOpen { in_flight: true, lease_end, streak, good_probes } => {
+                let free = State::HalfOpen { in_flight: false, lease_end, streak, good_probes: good_probes + 1 };
+                Some(Transition::new(Kind::GoodProbe, self, free))
+            }
+            _ => None,
+        }
     }
 
-    /// The probe failed, or goes unanswered.
-    pub(crate) const fn probe_failed(self, cause: Cause, now: u32, open_ticks: u32) -> Option<Transition> {
+    /// The probe failed, or goes unanswered. `open_ticks` says how long the circuit is open after so many failed
+    /// recoveries in a row.
+    pub(crate) fn probe_failed(
+        self,
+        cause: Cause,
+        now: u32,
+        open_ticks: impl FnOnce(u32) -> u32,
+    ) -> Option<Transition> {
         match self.state {
             State::HalfOpen { in_flight: true, streak, .. } => {
-                let streak = if streak < MAX_STREAK { streak + 1 } else { streak };
-                Some(self.opens(Kind::Reopen, cause, now.wrapping_add(open_ticks), streak))
+                let streak = (streak + 1).min(MAX_STREAK);
+                Some(self.opens(Kind::Reopen, cause, now.wrapping_add(open_ticks(streak)), streak))
+            }
+            _ => None,
+        }
+    }
+
+    /// The probe asks for a cooldown of `ticks`. The upstream lives, so this is no failed recovery.
+    pub(crate) const fn probe_cooled_down(self, now: u32, ticks: u32) -> Option<Transition> {
+        match self.state {
+            State::HalfOpen { in_flight: true, streak, .. } => {
+                Some(self.opens(Kind::Reopen, Cause::Cooldown, now.wrapping_add(ticks), streak))
             }
             _ => None,
         }
@@ -256,6 +304,15 @@ impl Word {
 
     const fn closes(self, kind: Kind) -> Transition {
         Transition::new(kind, self, State::Closed { failures: 0 })
+    }
+}
+
+/// How far ahead the deadline of an open circuit may lie. It follows from the cause, which is in the same word. If it
+/// were 24 hours for all, a circuit that nobody has called for 49 days would look open for another day.
+const fn farthest(cause: Cause, open_ticks: u32) -> u32 {
+    match cause {
+        Cause::Failures | Cause::Silence => open_ticks,
+        Cause::Cooldown => MAX_DEADLINE_TICKS,
     }
 }
 

@@ -112,7 +112,7 @@ fn a_probe_bit_that_is_cleared_leaves_a_free_probe() {
 // ---- the table ----
 
 /// What happens to a circuit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Event {
     /// The tick at which it comes.
     Call(u32),
@@ -120,18 +120,21 @@ enum Event {
     Failure,
     Silence,
     LateAnswer,
+    /// For 20 s, or for 40 s.
+    Cooldown(u32),
     ProbeSuccess,
     ProbeFailure,
     ProbeSilence,
+    ProbeCooldown,
     ProbeCancel,
     Removal,
 }
 
-/// Which of the events (its number), and what follows from it.
-type Follows = (usize, Kind, Word);
+/// An event, and what follows from it.
+type Follows = (Event, Kind, Word);
 
-/// The transition that follows at tick 500, with a failure threshold of 3. Outcomes are those of calls that this very
-/// word admitted.
+/// The transition that follows at tick 500, with a failure threshold of 3 and two good probes to close. Outcomes are
+/// those of calls that this very word admitted.
 fn follows(word: Word, event: Event) -> Option<Transition> {
     const NOW: u32 = 500;
     let open_ticks = LIMITS.open_ticks;
@@ -150,68 +153,130 @@ fn follows(word: Word, event: Event) -> Option<Transition> {
         },
         Event::Silence => word.is_closed_in(word.generation).then(|| word.tripped(Cause::Silence, NOW, open_ticks)),
         Event::LateAnswer => word.silence_ended(),
-        Event::ProbeSuccess => word.probe_succeeded(),
-        Event::ProbeFailure => word.probe_failed(Cause::Failures, NOW, open_ticks),
-        Event::ProbeSilence => word.probe_failed(Cause::Silence, NOW, open_ticks),
+        Event::Cooldown(ticks) => word.cooled_down(NOW, ticks, open_ticks),
+        Event::ProbeSuccess => word.probe_succeeded(2),
+        Event::ProbeFailure => word.probe_failed(Cause::Failures, NOW, |_| open_ticks),
+        Event::ProbeSilence => word.probe_failed(Cause::Silence, NOW, |_| open_ticks),
+        Event::ProbeCooldown => word.probe_cooled_down(NOW, 40_000),
         Event::ProbeCancel => word.probe_cancelled(),
         Event::Removal => word.probe_released(),
     }
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "it is one table")]
 fn every_event_in_every_state_makes_the_transition_of_the_table_or_none() {
-    use Event::{
-        Call, Failure, LateAnswer, ProbeCancel, ProbeFailure, ProbeSilence, ProbeSuccess, Removal, Silence, Success,
-    };
-    const EARLY: u32 = 600;
-    const AFTER: u32 = 90_000;
-    let events = [
-        Call(EARLY),
-        Call(AFTER),
-        Success,
-        Failure,
-        Silence,
-        LateAnswer,
-        ProbeSuccess,
-        ProbeFailure,
-        ProbeSilence,
-        ProbeCancel,
-        Removal,
+    const EARLY: Event = Event::Call(600);
+    const AFTER: Event = Event::Call(90_000);
+    const EVENTS: [Event; 15] = [
+        EARLY,
+        AFTER,
+        Event::Success,
+        Event::Failure,
+        Event::Silence,
+        Event::LateAnswer,
+        Event::Cooldown(20_000),
+        Event::Cooldown(40_000),
+        Event::ProbeSuccess,
+        Event::ProbeFailure,
+        Event::ProbeSilence,
+        Event::ProbeCooldown,
+        Event::ProbeCancel,
+        Event::Removal,
+        Event::Cooldown(0),
     ];
-    let (open, silent, free, probing) = (open(1, 30_500), silent(1, 30_500), free(1, 60_500), probing(1, 60_500));
-    let reopened = |cause| with_streak(open_because(cause, 2, 30_500), 1);
-    let claimed = |now| self::probing(1, now + 60_000);
-    let expected: &[(Word, &[Follows])] = &[
-        (closed(1, 0), &[(4, Kind::Trip, self::silent(2, 30_500))]),
-        (closed(1, 1), &[(2, Kind::Reset, closed(1, 0)), (4, Kind::Trip, self::silent(2, 30_500))]),
+    let cooling = |until| open_because(Cause::Cooldown, 2, until);
+    let probing_with = |in_flight, lease_end, good_probes| Word {
+        generation: 1,
+        state: State::HalfOpen { in_flight, lease_end, streak: 3, good_probes },
+    };
+    let table: &[(Word, &[Follows])] = &[
+        (
+            closed(1, 0),
+            &[
+                (Event::Silence, Kind::Trip, silent(2, 30_500)),
+                (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
+                (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
+                (Event::Cooldown(0), Kind::Trip, cooling(500)),
+            ],
+        ),
         (
             closed(1, 2),
             &[
-                (2, Kind::Reset, closed(1, 0)),
-                (3, Kind::Trip, self::open(2, 30_500)),
-                (4, Kind::Trip, self::silent(2, 30_500)),
+                (Event::Success, Kind::Reset, closed(1, 0)),
+                (Event::Failure, Kind::Trip, open(2, 30_500)),
+                (Event::Silence, Kind::Trip, silent(2, 30_500)),
+                (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
+                (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
+                (Event::Cooldown(0), Kind::Trip, cooling(500)),
             ],
         ),
-        (open, &[(1, Kind::Claim, claimed(AFTER))]),
-        (silent, &[(1, Kind::Claim, claimed(AFTER)), (5, Kind::EndSilence, closed(1, 0))]),
-        (free, &[(0, Kind::Claim, claimed(EARLY)), (1, Kind::Claim, claimed(AFTER))]),
         (
-            probing,
+            open(1, 30_500),
+            &[(AFTER, Kind::Claim, probing(1, 150_000)), (Event::Cooldown(40_000), Kind::Extend, cooling(40_500))],
+        ),
+        (
+            silent(1, 30_500),
             &[
-                (1, Kind::TakeOver, claimed(AFTER)),
-                (6, Kind::Close, closed(1, 0)),
-                (7, Kind::Reopen, reopened(Cause::Failures)),
-                (8, Kind::Reopen, reopened(Cause::Silence)),
-                (9, Kind::HandBack, self::free(1, 60_500)),
-                (10, Kind::Release, closed(1, 0)),
+                (AFTER, Kind::Claim, probing(1, 150_000)),
+                (Event::LateAnswer, Kind::EndSilence, closed(1, 0)),
+                (Event::Cooldown(40_000), Kind::Extend, cooling(40_500)),
+            ],
+        ),
+        (
+            // Its end is far beyond the longest open time.
+            with_streak(open_because(Cause::Cooldown, 1, 80_000_000), 3),
+            &[],
+        ),
+        (
+            with_streak(open_because(Cause::Cooldown, 1, 400), 3),
+            &[
+                (EARLY, Kind::Claim, probing_with(true, 60_600, 0)),
+                (AFTER, Kind::Claim, probing_with(true, 150_000, 0)),
+                (Event::Cooldown(20_000), Kind::Extend, with_streak(cooling(20_500), 3)),
+                (Event::Cooldown(40_000), Kind::Extend, with_streak(cooling(40_500), 3)),
+            ],
+        ),
+        (
+            probing_with(false, 60_500, 1),
+            &[
+                (EARLY, Kind::Claim, probing_with(true, 60_600, 1)),
+                (AFTER, Kind::Claim, probing_with(true, 150_000, 1)),
+                (Event::Cooldown(20_000), Kind::Reopen, with_streak(cooling(20_500), 3)),
+                (Event::Cooldown(40_000), Kind::Reopen, with_streak(cooling(40_500), 3)),
+                (Event::Cooldown(0), Kind::Reopen, with_streak(cooling(500), 3)),
+            ],
+        ),
+        (
+            probing_with(true, 60_500, 0),
+            &[
+                (AFTER, Kind::TakeOver, probing_with(true, 150_000, 0)),
+                (Event::ProbeSuccess, Kind::GoodProbe, probing_with(false, 60_500, 1)),
+                (Event::ProbeFailure, Kind::Reopen, with_streak(open(2, 30_500), 4)),
+                (Event::ProbeSilence, Kind::Reopen, with_streak(silent(2, 30_500), 4)),
+                (Event::ProbeCooldown, Kind::Reopen, with_streak(cooling(40_500), 3)),
+                (Event::ProbeCancel, Kind::HandBack, probing_with(false, 60_500, 0)),
+                (Event::Removal, Kind::Release, closed(1, 0)),
+            ],
+        ),
+        (
+            probing_with(true, 60_500, 1),
+            &[
+                (AFTER, Kind::TakeOver, probing_with(true, 150_000, 1)),
+                (Event::ProbeSuccess, Kind::Close, closed(1, 0)),
+                (Event::ProbeFailure, Kind::Reopen, with_streak(open(2, 30_500), 4)),
+                (Event::ProbeSilence, Kind::Reopen, with_streak(silent(2, 30_500), 4)),
+                (Event::ProbeCooldown, Kind::Reopen, with_streak(cooling(40_500), 3)),
+                (Event::ProbeCancel, Kind::HandBack, probing_with(false, 60_500, 1)),
+                (Event::Removal, Kind::Release, closed(1, 0)),
             ],
         ),
     ];
-    for (before, transitions) in expected {
-        for (n, event) in events.iter().enumerate() {
-            let expected = transitions.iter().find(|(at, ..)| *at == n);
+    for (before, transitions) in table {
+        for event in EVENTS {
+            let expected = transitions.iter().find(|(listed, ..)| *listed == event);
             let expected = expected.map(|&(_, kind, after)| Transition { before: *before, after, kind });
-            assert_eq!(follows(*before, *event), expected, "{before:?}, {event:?}");
+            assert_eq!(follows(*before, event), expected, "{before:?}, {event:?}");
         }
     }
 }
@@ -366,18 +431,22 @@ fn the_highest_threshold_is_reached_without_leaving_its_field() {
 fn a_trip_tells_the_failures_in_a_row_that_it_follows() {
     assert_eq!(closed(0, 2).tripped(Cause::Failures, 0, 9).failures(), Some(3));
     assert_eq!(closed(0, 2).tripped(Cause::Silence, 0, 9).failures(), Some(2));
-    assert_eq!(probing(1, 9).probe_failed(Cause::Failures, 0, 9).unwrap().failures(), None);
+    assert_eq!(probing(1, 9).probe_failed(Cause::Failures, 0, |_| 9).unwrap().failures(), None);
 }
 
 #[test]
 fn failed_recoveries_in_a_row_are_counted_up_to_the_end_of_their_field() {
     let mut word = probing(1, 9);
     for expected in (1..=MAX_STREAK).chain([MAX_STREAK]) {
-        let open = word.probe_failed(Cause::Failures, 0, LIMITS.open_ticks).unwrap().after;
+        let open_ticks = |streak| {
+            assert_eq!(streak, expected);
+            LIMITS.open_ticks
+        };
+        let open = word.probe_failed(Cause::Failures, 0, open_ticks).unwrap().after;
         assert_eq!(open, with_streak(self::open(open.generation, 30_000), expected));
         word = claim(open, 30_000);
     }
-    let next = word.probe_succeeded().unwrap().after.tripped(Cause::Failures, 0, LIMITS.open_ticks).after;
+    let next = word.probe_succeeded(1).unwrap().after.tripped(Cause::Failures, 0, LIMITS.open_ticks).after;
     assert_eq!(next, open(next.generation, 30_000), "a circuit that has closed forgets them");
 }
 
@@ -385,7 +454,7 @@ fn failed_recoveries_in_a_row_are_counted_up_to_the_end_of_their_field() {
 
 #[test]
 fn the_generation_wraps_within_its_field() {
-    let next = probing(LAST_GENERATION, 0).probe_failed(Cause::Failures, 0, LIMITS.open_ticks).unwrap().after;
+    let next = probing(LAST_GENERATION, 0).probe_failed(Cause::Failures, 0, |_| LIMITS.open_ticks).unwrap().after;
     assert_eq!((next.generation, next.circuit_state()), (0, CircuitState::Open));
     assert!(next.is_reopened_since(LAST_GENERATION));
 }
@@ -414,5 +483,5 @@ fn a_state_and_a_cause_have_one_name_everywhere() {
     assert_eq!([Closed, Open, HalfOpen].map(|state| state.to_string()), ["closed", "open", "half_open"]);
     assert_eq!(format!("{Open:<7}|"), "open   |");
     let causes: Vec<_> = Cause::ALL.iter().map(ToString::to_string).collect();
-    assert_eq!(causes, ["failures", "silence"]);
+    assert_eq!(causes, ["failures", "silence", "cooldown"]);
 }

@@ -12,7 +12,8 @@ fn the_defaults_are_those_that_the_documentation_states() {
     let config = Config::default();
     assert_eq!((config.failure_threshold(), config.open_for()), (3, Duration::from_secs(30)));
     assert_eq!((config.probe_lease(), config.wait_limit()), (Duration::from_secs(60), Duration::from_secs(60)));
-    assert_eq!(config.max_waiters(), None);
+    assert_eq!((config.open_growth(), config.open_jitter(), config.good_probes()), (100, 0, 1));
+    assert_eq!((config.open_cap(), config.max_waiters()), (Duration::from_secs(300), None));
     assert_eq!(Config::builder().build(), Ok(config));
     assert_eq!(config.to_builder().build(), Ok(config));
     let readme = include_str!("../../README.md");
@@ -39,13 +40,20 @@ fn both_ends_of_each_range_are_valid_and_values_beyond_are_errors_that_name_the_
         wait(DAY),
         Config::builder().max_waiters(0),
         Config::builder().max_waiters(usize::MAX),
+        Config::builder().open_growth(100),
+        Config::builder().open_growth(1000),
+        Config::builder().open_jitter(100),
+        Config::builder().open_growth(200).open_for(DAY).open_cap(DAY),
+        Config::builder().open_for(DAY).open_cap(TICK),
+        Config::builder().good_probes(63),
     ];
     for builder in right {
         assert!(builder.clone().build().is_ok(), "{builder:?}");
     }
     let too_short = Duration::from_micros(999);
     let too_long = DAY + Duration::from_nanos(1);
-    let wrong: [(ConfigBuilder, &str); 8] = [
+    let growing = Config::builder().open_growth(200);
+    let wrong: [(ConfigBuilder, &str); 17] = [
         (threshold(0), "failure_threshold is 0, expected 1 to 1023"),
         (threshold(1024), "failure_threshold is 1024, expected 1 to 1023"),
         (open_for(too_short), "open_for is 999µs, expected 1 ms to 24 h"),
@@ -54,6 +62,15 @@ fn both_ends_of_each_range_are_valid_and_values_beyond_are_errors_that_name_the_
         (lease(too_long), "probe_lease is 86400.000000001s, expected 1 ms to 24 h"),
         (wait(too_long), "wait_limit is 86400.000000001s, expected 0 to 24 h"),
         (wait(Duration::MAX), "wait_limit is 18446744073709551615.999999999s, expected 0 to 24 h"),
+        (Config::builder().open_growth(99), "open_growth is 99, expected 100 (no growth) to 1000 percent"),
+        (Config::builder().open_growth(1001), "open_growth is 1001, expected 100 (no growth) to 1000 percent"),
+        (Config::builder().open_jitter(101), "open_jitter is 101, expected 0 to 100 percent"),
+        (Config::builder().open_cap(too_long), "open_cap is 86400.000000001s, expected 1 ms to 24 h"),
+        (growing.clone().open_cap(DAY / 2).open_for(DAY), "open_cap is 43200s, expected open_for to 24 h"),
+        (growing.open_for(Duration::from_secs(301)), "open_cap is 300s, expected open_for to 24 h"),
+        (Config::builder().open_jitter(1).open_cap(TICK), "open_cap is 1ms, expected open_for to 24 h"),
+        (Config::builder().good_probes(0), "good_probes is 0, expected 1 to 63"),
+        (Config::builder().good_probes(64), "good_probes is 64, expected 1 to 63"),
     ];
     for (builder, message) in wrong {
         let error = builder.build().unwrap_err();

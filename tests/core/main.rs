@@ -13,6 +13,7 @@ mod many_waiters;
 #[cfg(not(miri))]
 mod operations;
 mod pitfalls;
+mod policies;
 mod property;
 mod public;
 mod silence;

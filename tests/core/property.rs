@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use fusebox::{
-    BreakerSnapshot, CircuitBreakerRegistry, CircuitState, Config, OwnedPermit, PermitType, ProbeGuard, RejectionReason,
+    BreakerSnapshot, Cause, CircuitBreakerRegistry, CircuitState, Config, OwnedPermit, PermitType, ProbeGuard,
+    RejectionReason,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -12,6 +13,7 @@ use tokio::time::advance;
 
 const NAME: &str = "openai";
 const OPEN_FOR: u64 = 30_000;
+const OPEN_CAP: u64 = 300_000;
 const LEASE: u64 = 60_000;
 
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +23,8 @@ enum Outcome {
     Cancel,
     Drop,
     CancelOnDrop,
+    /// For so many milliseconds.
+    CoolDown(u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +35,37 @@ enum Step {
     /// By name, by a caller that may be mistaken about what it holds.
     Record(Outcome),
     RecordProbe(Outcome),
+    TripFor(u64),
     Wait(u64),
 }
 
+/// The settings that a script runs with.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    failure_threshold: u32,
+    open_growth: u32,
+    good_probes: u32,
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let growth = prop_oneof![Just(100_u32), Just(150), Just(300)];
+    (1..4_u32, growth, 1..4_u32).prop_map(|(failure_threshold, open_growth, good_probes)| Settings {
+        failure_threshold,
+        open_growth,
+        good_probes,
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
-    use Outcome::{Cancel, CancelOnDrop, Drop, Failure, Success};
+    use Outcome::{Cancel, CancelOnDrop, CoolDown, Drop, Failure, Success};
+    let cooldown = || prop_oneof![Just(0), Just(1), Just(OPEN_FOR), 0..200_000_u64, Just(86_400_000)];
     let outcome = prop_oneof![
-        2 => Just(Success), 6 => Just(Failure), 1 => Just(Cancel), 1 => Just(Drop), 1 => Just(CancelOnDrop)
+        3 => Just(Success),
+        6 => Just(Failure),
+        1 => Just(Cancel),
+        1 => Just(Drop),
+        1 => Just(CancelOnDrop),
+        2 => cooldown().prop_map(CoolDown),
     ];
     let time = prop_oneof![
         Just(1),
@@ -52,15 +80,17 @@ fn step() -> impl Strategy<Value = Step> {
         8 => Just(Step::Acquire),
         10 => (any::<prop::sample::Index>(), outcome).prop_map(|(index, outcome)| Step::Resolve(index, outcome)),
         2 => prop_oneof![1 => Just(Success), 3 => Just(Failure)].prop_map(Step::Record),
-        1 => prop_oneof![Just(Success), Just(Failure), Just(Drop)].prop_map(Step::RecordProbe),
+        1 => prop_oneof![Just(Success), Just(Failure), Just(Drop), cooldown().prop_map(CoolDown)]
+            .prop_map(Step::RecordProbe),
+        1 => cooldown().prop_map(Step::TripFor),
         3 => time.prop_map(Step::Wait),
     ]
 }
 
 enum Circuit {
     Closed,
-    Open { until: u64 },
-    HalfOpen { probe: Option<Probe>, last_lease_end: u64 },
+    Open { until: u64, cause: Cause },
+    HalfOpen { probe: Option<Probe>, last_lease_end: u64, good: u32 },
 }
 
 #[derive(Clone, Copy)]
@@ -77,27 +107,30 @@ enum Held {
 }
 
 struct Model {
-    threshold: u32,
+    settings: Settings,
     now: u64,
     circuit: Circuit,
     failures: u32,
     trips: u64,
     failed_probe_count: u64,
-    /// Openings of either kind, ever.
+    /// Failed recoveries in a row.
+    failed_recoveries: u32,
+    /// Openings of every kind, ever.
     openings: u64,
     probes: u64,
     last_error: Option<&'static str>,
 }
 
 impl Model {
-    fn new(threshold: u32) -> Self {
+    fn new(settings: Settings) -> Self {
         Self {
-            threshold,
+            settings,
             now: 0,
             circuit: Circuit::Closed,
             failures: 0,
             trips: 0,
             failed_probe_count: 0,
+            failed_recoveries: 0,
             openings: 0,
             probes: 0,
             last_error: None,
@@ -105,11 +138,13 @@ impl Model {
     }
 
     /// Why a call would be rejected now, and for how long.
-    fn rejection(&self) -> Option<(RejectionReason, u64)> {
+    fn rejection(&self) -> Option<(RejectionReason, Option<Cause>, u64)> {
         match self.circuit {
-            Circuit::Open { until } if self.now < until => Some((RejectionReason::Open, until - self.now)),
+            Circuit::Open { until, cause } if self.now < until => {
+                Some((RejectionReason::Open, Some(cause), until - self.now))
+            }
             Circuit::HalfOpen { probe: Some(probe), .. } if self.now < probe.lease_end => {
-                Some((RejectionReason::ProbeInFlight, probe.lease_end - self.now))
+                Some((RejectionReason::ProbeInFlight, None, probe.lease_end - self.now))
             }
             _ => None,
         }
@@ -121,12 +156,12 @@ impl Model {
         }
         self.probes += 1;
         // No two probes of one opening have the same lease.
-        let lease_end = match self.circuit {
-            Circuit::HalfOpen { last_lease_end, .. } => (self.now + LEASE).max(last_lease_end + 1),
-            Circuit::Closed | Circuit::Open { .. } => self.now + LEASE,
+        let (lease_end, good) = match self.circuit {
+            Circuit::HalfOpen { last_lease_end, good, .. } => ((self.now + LEASE).max(last_lease_end + 1), good),
+            Circuit::Closed | Circuit::Open { .. } => (self.now + LEASE, 0),
         };
         let probe = Some(Probe { number: self.probes, lease_end });
-        self.circuit = Circuit::HalfOpen { probe, last_lease_end: lease_end };
+        self.circuit = Circuit::HalfOpen { probe, last_lease_end: lease_end, good };
         Held::Probe { number: self.probes }
     }
 
@@ -138,8 +173,25 @@ impl Model {
             Held::Probe { number } if self.probe() == Some(number) => {
                 self.record_probe(outcome);
             }
-            Held::Normal { .. } | Held::Probe { .. } => {}
+            // A cooldown is news of the moment in which it is told.
+            Held::Normal { .. } | Held::Probe { .. } => {
+                if let Outcome::CoolDown(millis) = outcome {
+                    self.cool_down(millis);
+                }
+            }
         }
+    }
+
+    /// Whether it counts.
+    fn cool_down(&mut self, millis: u64) -> bool {
+        match self.circuit {
+            Circuit::Closed => self.trips += 1,
+            Circuit::Open { until, .. } if until.saturating_sub(self.now) < millis => {}
+            Circuit::HalfOpen { probe: None, .. } => self.failed_probe_count += 1,
+            Circuit::Open { .. } | Circuit::HalfOpen { .. } => return false,
+        }
+        self.open("429", Cause::Cooldown, millis);
+        true
     }
 
     fn probe(&self) -> Option<u64> {
@@ -158,10 +210,13 @@ impl Model {
             Outcome::Success => self.failures = 0,
             Outcome::Failure => {
                 self.failures += 1;
-                if self.failures == self.threshold {
+                if self.failures == self.settings.failure_threshold {
                     self.trips += 1;
-                    self.open("5xx");
+                    self.open("5xx", Cause::Failures, OPEN_FOR);
                 }
+            }
+            Outcome::CoolDown(millis) => {
+                self.cool_down(millis);
             }
             Outcome::Cancel | Outcome::Drop | Outcome::CancelOnDrop => {}
         }
@@ -169,30 +224,50 @@ impl Model {
     }
 
     fn record_probe(&mut self, outcome: Outcome) -> bool {
-        let Circuit::HalfOpen { probe: Some(Probe { lease_end, .. }), .. } = self.circuit else {
+        let Circuit::HalfOpen { probe: Some(Probe { lease_end, .. }), good, .. } = self.circuit else {
             return false;
         };
         match outcome {
-            Outcome::Success => self.close(),
+            Outcome::Success if good + 1 == self.settings.good_probes => self.close(),
+            Outcome::Success => {
+                self.circuit = Circuit::HalfOpen { probe: None, last_lease_end: lease_end, good: good + 1 };
+            }
             Outcome::Failure | Outcome::Drop => {
                 self.failed_probe_count += 1;
-                self.open(if matches!(outcome, Outcome::Drop) { "dropped" } else { "5xx" });
+                self.failed_recoveries += 1;
+                let error = if matches!(outcome, Outcome::Drop) { "dropped" } else { "5xx" };
+                self.open(error, Cause::Failures, self.open_time());
+            }
+            Outcome::CoolDown(millis) => {
+                self.failed_probe_count += 1;
+                self.open("429", Cause::Cooldown, millis);
             }
             Outcome::Cancel | Outcome::CancelOnDrop => {
-                self.circuit = Circuit::HalfOpen { probe: None, last_lease_end: lease_end };
+                self.circuit = Circuit::HalfOpen { probe: None, last_lease_end: lease_end, good };
             }
         }
         true
     }
 
-    fn open(&mut self, error: &'static str) {
+    fn open_time(&self) -> u64 {
+        (0..self.failed_recoveries).fold(OPEN_FOR, |time, _| {
+            if self.settings.open_growth > 100 {
+                (time * u64::from(self.settings.open_growth)).div_ceil(100).min(OPEN_CAP)
+            } else {
+                time
+            }
+        })
+    }
+
+    fn open(&mut self, error: &'static str, cause: Cause, time: u64) {
         self.openings += 1;
         self.last_error = Some(error);
-        self.circuit = Circuit::Open { until: self.now + OPEN_FOR };
+        self.circuit = Circuit::Open { until: self.now + time, cause };
     }
 
     fn close(&mut self) {
         self.failures = 0;
+        self.failed_recoveries = 0;
         self.circuit = Circuit::Closed;
     }
 
@@ -201,11 +276,13 @@ impl Model {
         let seen = breaker.snapshot();
         let (state, open_left) = match self.circuit {
             Circuit::Closed => (CircuitState::Closed, None),
-            Circuit::Open { until } => {
+            Circuit::Open { until, .. } => {
                 (CircuitState::Open, Some(Duration::from_millis(until.saturating_sub(self.now))))
             }
             Circuit::HalfOpen { .. } => (CircuitState::HalfOpen, None),
         };
+        let cause = if let Circuit::Open { cause, .. } = self.circuit { Some(cause) } else { None };
+        prop_assert_eq!(seen.cause, cause);
         let BreakerSnapshot { failure_count, trip_count, failed_probe_count, probe_in_flight, next_probe_in, .. } =
             seen;
         prop_assert_eq!((seen.state, next_probe_in), (state, open_left));
@@ -228,6 +305,7 @@ fn resolve(permit: OwnedPermit, outcome: Outcome) {
         Outcome::Cancel => permit.cancel(),
         Outcome::Drop => drop(permit),
         Outcome::CancelOnDrop => drop(permit.cancel_on_drop()),
+        Outcome::CoolDown(millis) => permit.cool_down(Duration::from_millis(millis), "429", "test"),
     }
 }
 
@@ -246,14 +324,19 @@ fn record_probe(breakers: &CircuitBreakerRegistry, outcome: Outcome) -> Option<b
             drop(ProbeGuard::new(breakers, NAME));
             None
         }
+        Outcome::CoolDown(millis) => {
+            Some(ProbeGuard::new(breakers, NAME).cool_down(Duration::from_millis(millis), "429", "test"))
+        }
         _ => Some(breakers.record_probe_failure(NAME, "5xx", "test")),
     }
 }
 
-async fn follow(threshold: u32, steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let config = Config::builder().failure_threshold(threshold).build().unwrap();
+async fn follow(settings: Settings, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let Settings { failure_threshold, open_growth, good_probes } = settings;
+    let config = Config::builder().failure_threshold(failure_threshold).open_growth(open_growth);
+    let config = config.good_probes(good_probes).build().unwrap();
     let breakers = CircuitBreakerRegistry::with_config([NAME], config);
-    let mut model = Model::new(threshold);
+    let mut model = Model::new(settings);
     let mut held: Vec<(OwnedPermit, Held)> = Vec::new();
     for step in steps {
         match step {
@@ -269,7 +352,7 @@ async fn follow(threshold: u32, steps: Vec<Step>) -> Result<(), TestCaseError> {
                     }
                     Err(rejected) => {
                         let left = u64::try_from(rejected.retry_after().as_millis()).unwrap();
-                        prop_assert_eq!(Some((rejected.reason(), left)), expected);
+                        prop_assert_eq!(Some((rejected.reason(), rejected.cause(), left)), expected);
                     }
                 }
             }
@@ -287,6 +370,10 @@ async fn follow(threshold: u32, steps: Vec<Step>) -> Result<(), TestCaseError> {
                 let expected = model.record_probe(outcome);
                 prop_assert!(counted.is_none_or(|counted| counted == expected));
             }
+            Step::TripFor(millis) => {
+                let counted = breakers.get(NAME).unwrap().trip_for(Duration::from_millis(millis), "429", "test");
+                prop_assert_eq!(counted, model.cool_down(millis));
+            }
             Step::Wait(millis) => {
                 advance(Duration::from_millis(millis)).await;
                 model.now += millis;
@@ -301,8 +388,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_the_breaker_is_where_the_plain_model_is(threshold in 1..4_u32, steps in vec(step(), 1..80)) {
+    fn whatever_happens_the_breaker_is_where_the_plain_model_is(settings in settings(), steps in vec(step(), 1..80)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(follow(threshold, steps))?;
+        runtime.block_on(follow(settings, steps))?;
     }
 }

@@ -93,3 +93,11 @@ fn every_function_that_the_proof_names_is_where_it_says() {
         assert!(source.is_some(), "{:?} stands nowhere", row.rule);
     }
 }
+
+#[test]
+fn the_text_of_every_mutant_is_in_its_file_exactly_once() {
+    for mutant in mutants() {
+        let found = read(&repository().join(&mutant.file)).matches(&mutant.find).count();
+        assert_eq!(found, 1, "{:?}, in {}", mutant.name, mutant.file);
+    }
+}

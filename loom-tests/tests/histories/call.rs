@@ -32,6 +32,8 @@ pub(crate) enum Kind {
     Resolve(Holder, Outcome),
     /// A failure's number is its message.
     Record(PermitType, Outcome, usize),
+    /// A cooldown of so long. The number is its message.
+    TripFor(Time, usize),
     Look,
     WouldAllow,
     /// When all is over.

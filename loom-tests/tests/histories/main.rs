@@ -48,7 +48,7 @@ fn every_history_of_real_threads_is_explained_by_one_call_after_the_other() {
         overlapping += usize::from(history.overlaps());
         waited += history.waits;
         let at = Instant::now();
-        let mut tester = LinearizabilityTester::new(Spec::new(run::FAILURE_THRESHOLD));
+        let mut tester = LinearizabilityTester::new(Spec::new(run::FAILURE_THRESHOLD, script.good_probes));
         for event in &history.events {
             match event.clone() {
                 run::Event::Invoke(thread, call) => tester.on_invoke(thread, call),

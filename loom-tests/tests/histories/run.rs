@@ -34,6 +34,7 @@ enum Step {
     /// The permit of that place among those that the thread holds, if it holds one.
     Resolve(prop::sample::Index, Outcome),
     Record(PermitType, Outcome),
+    TripFor(Time),
     Look,
     WouldAllow,
     /// Not a call: the clock goes on.
@@ -43,6 +44,7 @@ enum Step {
 /// How a history begins, and what each thread does then.
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
+    pub(crate) good_probes: u32,
     before: Before,
     threads: Vec<Vec<Step>>,
 }
@@ -72,7 +74,11 @@ pub(crate) fn script() -> impl Strategy<Value = Script> {
         2 => Just(Before::Hung),
         2 => Just(Before::ClosedAgain),
     ];
-    (before, vec(vec(step(), 2..8), THREADS)).prop_map(|(before, threads)| Script { before, threads })
+    (1..3_u32, before, vec(vec(step(), 2..8), THREADS)).prop_map(|(good_probes, before, threads)| Script {
+        good_probes,
+        before,
+        threads,
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -91,6 +97,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Acquire),
         8 => (any::<prop::sample::Index>(), outcome()).prop_map(|(index, outcome)| Step::Resolve(index, outcome)),
         3 => (kind, recorded()).prop_map(|(kind, outcome)| Step::Record(kind, outcome)),
+        1 => prop_oneof![Just(1), Just(OPEN_FOR), Just(LEASE)].prop_map(Step::TripFor),
         1 => Just(Step::Look),
         1 => Just(Step::WouldAllow),
         2 => prop_oneof![Just(1), Just(OPEN_FOR), Just(LEASE)].prop_map(Step::Advance),
@@ -203,6 +210,12 @@ impl Caller {
                     })
                 });
             }
+            Step::TripFor(millis) => {
+                let number = self.number();
+                self.call(Kind::TripFor(millis, number), |_| {
+                    Value::Counted(breaker.trip_for(Duration::from_millis(millis), "test", number))
+                });
+            }
             Step::Look => self.look(),
             Step::WouldAllow => self.call(Kind::WouldAllow, |_| Value::Allowed(breaker.would_allow())),
             Step::Advance(by) => advance(Duration::from_millis(by)),
@@ -275,6 +288,7 @@ pub(crate) fn follow(script: &Script, n: usize) -> History {
         .failure_threshold(FAILURE_THRESHOLD)
         .open_for(Duration::from_millis(OPEN_FOR))
         .probe_lease(Duration::from_millis(LEASE))
+        .good_probes(script.good_probes)
         .build()
         .expect("a sound configuration");
     let breakers = CircuitBreakerRegistry::with_config([NAME], config);
@@ -288,7 +302,7 @@ pub(crate) fn follow(script: &Script, n: usize) -> History {
     });
 
     let mut callers: Vec<_> = (0..THREADS).map(|thread| Caller::new(thread, &shared)).collect();
-    prepare(script.before, &mut callers[0]);
+    prepare(script, &mut callers[0]);
     let ready = Arc::new(AtomicUsize::new(0));
     let (sender, finished) = mpsc::channel();
     for (mut caller, steps) in callers.into_iter().zip(script.threads.clone()) {
@@ -332,20 +346,20 @@ pub(crate) fn follow(script: &Script, n: usize) -> History {
     }
 }
 
-fn prepare(before: Before, first: &mut Caller) {
+fn prepare(script: &Script, first: &mut Caller) {
     let fail = |first: &mut Caller| first.step(Step::Record(PermitType::Normal, Outcome::Failure));
     let trip = |first: &mut Caller| (0..FAILURE_THRESHOLD).for_each(|_| fail(first));
-    match before {
+    match script.before {
         Before::Closed => {}
         Before::OneFailure => fail(first),
         Before::Open => trip(first),
         Before::Due | Before::Probing | Before::Hung => {
             trip(first);
             first.step(Step::Advance(OPEN_FOR));
-            if !matches!(before, Before::Due) {
+            if !matches!(script.before, Before::Due) {
                 first.step(Step::TryAcquire);
             }
-            if matches!(before, Before::Hung) {
+            if matches!(script.before, Before::Hung) {
                 first.step(Step::Advance(LEASE));
             }
         }
@@ -353,9 +367,11 @@ fn prepare(before: Before, first: &mut Caller) {
             first.step(Step::TryAcquire);
             trip(first);
             first.step(Step::Advance(OPEN_FOR));
-            first.step(Step::TryAcquire);
-            let (probe, permit) = first.held.pop().expect("the circuit takes its probe");
-            first.resolve(probe, permit, Outcome::Success);
+            for _ in 0..script.good_probes {
+                first.step(Step::TryAcquire);
+                let (probe, permit) = first.held.pop().expect("the circuit takes its probe");
+                first.resolve(probe, permit, Outcome::Success);
+            }
             fail(first);
         }
     }

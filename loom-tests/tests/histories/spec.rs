@@ -39,10 +39,11 @@ impl Limit {
 enum Circuit {
     Closed,
     Open(Limit),
-    /// The lease of the probe that is in flight, or of the last one that was.
+    /// The lease of the probe that is in flight, or of the last one that was; and the good probes until now.
     HalfOpen {
         probe: Option<u64>,
         lease: Limit,
+        good: u32,
     },
 }
 
@@ -56,6 +57,7 @@ enum Held {
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     failure_threshold: u32,
+    good_probes: u32,
     circuit: Circuit,
     failure_count: u32,
     openings: u64,
@@ -67,9 +69,10 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    pub(crate) fn new(failure_threshold: u32) -> Self {
+    pub(crate) fn new(failure_threshold: u32, good_probes: u32) -> Self {
         Self {
             failure_threshold,
+            good_probes,
             circuit: Circuit::Closed,
             failure_count: 0,
             openings: 0,
@@ -85,12 +88,14 @@ impl Spec {
         let held = match (self.circuit, kind) {
             (Circuit::Closed, PermitType::Normal) => Held::Normal { openings: self.openings },
             (Circuit::Open(limit), PermitType::Probe) if limit.may_be_over(answer) => {
-                self.claim(Limit::set(call, answer, LEASE))
+                self.claim(Limit::set(call, answer, LEASE), 0)
             }
-            (Circuit::HalfOpen { probe, lease }, PermitType::Probe) if probe.is_none() || lease.may_be_over(answer) => {
+            (Circuit::HalfOpen { probe, lease, good }, PermitType::Probe)
+                if probe.is_none() || lease.may_be_over(answer) =>
+            {
                 // No two probes of one opening have the same lease.
                 let new = Limit::set(call, answer, LEASE);
-                self.claim(Limit { latest: new.latest.max(lease.latest + 1), ..new })
+                self.claim(Limit { latest: new.latest.max(lease.latest + 1), ..new }, good)
             }
             _ => return false,
         };
@@ -98,9 +103,9 @@ impl Spec {
         true
     }
 
-    fn claim(&mut self, lease: Limit) -> Held {
+    fn claim(&mut self, lease: Limit, good: u32) -> Held {
         self.probes += 1;
-        self.circuit = Circuit::HalfOpen { probe: Some(self.probes), lease };
+        self.circuit = Circuit::HalfOpen { probe: Some(self.probes), lease, good };
         Held::Probe { number: self.probes }
     }
 
@@ -108,7 +113,7 @@ impl Spec {
         match (self.circuit, reason) {
             (Circuit::Open(limit), RejectionReason::Open) => limit.may_be_running(call),
             (Circuit::Open(_), RejectionReason::Reopened) => waited,
-            (Circuit::HalfOpen { probe: Some(_), lease }, RejectionReason::ProbeInFlight) => {
+            (Circuit::HalfOpen { probe: Some(_), lease, .. }, RejectionReason::ProbeInFlight) => {
                 !waited && lease.may_be_running(call)
             }
             _ => false,
@@ -145,7 +150,7 @@ impl Spec {
                 self.failure_count += 1;
                 if self.failure_count == self.failure_threshold {
                     self.trips += 1;
-                    self.open(number.to_string(), call, answer);
+                    self.open(number.to_string(), Limit::set(call, answer, OPEN_FOR));
                 }
             }
             Outcome::Cancel | Outcome::Drop => {}
@@ -154,10 +159,13 @@ impl Spec {
     }
 
     fn record_probe(&mut self, outcome: Outcome, number: usize, call: &Call, answer: &Answer) -> bool {
-        let Circuit::HalfOpen { probe: Some(_), lease } = self.circuit else {
+        let Circuit::HalfOpen { probe: Some(_), lease, good } = self.circuit else {
             return false;
         };
         match outcome {
+            Outcome::Success if good + 1 < self.good_probes => {
+                self.circuit = Circuit::HalfOpen { probe: None, lease, good: good + 1 };
+            }
             Outcome::Success => {
                 self.failure_count = 0;
                 self.circuit = Circuit::Closed;
@@ -165,17 +173,33 @@ impl Spec {
             Outcome::Failure | Outcome::Drop => {
                 self.failed_probes += 1;
                 let dropped = outcome == Outcome::Drop;
-                self.open(if dropped { "dropped".to_owned() } else { number.to_string() }, call, answer);
+                let error = if dropped { "dropped".to_owned() } else { number.to_string() };
+                self.open(error, Limit::set(call, answer, OPEN_FOR));
             }
-            Outcome::Cancel => self.circuit = Circuit::HalfOpen { probe: None, lease },
+            Outcome::Cancel => self.circuit = Circuit::HalfOpen { probe: None, lease, good },
         }
         true
     }
 
-    fn open(&mut self, error: String, call: &Call, answer: &Answer) {
+    /// Whether a cooldown may have counted, or may have not.
+    fn trip_for(&mut self, millis: Time, number: usize, counted: bool, call: &Call, answer: &Answer) -> bool {
+        match self.circuit {
+            Circuit::Closed if counted => self.trips += 1,
+            // So much was left of the open time at the least, and at the most.
+            Circuit::Open(limit) if counted && limit.earliest < answer.at + millis => {}
+            Circuit::Open(limit) => return !counted && limit.latest >= call.at + millis,
+            Circuit::HalfOpen { probe: None, .. } if counted => self.failed_probes += 1,
+            Circuit::HalfOpen { probe: Some(_), .. } => return !counted,
+            Circuit::Closed | Circuit::HalfOpen { probe: None, .. } => return false,
+        }
+        self.open(number.to_string(), Limit::set(call, answer, millis));
+        true
+    }
+
+    fn open(&mut self, error: String, until: Limit) {
         self.openings += 1;
         self.last_error = Some(error);
-        self.circuit = Circuit::Open(Limit::set(call, answer, OPEN_FOR));
+        self.circuit = Circuit::Open(until);
     }
 
     fn state(&self) -> CircuitState {
@@ -198,7 +222,7 @@ impl Spec {
     /// and is lost if that probe's lease is over and another call takes it over in the same moment. It says so.
     fn may_be_lost(&self, kind: PermitType, answer: &Answer) -> bool {
         match self.circuit {
-            Circuit::HalfOpen { probe: Some(_), lease } => kind == PermitType::Probe && lease.may_be_over(answer),
+            Circuit::HalfOpen { probe: Some(_), lease, .. } => kind == PermitType::Probe && lease.may_be_over(answer),
             _ => false,
         }
     }
@@ -230,8 +254,13 @@ impl SequentialSpec for Spec {
             (Kind::Record(PermitType::Probe, outcome, number), Value::Counted(counted)) => {
                 self.record_probe(*outcome, *number, call, answer) == *counted
             }
+            (Kind::TripFor(millis, number), Value::Counted(counted)) => {
+                self.trip_for(*millis, *number, *counted, call, answer)
+            }
+            // While the circuit is not closed, the failures are those of its last trip, or of one that lost to that.
             (Kind::Look, Value::Seen { state, failure_count, probe_in_flight }) => {
-                (*state, *failure_count, *probe_in_flight) == (self.state(), self.failure_count, self.probe().is_some())
+                (*state, *probe_in_flight) == (self.state(), self.probe().is_some())
+                    && (*state != CircuitState::Closed || *failure_count == self.failure_count)
             }
             (Kind::WouldAllow, Value::Allowed(allowed)) => self.would_allow(*allowed, call, answer),
             (Kind::Final, Value::Final { trip_count, failed_probe_count, last_error }) => {

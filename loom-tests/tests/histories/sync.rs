@@ -17,6 +17,11 @@ pub(crate) mod unseen {
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};
 }
 
+/// No chance: a history has to be repeatable.
+pub(crate) fn random() -> u32 {
+    0
+}
+
 pub(crate) type ClockU64 = AtomicU64;
 
 pub(crate) static CLOCK: LazyLock<time::Clock> = LazyLock::new(time::Clock::new);

@@ -5,9 +5,11 @@
 //! has to be one before anything else happens, its future is polled once by the first thread and then moved.
 
 mod by_name;
+mod cooldowns;
 mod entering;
 mod generations;
 mod harness;
+mod recovery;
 mod relay;
 mod silence;
 mod telling;
