@@ -128,6 +128,7 @@ impl CircuitBreaker {
     }
 
     /// [`admit`](Self::admit), for a call that has not waited and finds `word` not closed.
+    #[inline]
     pub(super) fn admit_at_once(&self, word: u64) -> Result<u64, Blocked> {
         match step::open_left_for_sure(word, self.clock.about_now(), self.settings.longest_open_ticks()) {
             Some((open_left, cause)) => Err(self.blocked_by_open(cause, open_left)),
