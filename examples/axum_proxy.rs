@@ -21,7 +21,7 @@ async fn forward(State(proxy): State<Arc<Proxy>>, request: Request) -> Response 
         let permit = match upstream.try_acquire() {
             Ok(permit) => permit.cancel_on_drop(),
             Err(rejection) => {
-                retry_after = rejection.retry_after();
+                retry_after = rejection.retry_after().unwrap_or(retry_after);
                 continue;
             }
         };

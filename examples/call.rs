@@ -23,7 +23,8 @@ async fn main() -> Result<(), fusebox::ConfigError> {
             Err(CallError::Inner(error)) => println!("{number}: failed, {error}"),
             Err(CallError::Rejected(rejection)) => {
                 println!("{number}: not asked, {}", breaker.explain(rejection));
-                tokio::time::sleep(rejection.retry_after()).await;
+                // `None` only while somebody has isolated the circuit by hand.
+                tokio::time::sleep(rejection.retry_after().unwrap_or(Duration::from_secs(1))).await;
             }
         }
     }

@@ -24,6 +24,7 @@ use crate::sync::unseen::AtomicU32;
 use crate::sync::{AtomicU64, Ordering};
 use crate::transition::{Cause, CircuitState};
 use crate::word::Word;
+use crate::word::step::{FOREVER, Kind};
 pub use call::{CancelOnDrop, Outcome};
 pub(crate) use history::Past;
 use history::{Counts, History};
@@ -240,6 +241,75 @@ impl CircuitBreaker {
         self.cool_down(cooldown_ticks(duration), &Arc::new(LastError::new(error_type, &message)))
     }
 
+    // ---- by hand ----
+    // An order wins against everything that happens at the same time. It begins a generation: a permit, a probe or an
+    // unanswered call from before it says nothing after it.
+
+    /// Opens the circuit until [`reset`](Self::reset) or [`disable`](Self::disable): it rejects every call and takes no
+    /// probe, and calls that wait for one are rejected. It is no trip. `reason` is told as the last error, of type
+    /// `isolated`.
+    ///
+    /// # Panics
+    ///
+    /// If formatting `reason` does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{Cause, CircuitBreaker};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").build()?;
+    /// breaker.isolate("the key is being replaced");
+    /// let rejection = breaker.try_acquire().unwrap_err();
+    /// assert_eq!((rejection.cause(), rejection.retry_after()), (Some(Cause::Isolated), None));
+    /// breaker.reset();
+    /// assert!(breaker.try_acquire().is_ok());
+    /// # Ok::<(), fusebox::ConfigError>(())
+    /// ```
+    pub fn isolate(&self, reason: impl fmt::Display) {
+        self.order(Kind::Isolate, Some(&Arc::new(LastError::new("isolated", &reason))));
+    }
+
+    /// Lets all calls pass until [`reset`](Self::reset) or [`isolate`](Self::isolate), whatever their outcomes, and
+    /// counts none of them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreaker, CircuitState};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
+    /// breaker.disable();
+    /// breaker.try_acquire()?.failure("5xx", 503);
+    /// assert_eq!(breaker.state(), CircuitState::Disabled);
+    /// assert!(breaker.try_acquire().is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn disable(&self) {
+        self.order(Kind::Disable, None);
+    }
+
+    /// Closes the circuit, whatever its state, and forgets the failures in a row and the failed recoveries. Calls that
+    /// wait for a probe pass. It ends what [`isolate`](Self::isolate) and [`disable`](Self::disable) began.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreaker, CircuitState};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
+    /// let old = breaker.try_acquire()?;
+    /// breaker.try_acquire()?.failure("5xx", 503);
+    /// breaker.reset();
+    /// assert_eq!((breaker.state(), breaker.failure_count()), (CircuitState::Closed, 0));
+    /// old.failure("5xx", "from before the reset, so it does not count");
+    /// assert_eq!(breaker.state(), CircuitState::Closed);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reset(&self) {
+        self.order(Kind::Reset, None);
+    }
+
     // ---- seeing ----
 
     /// The name given at the start.
@@ -278,8 +348,8 @@ impl CircuitBreaker {
         self.decoded().circuit_state()
     }
 
-    /// Failures in a row. While the circuit is open or half-open: those at its last trip. If several callers tried to
-    /// open it at the same moment, they may be those that another one saw.
+    /// Failures in a row; 0 while isolated or disabled. While open or half-open: those at its last trip. If several
+    /// callers tried to open it at the same moment, they may be those that another one saw.
     pub fn failure_count(&self) -> u32 {
         let word = self.decoded();
         word.failures().unwrap_or_else(|| self.past(word).counts.failures)
@@ -306,7 +376,9 @@ impl CircuitBreaker {
             trip_count: trips,
             failed_probe_count: failed_probes,
             next_probe_in: (word.circuit_state() == CircuitState::Open)
-                .then(|| duration(word.open_left(self.clock.now(), self.settings.longest_open_ticks()))),
+                .then(|| word.open_left(self.clock.now(), self.settings.longest_open_ticks()))
+                .filter(|left| *left != FOREVER)
+                .map(duration),
             last_error,
         }
     }
@@ -378,7 +450,7 @@ pub struct BreakerSnapshot {
     pub trip_count: u64,
     /// Probes that failed, ever.
     pub failed_probe_count: u64,
-    /// While open: how long until a call becomes the next probe, zero if the next one does.
+    /// While open: how long until a call becomes the next probe, zero if the next one does. `None` while isolated.
     pub next_probe_in: Option<Duration>,
     /// The failure that opened the circuit last.
     pub last_error: Option<Arc<LastError>>,

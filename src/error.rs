@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::sync::Instant;
 use crate::transition::{Cause, listed};
+use crate::word::step::FOREVER;
 
 listed! {
     /// Why a call was rejected.
@@ -80,11 +81,20 @@ impl Rejection {
     }
 
     /// How long until a call has a chance, at the latest: until the open time has passed, or until the lease of the
-    /// probe in flight ends. It is never too short: a call that comes that much later is not rejected because of the
-    /// same opening. It is in whole milliseconds. While more than 20 ms are left, it may be too long by a tick of the
-    /// system's coarse clock, which is 10 ms at most.
-    pub fn retry_after(&self) -> Duration {
-        Duration::from_millis(self.bits >> 32)
+    /// probe in flight ends. `None` if nobody knows, since the circuit is isolated. It is never too short: a call that
+    /// comes that much later is not rejected because of the same opening. It is in whole milliseconds. While more than
+    /// 20 ms are left, it may be too long by a tick of the system's coarse clock, which is 10 ms at most.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let millis = self.bits >> 32;
+        (millis != u64::from(FOREVER)).then(|| Duration::from_millis(millis))
+    }
+}
+
+/// The end of a rejection's text.
+fn write_retry_after(f: &mut fmt::Formatter<'_>, retry_after: Option<Duration>) -> fmt::Result {
+    match retry_after {
+        Some(retry_after) => write!(f, ", retry after {retry_after:?}"),
+        None => f.write_str(", until it is reset by hand"),
     }
 }
 
@@ -97,7 +107,8 @@ impl fmt::Debug for Rejection {
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, retry after {:?}", self.reason(), self.retry_after())
+        write!(f, "{}", self.reason())?;
+        write_retry_after(f, self.retry_after())
     }
 }
 
@@ -230,7 +241,7 @@ impl CircuitOpenError {
     }
 
     /// As [`Rejection::retry_after`].
-    pub fn retry_after(&self) -> Duration {
+    pub fn retry_after(&self) -> Option<Duration> {
         self.rejection.retry_after()
     }
 }
@@ -241,7 +252,7 @@ impl fmt::Display for CircuitOpenError {
         if let Some(error) = &self.last_error {
             write!(f, " (last error: {})", Escaped(error))?;
         }
-        write!(f, ", retry after {:?}", self.retry_after())
+        write_retry_after(f, self.retry_after())
     }
 }
 

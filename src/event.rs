@@ -38,7 +38,7 @@ pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: &Past
         trip_count: past.counts.trips,
     };
     match step.kind {
-        Kind::Reset | Kind::HandBack | Kind::GoodProbe => {}
+        Kind::EndRow | Kind::HandBack | Kind::GoodProbe => {}
         Kind::Trip => transition!(WARN, breaker, told, past, "circuit opened"),
         Kind::Claim => transition!(INFO, breaker, told, past, "circuit half-open, probing"),
         Kind::TakeOver => {
@@ -48,8 +48,9 @@ pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: &Past
         Kind::Extend => transition!(WARN, breaker, told, past, "circuit stays open for longer"),
         Kind::Close => transition!(INFO, breaker, told, past, "circuit closed, the probe succeeded"),
         Kind::EndSilence => transition!(INFO, breaker, told, past, "circuit closed, an answer came after all"),
-        Kind::Release => {
-            transition!(INFO, breaker, told, past, "circuit closed, its name was removed while a probe was in flight");
-        }
+        Kind::Isolate => transition!(WARN, breaker, told, past, "circuit isolated by hand"),
+        Kind::Disable => transition!(WARN, breaker, told, past, "circuit disabled by hand"),
+        Kind::Reset => transition!(INFO, breaker, told, past, "circuit reset by hand"),
+        Kind::Remove => transition!(INFO, breaker, told, past, "circuit closed, its name was removed"),
     }
 }

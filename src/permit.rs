@@ -17,7 +17,7 @@ use crate::word::{self, PROBE_BIT, Word};
 /// recovering circuit lets pass is a normal one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PermitType {
-    /// The circuit is closed.
+    /// The circuit is closed, or disabled.
     Normal,
     /// The circuit is half-open, and this call decides what becomes of it.
     Probe,
@@ -27,7 +27,7 @@ impl PermitType {
     /// Of a permit made of `word`.
     #[inline]
     pub(crate) const fn of(word: u64) -> Self {
-        if word::is_closed(word) { Self::Normal } else { Self::Probe }
+        if word::passes(word) { Self::Normal } else { Self::Probe }
     }
 }
 
@@ -62,8 +62,8 @@ impl PermitType {
 #[must_use = "a permit says nothing about the call until it is resolved"]
 pub struct Permit<B: Deref<Target = CircuitBreaker>> {
     breaker: B,
-    /// The word that granted it: a closed one for a normal permit, the claim for a probe. If a probe cancels on drop,
-    /// its `PROBE_BIT` is cleared here. A resolved permit has [`RESOLVED`].
+    /// The word that granted it: one that lets calls pass for a normal permit, the claim for a probe. If a probe
+    /// cancels on drop, its `PROBE_BIT` is cleared here. A resolved permit has [`RESOLVED`].
     word: u64,
 }
 
@@ -93,7 +93,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     pub(crate) fn standing_in(breaker: B, kind: PermitType) -> Option<Self> {
         let word = breaker.load();
         let in_place = match kind {
-            PermitType::Normal => word::is_closed(word),
+            PermitType::Normal => word::passes(word),
             PermitType::Probe => word::has_probe_in_flight(word),
         };
         in_place.then(|| Self::new(breaker, word))
@@ -179,7 +179,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     /// breaker.try_acquire()?.cool_down(Duration::from_secs(7), "429", "rate limit reached");
     /// let rejection = breaker.try_acquire().unwrap_err();
     /// assert_eq!(rejection.cause(), Some(Cause::Cooldown));
-    /// assert!(rejection.retry_after() > Duration::from_secs(6));
+    /// assert!(rejection.retry_after() > Some(Duration::from_secs(6)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn cool_down(self, duration: Duration, error_type: &str, message: impl fmt::Display) {
@@ -190,7 +190,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     /// nothing. A probe is handed back, to the next call or to one that waits.
     #[inline]
     pub fn cancel(mut self) {
-        if !word::is_closed(self.word) {
+        if !word::passes(self.word) {
             let claimed = self.take_claim();
             self.breaker.probe_cancelled(claimed);
         }
@@ -206,7 +206,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     /// As [`success`](Self::success). Returns whether it counted.
     #[inline]
     pub(crate) fn succeed(mut self) -> bool {
-        if word::is_closed(self.word) {
+        if word::passes(self.word) {
             self.breaker.record_success(self.word)
         } else {
             let claimed = self.take_claim();
@@ -217,7 +217,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     /// As [`failure`](Self::failure). Returns whether it counted.
     #[inline]
     pub(crate) fn fail(mut self, error_type: &str, message: &dyn fmt::Display) -> bool {
-        if word::is_closed(self.word) {
+        if word::passes(self.word) {
             self.breaker.record_failure(self.word, error_type, message)
         } else {
             self.probe_failure(error_type, message)
@@ -229,7 +229,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         // Before the claim is given up: if formatting panics, the permit still drops as a probe.
         let error = Arc::new(LastError::new(error_type, message));
         let ticks = cooldown_ticks(duration);
-        if word::is_closed(self.word) {
+        if word::passes(self.word) {
             self.breaker.cool_down(ticks, &error)
         } else {
             let claimed = self.take_claim();
@@ -237,16 +237,9 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         }
     }
 
-    /// Lets the calls pass that wait for this probe, whose outcome cannot be recorded any more. Returns whether it
-    /// counted.
-    pub(crate) fn release(mut self) -> bool {
-        let claimed = self.take_claim();
-        self.breaker.probe_released(claimed)
-    }
-
     /// The word that the probe claimed.
     pub(crate) fn claim(&self) -> Option<u64> {
-        (!word::is_closed(self.word)).then_some(self.word | PROBE_BIT)
+        (!word::passes(self.word)).then_some(self.word | PROBE_BIT)
     }
 
     /// The word that the probe claimed. From now on this permit does not resolve it.
@@ -283,7 +276,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
 impl<B: Deref<Target = CircuitBreaker>> Drop for Permit<B> {
     #[inline]
     fn drop(&mut self) {
-        if !word::is_closed(self.word) {
+        if !word::passes(self.word) {
             self.drop_probe();
         }
     }

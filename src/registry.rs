@@ -18,6 +18,7 @@ use crate::permit::{Permit, PermitType};
 use crate::sync::{ArcSwap, Mutex};
 use crate::transition::CircuitState;
 use crate::word;
+use crate::word::step::Kind;
 pub use probe_guard::ProbeGuard;
 
 /// With the default hasher a lookup takes twice as long. `foldhash` is seeded at random, but an attacker who sees its
@@ -124,13 +125,12 @@ impl CircuitBreakerRegistry {
         self.update(|breakers| Arc::clone(breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker)))
     }
 
-    /// Removes a breaker, and returns it. Its permits stay valid. If a probe is in flight, the circuit closes: no
-    /// record by name can reach the probe any more, and calls that wait for it should pass, as calls of an unknown name
-    /// do.
+    /// Removes a breaker, and returns it [reset](CircuitBreaker::reset): no record by name can reach it any more, and
+    /// calls that wait for its probe pass, as calls of an unknown name do. Permits from before say nothing any more.
     pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
         self.get(name)?;
         let removed = self.update(|breakers| breakers.remove(name))?;
-        resolve(&removed, PermitType::Probe, Permit::release);
+        removed.order(Kind::Remove, None);
         Some(removed)
     }
 
@@ -281,9 +281,7 @@ impl Future for AcquirePermit<'_> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Admission> {
-        if self.wait.is_none()
-            && self.registry.with(self.name, |breaker| word::is_closed(breaker.load())) != Some(false)
-        {
+        if self.wait.is_none() && self.registry.with(self.name, |breaker| word::passes(breaker.load())) != Some(false) {
             return Poll::Ready(Ok(PermitType::Normal));
         }
         self.poll_blocked(cx)

@@ -27,15 +27,18 @@ pub enum CircuitState {
     Open,
     /// One probe decides whether the circuit closes or opens again; other calls wait for it or are rejected.
     HalfOpen,
+    /// Calls pass, whatever their outcomes: see [`CircuitBreaker::disable`](crate::CircuitBreaker::disable).
+    Disabled,
 }
 
 impl CircuitState {
-    /// The name used in logs and on health pages: `closed`, `open` or `half_open`.
+    /// The name used in logs and on health pages: `closed`, `open`, `half_open` or `disabled`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::Open => "open",
             Self::HalfOpen => "half_open",
+            Self::Disabled => "disabled",
         }
     }
 }
@@ -58,16 +61,19 @@ listed! {
         /// A caller said for how long: see [`Permit::cool_down`](crate::Permit::cool_down) and
         /// [`CircuitBreaker::trip_for`](crate::CircuitBreaker::trip_for).
         Cooldown,
+        /// By hand: see [`CircuitBreaker::isolate`](crate::CircuitBreaker::isolate).
+        Isolated,
     }
 }
 
 impl Cause {
-    /// The name used in logs and on health pages: `failures`, `silence` or `cooldown`.
+    /// The name used in logs and on health pages: `failures`, `silence`, `cooldown` or `isolated`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Failures => "failures",
             Self::Silence => "silence",
             Self::Cooldown => "cooldown",
+            Self::Isolated => "isolated",
         }
     }
 }
@@ -81,7 +87,7 @@ impl fmt::Display for Cause {
 /// A change of a circuit from one state to another, as it is logged.
 ///
 /// Transitions of several threads may be told out of order. The [`generation`](Self::generation) orders them: it grows
-/// with each opening.
+/// with each opening and each order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Transition {
@@ -91,8 +97,8 @@ pub struct Transition {
     pub to: CircuitState,
     /// Why the circuit is open now. `None` unless it is.
     pub cause: Option<Cause>,
-    /// The number of the opening that this transition makes or belongs to. It is 0 before the first one, and wraps
-    /// after 262,143.
+    /// The number of the opening, or of the order by hand, that this transition makes or belongs to. It is 0 before the
+    /// first one, and wraps after 262,143.
     pub generation: u32,
     /// How often the circuit went from closed to open, this transition included.
     pub trip_count: u64,

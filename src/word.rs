@@ -4,14 +4,15 @@
 //!
 //! | bits  | width | field      | note                                                                                 |
 //! |-------|-------|------------|--------------------------------------------------------------------------------------|
-//! | 46-63 | 18    | generation | +1 each time the circuit opens, or is kept open for longer                           |
+//! | 46-63 | 18    | generation | +1 with each opening, each extension of one, and each order by hand                  |
 //! | 42-45 | 4     | phase      | the state, and what decides within it: see below                                     |
 //! | 32-41 | 10    | count      | closed: failures in a row. Otherwise: failed recoveries in a row (4), good probes (6) |
 //! | 0-31  | 32    | deadline   | in ticks of 1 ms: see below                                                          |
 //!
 //! | phase     | state                         | deadline                                     |
 //! |-----------|-------------------------------|----------------------------------------------|
-//! | 0         | closed                        | 0                                            |
+//! | 0         | closed                        | 1 if an order began this generation, or 0    |
+//! | 1         | disabled                      | 0                                            |
 //! | 2         | half-open, the probe is free  | when the last probe's lease would have ended |
 //! | 3         | half-open, a probe in flight  | when its lease ends                          |
 //! | 8 + cause | open                          | when the next call may be the probe          |
@@ -42,6 +43,8 @@ const fn field(word: u64, shift: u32, width: u32) -> u32 {
 
 const COUNT_MASK: u64 = low_bits(COUNT_BITS) << COUNT_SHIFT;
 const PHASE_MASK: u64 = low_bits(PHASE_BITS) << PHASE_SHIFT;
+/// No bit of it is set while calls pass: the phases 0 and 1.
+const BLOCKED_MASK: u64 = PHASE_MASK & !(1 << PHASE_SHIFT);
 const GENERATION_MASK: u64 = low_bits(GENERATION_BITS) << GENERATION_SHIFT;
 const GENERATION_LIMIT: u32 = 1 << GENERATION_BITS;
 const ONE_FAILURE: u64 = 1 << COUNT_SHIFT;
@@ -55,6 +58,7 @@ pub(crate) const MAX_GOOD_PROBES: u32 = (1 << GOOD_PROBES_BITS) - 1;
 const MAX_STREAK: u32 = (1 << (COUNT_BITS - GOOD_PROBES_BITS)) - 1;
 
 const CLOSED: u32 = 0;
+const DISABLED: u32 = 1;
 const PROBE_FREE: u32 = 2;
 const PROBE_IN_FLIGHT: u32 = 3;
 const OPEN: u32 = 8;
@@ -66,15 +70,15 @@ pub(crate) const PROBE_BIT: u64 = ((PROBE_FREE ^ PROBE_IN_FLIGHT) as u64) << PHA
 
 /// Whether calls pass: the one question of the hot path.
 #[inline]
-pub(crate) const fn is_closed(word: u64) -> bool {
-    word & PHASE_MASK == 0
+pub(crate) const fn passes(word: u64) -> bool {
+    word & BLOCKED_MASK == 0
 }
 
 /// Whether a success of a normal call has nothing to reset, whatever its generation: the rule that keeps the hot path
 /// free of writes.
 #[inline]
 pub(crate) const fn is_clean(word: u64) -> bool {
-    word & (PHASE_MASK | COUNT_MASK) == 0
+    word & (BLOCKED_MASK | COUNT_MASK) == 0
 }
 
 pub(crate) const fn has_probe_in_flight(word: u64) -> bool {
@@ -100,11 +104,12 @@ pub(crate) enum Failure {
     Trip,
 }
 
-/// A normal call that was admitted by the closed word `granted` failed. Asked of the raw word, since calls of all
+/// A normal call that was admitted by the word `granted` failed. Asked of the raw word, since calls of all
 /// threads may fail at once: decoding writes to the stack, and the swap would wait for those writes.
 #[inline]
 pub(crate) const fn failure(word: u64, granted: u64, failure_threshold: u32) -> Failure {
-    if (word ^ granted) & (GENERATION_MASK | PHASE_MASK) != 0 {
+    // Not a comparison of the two phases: a disabled circuit counts nothing.
+    if word & (GENERATION_MASK | PHASE_MASK) != granted & GENERATION_MASK {
         return Failure::Late;
     }
     if (word & COUNT_MASK) + ONE_FAILURE < failure_threshold as u64 * ONE_FAILURE {
@@ -126,8 +131,10 @@ pub(crate) struct Word {
 /// What a word says besides its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// So many failures in a row.
-    Closed { failures: u32 },
+    /// So many failures in a row. `by_order`: nothing but an order by hand began this generation.
+    Closed { failures: u32, by_order: bool },
+    /// By hand: calls pass, and nothing is counted.
+    Disabled,
     /// Until the tick `until`.
     Open { cause: Cause, until: u32, streak: u32 },
     /// So many probes in a row have succeeded since the circuit was open. `lease_end` is that of the probe in flight,
@@ -137,14 +144,15 @@ pub(crate) enum State {
 
 impl Word {
     /// A new breaker's.
-    pub(crate) const INITIAL: Self = Self { generation: 0, state: State::Closed { failures: 0 } };
+    pub(crate) const INITIAL: Self = Self { generation: 0, state: State::Closed { failures: 0, by_order: false } };
 
     pub(crate) const fn unpack(word: u64) -> Self {
         let count = field(word, COUNT_SHIFT, COUNT_BITS);
         let (good_probes, streak) = (count & MAX_GOOD_PROBES, count >> GOOD_PROBES_BITS);
         let deadline = field(word, 0, DEADLINE_BITS);
         let state = match field(word, PHASE_SHIFT, PHASE_BITS) {
-            CLOSED => State::Closed { failures: count },
+            CLOSED => State::Closed { failures: count, by_order: deadline != 0 },
+            DISABLED => State::Disabled,
             PROBE_FREE => State::HalfOpen { in_flight: false, lease_end: deadline, streak, good_probes },
             PROBE_IN_FLIGHT => State::HalfOpen { in_flight: true, lease_end: deadline, streak, good_probes },
             phase => State::Open { cause: cause_of(phase), until: deadline, streak },
@@ -154,7 +162,8 @@ impl Word {
 
     pub(crate) const fn pack(self) -> u64 {
         let (phase, count, deadline) = match self.state {
-            State::Closed { failures } => (CLOSED, failures, 0),
+            State::Closed { failures, by_order } => (CLOSED, failures, by_order as u32),
+            State::Disabled => (DISABLED, 0, 0),
             State::Open { cause, until, streak } => (OPEN + cause as u32, streak << GOOD_PROBES_BITS, until),
             State::HalfOpen { in_flight, lease_end, streak, good_probes } => (
                 if in_flight { PROBE_IN_FLIGHT } else { PROBE_FREE },
@@ -174,13 +183,15 @@ impl Word {
             State::Closed { .. } => CircuitState::Closed,
             State::Open { .. } => CircuitState::Open,
             State::HalfOpen { .. } => CircuitState::HalfOpen,
+            State::Disabled => CircuitState::Disabled,
         }
     }
 
-    /// Failures in a row. `None` unless the circuit is closed.
+    /// Failures in a row. `None` after an opening: then they are in the history.
     pub(crate) const fn failures(self) -> Option<u32> {
         match self.state {
-            State::Closed { failures } => Some(failures),
+            State::Closed { failures, .. } => Some(failures),
+            State::Disabled | State::Open { cause: Cause::Isolated, .. } => Some(0),
             State::Open { .. } | State::HalfOpen { .. } => None,
         }
     }
@@ -189,12 +200,20 @@ impl Word {
     pub(crate) const fn cause(self) -> Option<Cause> {
         match self.state {
             State::Open { cause, .. } => Some(cause),
-            State::Closed { .. } | State::HalfOpen { .. } => None,
+            State::Closed { .. } | State::HalfOpen { .. } | State::Disabled => None,
         }
     }
 
     pub(crate) const fn has_probe_in_flight(self) -> bool {
         matches!(self.state, State::HalfOpen { in_flight: true, .. })
+    }
+
+    /// Whether an order by hand began its generation, and not an opening.
+    pub(crate) const fn is_by_order(self) -> bool {
+        matches!(
+            self.state,
+            State::Closed { by_order: true, .. } | State::Disabled | State::Open { cause: Cause::Isolated, .. }
+        )
     }
 
     pub(crate) const fn is_closed_in(self, generation: u32) -> bool {
@@ -208,6 +227,7 @@ const fn cause_of(phase: u32) -> Cause {
         0 => Cause::Failures,
         1 => Cause::Silence,
         2 => Cause::Cooldown,
+        3 => Cause::Isolated,
         _ => panic!("no transition writes this phase"),
     }
 }

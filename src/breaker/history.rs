@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::LastError;
 use crate::sync::ArcSwap;
 use crate::word::step::{Kind, Transition};
-use crate::word::{generation_is_older, next_generation};
+use crate::word::{Word, generation_is_older, next_generation};
 
 /// The openings that matter: the last one that has happened, and the next one.
 ///
@@ -30,19 +30,32 @@ struct Openings {
 struct Opening {
     /// The generation that it begins.
     generation: u32,
-    /// `Trip`, `Reopen` or `Extend`.
-    kind: Kind,
+    /// `Trip`, `Reopen` or `Extend`; `None` if it is an order.
+    kind: Option<Kind>,
     /// The failures in a row before it, if it is a trip.
     failures: Option<u32>,
     /// What had happened before it.
-    before: Counts,
-    error: Arc<LastError>,
+    before: Past,
+    /// Why the circuit is open, or was the last time.
+    error: Option<Arc<LastError>>,
 }
 
 impl Opening {
+    /// The same as `word`, of its generation, tells it: an order may have had rivals, which published since.
+    fn as_told_by(&self, word: Word) -> Self {
+        if !word.is_by_order() {
+            return self.clone();
+        }
+        // Of the orders, only an isolation has a reason.
+        let error = if word.cause().is_some() { self.error.clone() } else { self.before.last_error.clone() };
+        Self { kind: None, error, ..self.clone() }
+    }
+
     /// What has happened, this opening included.
-    fn counts(&self) -> Counts {
-        self.before.after(self.kind, self.failures)
+    fn past(&self) -> Past {
+        let before = self.before.counts;
+        let counts = self.kind.map_or(before, |kind| before.after(kind, self.failures));
+        Past { counts, last_error: self.error.clone() }
     }
 }
 
@@ -79,34 +92,39 @@ impl History {
         Self { openings: ArcSwap::from_pointee(Openings::default()) }
     }
 
-    /// Before the swap that makes `opening`. Returns the past as it is if that swap succeeds.
-    pub(crate) fn publish(&self, opening: Transition, error: &Arc<LastError>) -> Past {
-        let mut counts = Counts::default();
+    /// Before the swap that makes `opening`. Returns the past as it is if that swap succeeds. An order without an error
+    /// keeps the last one.
+    pub(crate) fn publish(&self, opening: Transition, error: Option<&Arc<LastError>>) -> Past {
+        let mut past = Past::default();
         self.openings.rcu(|openings| {
             let openings = openings.with_published(opening, error);
-            counts = openings.published.as_ref().map_or(counts, Opening::counts);
+            if let Some(published) = &openings.published {
+                past = published.as_told_by(opening.after).past();
+            }
             openings
         });
-        Past { counts, last_error: Some(Arc::clone(error)) }
+        past
     }
 
     /// After it, by the caller that made it.
-    pub(crate) fn confirm(&self, opening: Transition, error: &Arc<LastError>) {
+    pub(crate) fn confirm(&self, opening: Transition, error: Option<&Arc<LastError>>) {
         self.openings.rcu(|openings| openings.with_confirmed(opening, error));
     }
 
-    /// The past of a word of `generation` that was loaded before; at most an instant ahead of it.
-    pub(crate) fn as_of(&self, generation: u32) -> Past {
-        self.openings.load().at(generation).map_or_else(Past::default, |opening| Past {
-            counts: opening.counts(),
-            last_error: Some(Arc::clone(&opening.error)),
-        })
+    /// The past of a word that was loaded before; at most an instant ahead of it.
+    pub(crate) fn as_of(&self, word: Word) -> Past {
+        let openings = self.openings.load();
+        match openings.at(word.generation) {
+            Some(opening) if opening.generation == word.generation => opening.as_told_by(word).past(),
+            Some(later) => later.past(),
+            None => Past::default(),
+        }
     }
 }
 
 impl Openings {
-    fn with_published(&self, opening: Transition, error: &Arc<LastError>) -> Self {
-        let (generation, kind) = (opening.after.generation, opening.kind);
+    fn with_published(&self, opening: Transition, error: Option<&Arc<LastError>>) -> Self {
+        let generation = opening.after.generation;
         let mut openings = self.clone();
         if self.published.as_ref().is_some_and(|published| generation_is_older(generation, published.generation)) {
             return openings;
@@ -115,27 +133,32 @@ impl Openings {
         if let Some(last) = self.published.as_ref().filter(|last| next_generation(last.generation) == generation)
             && self.confirmed.as_ref().is_none_or(|old| generation_is_older(old.generation, last.generation))
         {
-            openings.confirmed = Some(last.clone());
+            openings.confirmed = Some(last.as_told_by(opening.before));
         }
-        let rival = self.published.as_ref().filter(|published| published.generation == generation);
         // In the generation before, the circuit was open first, then half-open, then closed. Of two callers that
         // publish the same opening, the one that saw the later state is right about what it is. The other one comes too
-        // late.
-        let kind = rival.map_or(kind, |rival| if order(rival.kind) > order(kind) { rival.kind } else { kind });
-        let before = openings.confirmed.as_ref().map_or_else(Counts::default, Opening::counts);
-        let failures = opening.failures();
-        openings.published = Some(Opening { generation, kind, failures, before, error: Arc::clone(error) });
+        // late. An order may come from each state, and yields to all: whether it made the opening is in the word.
+        let own = (!opening.kind.is_order()).then_some(opening.kind);
+        let rival = self.published.as_ref().filter(|published| published.generation == generation);
+        let right = rival.filter(|rival| rival.kind.map(rank) > own.map(rank));
+        let (kind, failures) = right.map_or((own, opening.failures()), |right| (right.kind, right.failures));
+        let before = openings.confirmed.as_ref().map_or_else(Past::default, Opening::past);
+        let error = error.or_else(|| right.and_then(|right| right.error.as_ref())).or(before.last_error.as_ref());
+        let error = error.cloned();
+        openings.published = Some(Opening { generation, kind, failures, before, error });
         openings
     }
 
-    fn with_confirmed(&self, opening: Transition, error: &Arc<LastError>) -> Self {
-        let (generation, kind) = (opening.after.generation, opening.kind);
+    fn with_confirmed(&self, opening: Transition, error: Option<&Arc<LastError>>) -> Self {
+        let generation = opening.after.generation;
         let mut openings = self.clone();
         let known = [&self.confirmed, &self.published].into_iter().flatten().find(|it| it.generation == generation);
         // An opening that two others have followed is forgotten: the caller that confirms it was asleep for that long.
-        if let Some(&Opening { before, .. }) = known {
-            let failures = opening.failures();
-            openings.confirmed = Some(Opening { generation, kind, failures, before, error: Arc::clone(error) });
+        if let Some(known) = known {
+            let kind = (!opening.kind.is_order()).then_some(opening.kind);
+            let (before, failures) = (known.before.clone(), opening.failures());
+            let error = error.or(before.last_error.as_ref()).cloned();
+            openings.confirmed = Some(Opening { generation, kind, failures, before, error });
         }
         openings
     }
@@ -148,7 +171,7 @@ impl Openings {
 }
 
 /// Orders openings by the state that they start from.
-fn order(opening: Kind) -> u8 {
+fn rank(opening: Kind) -> u8 {
     match opening {
         Kind::Trip => 2,
         Kind::Reopen => 1,
@@ -166,30 +189,34 @@ mod tests {
         Arc::new(LastError::new(error_type, &""))
     }
 
+    /// The word after an opening.
+    fn opened(generation: u32) -> Word {
+        Word { generation, state: State::Open { cause: Cause::Failures, until: 0, streak: 0 } }
+    }
+
     fn seen(history: &History, generation: u32) -> Option<String> {
-        history.as_of(generation).last_error.map(|error| error.error_type().to_owned())
+        history.as_of(opened(generation)).last_error.map(|error| error.error_type().to_owned())
     }
 
     fn opening(generation: u32, kind: Kind) -> Transition {
         let state = match kind {
-            Kind::Trip => State::Closed { failures: 2 },
+            Kind::Trip => State::Closed { failures: 2, by_order: false },
             _ => State::HalfOpen { in_flight: true, lease_end: 0, streak: 0, good_probes: 0 },
         };
-        let open = State::Open { cause: Cause::Failures, until: 0, streak: 0 };
         let before = Word { generation: generation - 1, state };
-        Transition { before, after: Word { generation, state: open }, kind }
+        Transition { before, after: opened(generation), kind }
     }
 
     fn publish(history: &History, generation: u32, kind: Kind, error_type: &str) -> Counts {
-        history.publish(opening(generation, kind), &error(error_type)).counts
+        history.publish(opening(generation, kind), Some(&error(error_type))).counts
     }
 
     fn confirm(history: &History, generation: u32, kind: Kind, error_type: &str) {
-        history.confirm(opening(generation, kind), &error(error_type));
+        history.confirm(opening(generation, kind), Some(&error(error_type)));
     }
 
     fn counts(history: &History, generation: u32) -> Counts {
-        history.as_of(generation).counts
+        history.as_of(opened(generation)).counts
     }
 
     /// All trips here are at three failures.

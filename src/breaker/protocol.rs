@@ -27,7 +27,7 @@ use crate::event;
 use crate::permit::Permit;
 use crate::sync::Ordering;
 use crate::transition::Cause;
-use crate::word::step::{self, Admit, Success, Transition};
+use crate::word::step::{self, Admit, Kind, Success, Transition};
 use crate::word::{self, Failure, Word};
 
 /// A call that may not pass now.
@@ -51,7 +51,7 @@ impl CircuitBreaker {
     }
 
     pub(super) fn past(&self, word: Word) -> Past {
-        self.history.as_of(word.generation)
+        self.history.as_of(word)
     }
 
     #[inline]
@@ -71,26 +71,30 @@ impl CircuitBreaker {
     }
 
     /// Makes a transition, unless the word has changed since `before` was read. Whatever the kind, it goes the same
-    /// way: publish, swap, confirm, notify, log. `error` is what opens the circuit.
+    /// way: publish, swap, confirm, notify, log. `error` is what opens the circuit, or why it is
+    /// isolated.
     #[cold]
     #[inline(never)]
     fn commit(&self, transition: Transition, error: Option<&Arc<LastError>>) -> bool {
         let Transition { before, after, .. } = transition;
         // Before the swap: after it, other transitions may have followed.
-        let past = match error {
-            Some(error) => Some(self.history.publish(transition, error)),
-            None => transition.is_told().then(|| self.past(before)),
+        let past = if transition.begins_a_generation() {
+            self.history.publish(transition, error)
+        } else if transition.is_told() {
+            self.past(before)
+        } else {
+            Past::default()
         };
         if !self.swap(before.pack(), after.pack()) {
             return false;
         }
-        if let Some(error) = error {
+        if transition.begins_a_generation() {
             self.history.confirm(transition, error);
         }
         if transition.ends_a_wait() {
             self.waiting.notify();
         }
-        if let Some(past) = past {
+        if transition.is_told() {
             // A subscriber may panic. Until it returns, a claim belongs to a permit that hands the probe back.
             let claim = transition.is_claim().then(|| Permit::new(self, after.pack()).cancel_on_drop());
             event::emit(self, transition, &past);
@@ -105,7 +109,7 @@ impl CircuitBreaker {
     #[inline]
     pub(crate) fn try_acquire_word(&self) -> Result<u64, Rejection> {
         let word = self.load();
-        if word::is_closed(word) { Ok(word) } else { self.try_acquire_blocked(word) }
+        if word::passes(word) { Ok(word) } else { self.try_acquire_blocked(word) }
     }
 
     #[cold]
@@ -164,7 +168,7 @@ impl CircuitBreaker {
 
     /// Whether a call would be admitted now. It claims nothing.
     pub(super) fn would_admit(&self, word: u64) -> bool {
-        if word::is_closed(word) {
+        if word::passes(word) {
             return true;
         }
         if step::open_left_for_sure(word, self.clock.about_now(), self.settings.longest_open_ticks()).is_some() {
@@ -177,27 +181,27 @@ impl CircuitBreaker {
     // ---- recording ----
     // Each returns whether it counted: not if it came too late.
 
-    /// A call that was admitted by the closed word `granted` succeeded.
+    /// A call that was admitted by the word `granted` succeeded.
     #[inline]
     pub(crate) fn record_success(&self, granted: u64) -> bool {
         let word = self.word.load(Ordering::Relaxed);
-        word::is_clean(word) || self.reset_failures(word, granted)
+        word::is_clean(word) || self.end_row(word, granted)
     }
 
     #[cold]
-    fn reset_failures(&self, mut word: u64, granted: u64) -> bool {
+    fn end_row(&self, mut word: u64, granted: u64) -> bool {
         let generation = Word::unpack(granted).generation;
         loop {
             match Word::unpack(word).succeeded(generation) {
                 Success::Late => return false,
                 Success::Clean => return true,
-                Success::Reset(reset) if self.commit(reset, None) => return true,
-                Success::Reset(_) => word = self.look_again(),
+                Success::EndRow(end) if self.commit(end, None) => return true,
+                Success::EndRow(_) => word = self.look_again(),
             }
         }
     }
 
-    /// A call that was admitted by the closed word `granted` failed.
+    /// A call that was admitted by the word `granted` failed.
     #[inline]
     pub(crate) fn record_failure(&self, granted: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
         let mut word = self.load();
@@ -247,12 +251,6 @@ impl CircuitBreaker {
         Word::unpack(claimed).probe_cancelled().is_some_and(|hand_back| self.commit(hand_back, None))
     }
 
-    /// Nobody can tell any more how the probe that holds `claimed` goes: the calls that wait for it pass.
-    #[cold]
-    pub(crate) fn probe_released(&self, claimed: u64) -> bool {
-        Word::unpack(claimed).probe_released().is_some_and(|release| self.commit(release, None))
-    }
-
     // ---- cooldowns ----
 
     /// A caller asks for a cooldown.
@@ -277,6 +275,14 @@ impl CircuitBreaker {
     pub(crate) fn probe_cooled_down(&self, claimed: u64, ticks: u32, error: &Arc<LastError>) -> bool {
         let reopen = Word::unpack(claimed).probe_cooled_down(self.clock.now(), ticks);
         reopen.is_some_and(|reopen| self.commit(reopen, Some(error))) || self.cool_down(ticks, error)
+    }
+
+    // ---- orders by hand ----
+
+    /// An order is carried out in whatever state the circuit is.
+    #[cold]
+    pub(crate) fn order(&self, order: Kind, reason: Option<&Arc<LastError>>) {
+        while !self.commit(self.decoded().ordered(order), reason) {}
     }
 
     // ---- silence ----

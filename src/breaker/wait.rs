@@ -92,7 +92,7 @@ impl<'a> Future for Acquire<'a> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if self.wait.is_none() {
             let word = self.breaker.load();
-            if word::is_closed(word) {
+            if word::passes(word) {
                 return Poll::Ready(Ok(Permit::new(self.breaker, word)));
             }
         }
@@ -134,7 +134,7 @@ impl CircuitBreaker {
                 Err(Blocked::Rejected(rejection))
                     if through_silence && rejection.reason() == RejectionReason::Silent =>
                 {
-                    (rejection.retry_after(), rejection)
+                    (rejection.retry_after().unwrap_or_default(), rejection)
                 }
                 Err(Blocked::Rejected(rejection)) => return Err(rejection),
             };

@@ -165,6 +165,8 @@ pub struct Watcher {
     /// Whether silent requests are published.
     tells: bool,
     probe: Option<Probe>,
+    /// The generation of the last order by hand that this watcher knows of.
+    order: Option<u32>,
     last_look: u64,
     held_up: u64,
     /// When a look last came very late.
@@ -184,6 +186,7 @@ impl Watcher {
             dropped: Arc::new(Dropped::new()),
             tells: false,
             probe: None,
+            order: None,
             last_look: 0,
             held_up: 0,
             disturbed: 0,
@@ -268,7 +271,7 @@ impl Watcher {
         if self.silent.is_empty() && self.tells {
             self.tell(Silent::default(), 0);
         }
-        if !word::is_closed(self.detector.breaker.load()) {
+        if !word::passes(self.detector.breaker.load()) {
             self.end_silence(now);
         }
     }
@@ -290,10 +293,11 @@ impl Watcher {
         self.last_look = now;
         // Read before everything else that the look decides by: an alarm applies to the circuit as it was then.
         let word = detector.breaker.load();
+        self.forget_what_an_order_ended(Word::unpack(word), now);
         let newest = detector.newest_answered();
         self.learn();
         self.tell_what_is_silent(newest, now);
-        if !word::is_closed(word) {
+        if !word::passes(word) {
             self.end_silence(now);
         }
         if self.silent.is_empty() {
@@ -313,6 +317,15 @@ impl Watcher {
         let move_on =
             after.circuit_state() == CircuitState::Open && (alarming || detector.silent_as_of(after).is_some());
         (move_on && self.tell_to_move_on()).then(|| self.alarm(silent, now))
+    }
+
+    /// Requests from before an order by hand say nothing after it. For all watchers that is as if the latest of them
+    /// had been answered.
+    fn forget_what_an_order_ended(&mut self, word: Word, now: u64) {
+        if word.is_by_order() && self.order != Some(word.generation) {
+            self.order = Some(word.generation);
+            self.own().set_answered(now);
+        }
     }
 
     fn own(&self) -> &Published {

@@ -5,7 +5,7 @@
 //! | event                         | `Closed`       | `Open`                      | `HalfOpen`, free | `HalfOpen`, a probe in flight     |
 //! |-------------------------------|----------------|-----------------------------|------------------|-----------------------------------|
 //! | a call comes                  | passes         | rejected; later the `Claim` | `Claim`          | waits; after the lease `TakeOver` |
-//! | a normal call succeeds        | `Reset`        | -                           | -                | -                                 |
+//! | a normal call succeeds        | `EndRow`       | -                           | -                | -                                 |
 //! | a normal call fails           | counts; `Trip` | -                           | -                | -                                 |
 //! | calls go unanswered           | `Trip`         | -                           | -                | -                                 |
 //! | a silent call is answered     | -              | `EndSilence` if silent      | -                | -                                 |
@@ -14,7 +14,10 @@
 //! | the probe fails, or is silent | -              | -                           | -                | `Reopen`                          |
 //! | the probe asks for a cooldown | -              | -                           | -                | `Reopen`                          |
 //! | the probe is cancelled        | -              | -                           | -                | `HandBack`                        |
-//! | the breaker is removed        | -              | -                           | -                | `Release`                         |
+//! | an order by hand              | `Isolate`, `Disable`, `Reset` or `Remove`, in every state                                       ||||
+//!
+//! While the circuit is disabled, calls pass, and nothing but an order happens. An isolated circuit is open, never
+//! takes a probe, and can be neither extended nor closed but by an order.
 //!
 //! A normal call's outcome counts only in the generation that admitted the call. A probe's outcome counts only if the
 //! word is still exactly the one that the probe claimed. A cooldown is news of the moment in which it is told, so it
@@ -31,6 +34,9 @@ pub(crate) const MAX_DEADLINE_TICKS: u32 = 24 * 60 * 60 * 1000;
 /// descheduled while another one opens the circuit. Without slack, its older reading would make the new deadline look
 /// passed.
 const CLOCK_SLACK: u32 = 65_536;
+
+/// In place of the ticks until an isolated circuit takes a probe: it never does.
+pub(crate) const FOREVER: u32 = u32::MAX;
 
 /// How far a coarse clock may be off: two ticks of a kernel timer that ticks 100 times a second.
 pub(crate) const COARSE_ERROR: u32 = 20;
@@ -57,7 +63,7 @@ pub(crate) struct Transition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     /// A success ends a row of failures.
-    Reset,
+    EndRow,
     /// A closed circuit opens.
     Trip,
     /// A call becomes the probe.
@@ -76,8 +82,21 @@ pub(crate) enum Kind {
     Close,
     /// A silent circuit closes: an answer came after all.
     EndSilence,
-    /// A half-open circuit closes: nobody can tell any more how the probe goes.
-    Release,
+    // Orders by hand.
+    /// The circuit opens until another order.
+    Isolate,
+    /// Calls pass until another order.
+    Disable,
+    /// The circuit closes, and forgets its failures.
+    Reset,
+    /// The same, since nobody will report outcomes any more.
+    Remove,
+}
+
+impl Kind {
+    pub(crate) const fn is_order(self) -> bool {
+        matches!(self, Self::Isolate | Self::Disable | Self::Reset | Self::Remove)
+    }
 }
 
 impl Transition {
@@ -85,9 +104,13 @@ impl Transition {
         Self { before, after: Word { generation: before.generation, state: after }, kind }
     }
 
-    /// Every opening begins a generation, so that no call from before it counts after it.
+    /// Every opening and every order begins a generation, so that no call from before it counts after it.
     const fn opening(kind: Kind, before: Word, after: State) -> Self {
         Self { before, after: Word { generation: next_generation(before.generation), state: after }, kind }
+    }
+
+    pub(crate) const fn begins_a_generation(self) -> bool {
+        self.after.generation != self.before.generation
     }
 
     /// Whether a call becomes the probe.
@@ -98,7 +121,8 @@ impl Transition {
     /// Whether it is logged. The others do not change the state.
     pub(crate) const fn is_told(self) -> bool {
         match self.kind {
-            Kind::Reset | Kind::HandBack | Kind::GoodProbe => false,
+            Kind::EndRow | Kind::HandBack | Kind::GoodProbe => false,
+            Kind::Remove => !matches!(self.before.state, State::Closed { .. }),
             Kind::Claim => matches!(self.before.state, State::Open { .. }),
             _ => true,
         }
@@ -107,7 +131,7 @@ impl Transition {
     /// Whether calls may wait for it. They wait while a probe is in flight or the circuit is silent. A claim ends
     /// neither: a waiter learns by its own timer that a lease has ended.
     pub(crate) const fn ends_a_wait(self) -> bool {
-        !self.is_claim() && !matches!(self.before.state, State::Closed { .. })
+        !self.is_claim() && !matches!(self.before.state, State::Closed { .. } | State::Disabled)
     }
 
     /// The failures in a row that it opens a closed circuit with.
@@ -142,7 +166,7 @@ pub(crate) enum Success {
     /// Nothing was counted: there is nothing to write.
     Clean,
     /// It ends a row of failures.
-    Reset(Transition),
+    EndRow(Transition),
 }
 
 /// Ticks until an open circuit takes its probe, and why it is open, by a clock that may be off by [`COARSE_ERROR`]:
@@ -150,7 +174,7 @@ pub(crate) enum Success {
 #[inline]
 pub(crate) const fn open_left_for_sure(word: u64, about_now: u32, open_ticks: u32) -> Option<(u32, Cause)> {
     match super::open_until(word) {
-        Some((cause, until)) => match ticks_left(until, about_now, farthest(cause, open_ticks)) {
+        Some((cause, until)) => match open_ticks_left(cause, until, about_now, open_ticks) {
             0..=COARSE_ERROR => None,
             open_left => Some((open_left, cause)),
         },
@@ -164,11 +188,11 @@ impl Word {
         matches!(self.state, State::Open { .. }) && generation_is_older(generation, self.generation)
     }
 
-    /// Ticks until an open circuit takes its probe; 0 in every other state.
+    /// Ticks until an open circuit takes its probe, or [`FOREVER`]; 0 in every other state.
     pub(crate) const fn open_left(self, now: u32, open_ticks: u32) -> u32 {
         match self.state {
-            State::Open { cause, until, .. } => ticks_left(until, now, farthest(cause, open_ticks)),
-            State::Closed { .. } | State::HalfOpen { .. } => 0,
+            State::Open { cause, until, .. } => open_ticks_left(cause, until, now, open_ticks),
+            State::Closed { .. } | State::HalfOpen { .. } | State::Disabled => 0,
         }
     }
 
@@ -176,7 +200,7 @@ impl Word {
     pub(crate) const fn admit(self, now: u32, limits: Limits) -> Admit {
         let new_lease_end = now.wrapping_add(limits.lease_ticks);
         let (kind, lease_end, streak, good_probes) = match self.state {
-            State::Closed { .. } => return Admit::Pass,
+            State::Closed { .. } | State::Disabled => return Admit::Pass,
             State::Open { cause, streak, .. } => match self.open_left(now, limits.open_ticks) {
                 0 => (Kind::Claim, new_lease_end, streak, 0),
                 open_left => return Admit::Reject { open_left, cause },
@@ -197,12 +221,10 @@ impl Word {
     /// A normal call that was admitted in `generation` succeeded.
     pub(crate) const fn succeeded(self, generation: u32) -> Success {
         match self.state {
-            State::Closed { failures } if self.generation == generation => {
-                if failures == 0 {
-                    Success::Clean
-                } else {
-                    Success::Reset(self.closes(Kind::Reset))
-                }
+            State::Closed { failures: 0, .. } if self.generation == generation => Success::Clean,
+            State::Closed { by_order, .. } if self.generation == generation => {
+                let clean = State::Closed { failures: 0, by_order };
+                Success::EndRow(Transition::new(Kind::EndRow, self, clean))
             }
             _ => Success::Late,
         }
@@ -233,8 +255,18 @@ impl Word {
             State::HalfOpen { in_flight: false, streak, .. } => {
                 Some(self.opens(Kind::Reopen, Cause::Cooldown, until, streak))
             }
-            State::Open { .. } | State::HalfOpen { .. } => None,
+            State::Open { .. } | State::HalfOpen { .. } | State::Disabled => None,
         }
+    }
+
+    /// An order by hand.
+    pub(crate) const fn ordered(self, order: Kind) -> Transition {
+        let after = match order {
+            Kind::Isolate => State::Open { cause: Cause::Isolated, until: 0, streak: 0 },
+            Kind::Disable => State::Disabled,
+            _ => State::Closed { failures: 0, by_order: true },
+        };
+        Transition::opening(order, self, after)
     }
 
     // Of the word that a probe claimed. `None` if no probe is in flight, as in the word of a permit that stands in for
@@ -293,26 +325,23 @@ impl Word {
         }
     }
 
-    /// Nobody can tell any more how the probe goes.
-    pub(crate) const fn probe_released(self) -> Option<Transition> {
-        if self.has_probe_in_flight() { Some(self.closes(Kind::Release)) } else { None }
-    }
-
     const fn opens(self, kind: Kind, cause: Cause, until: u32, streak: u32) -> Transition {
         Transition::opening(kind, self, State::Open { cause, until, streak })
     }
 
     const fn closes(self, kind: Kind) -> Transition {
-        Transition::new(kind, self, State::Closed { failures: 0 })
+        Transition::new(kind, self, State::Closed { failures: 0, by_order: false })
     }
 }
 
-/// How far ahead the deadline of an open circuit may lie. It follows from the cause, which is in the same word. If it
-/// were 24 hours for all, a circuit that nobody has called for 49 days would look open for another day.
-const fn farthest(cause: Cause, open_ticks: u32) -> u32 {
+/// Ticks until the deadline of an open circuit. How far ahead it may lie follows from the cause, which is in the same
+/// word. If it were 24 hours for all, a circuit that nobody has called for 49 days would look open for another day.
+#[inline]
+const fn open_ticks_left(cause: Cause, until: u32, now: u32, open_ticks: u32) -> u32 {
     match cause {
-        Cause::Failures | Cause::Silence => open_ticks,
-        Cause::Cooldown => MAX_DEADLINE_TICKS,
+        Cause::Failures | Cause::Silence => ticks_left(until, now, open_ticks),
+        Cause::Cooldown => ticks_left(until, now, MAX_DEADLINE_TICKS),
+        Cause::Isolated => FOREVER,
     }
 }
 
@@ -330,3 +359,6 @@ const fn ticks_left(deadline: u32, now: u32, ahead: u32) -> u32 {
 const fn later_than(old: u32, lease_end: u32) -> u32 {
     if old.wrapping_sub(lease_end) < CLOCK_SLACK { old.wrapping_add(1) } else { lease_end }
 }
+
+#[cfg(test)]
+mod tests;

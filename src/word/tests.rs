@@ -1,50 +1,50 @@
-//! The word's fields, and each step by itself, at its edges. What threads do to each other is for the models in
+//! The word's fields, and each step by itself, at its edges. The table of all steps is in `word::step`. What threads do to each other is for the models in
 //! `loom-tests`.
 
-use super::step::{self, Admit, COARSE_ERROR, Kind, Limits, MAX_DEADLINE_TICKS, Success, Transition};
+use super::step::{self, Admit, COARSE_ERROR, Limits, MAX_DEADLINE_TICKS, Success};
 use super::*;
 
-const LIMITS: Limits = Limits { open_ticks: 30_000, lease_ticks: 60_000 };
+pub(super) const LIMITS: Limits = Limits { open_ticks: 30_000, lease_ticks: 60_000 };
 const LAST_GENERATION: u32 = GENERATION_LIMIT - 1;
 /// More than the clock may be behind.
 const SLACK: u32 = 65_536;
 
-fn closed(generation: u32, failures: u32) -> Word {
-    Word { generation, state: State::Closed { failures } }
+pub(super) fn closed(generation: u32, failures: u32) -> Word {
+    Word { generation, state: State::Closed { failures, by_order: false } }
 }
 
-fn open_because(cause: Cause, generation: u32, until: u32) -> Word {
+pub(super) fn open_because(cause: Cause, generation: u32, until: u32) -> Word {
     Word { generation, state: State::Open { cause, until, streak: 0 } }
 }
 
-fn open(generation: u32, until: u32) -> Word {
+pub(super) fn open(generation: u32, until: u32) -> Word {
     open_because(Cause::Failures, generation, until)
 }
 
-fn silent(generation: u32, until: u32) -> Word {
+pub(super) fn silent(generation: u32, until: u32) -> Word {
     open_because(Cause::Silence, generation, until)
 }
 
-fn half_open(generation: u32, in_flight: bool, lease_end: u32) -> Word {
+pub(super) fn half_open(generation: u32, in_flight: bool, lease_end: u32) -> Word {
     Word { generation, state: State::HalfOpen { in_flight, lease_end, streak: 0, good_probes: 0 } }
 }
 
-fn probing(generation: u32, lease_end: u32) -> Word {
+pub(super) fn probing(generation: u32, lease_end: u32) -> Word {
     half_open(generation, true, lease_end)
 }
 
-fn free(generation: u32, lease_end: u32) -> Word {
+pub(super) fn free(generation: u32, lease_end: u32) -> Word {
     half_open(generation, false, lease_end)
 }
 
 /// The same word after so many failed recoveries.
-fn with_streak(word: Word, streak: u32) -> Word {
+pub(super) fn with_streak(word: Word, streak: u32) -> Word {
     let state = match word.state {
         State::Open { cause, until, .. } => State::Open { cause, until, streak },
         State::HalfOpen { in_flight, lease_end, good_probes, .. } => {
             State::HalfOpen { in_flight, lease_end, streak, good_probes }
         }
-        State::Closed { .. } => panic!("a closed circuit has none"),
+        State::Closed { .. } | State::Disabled => panic!("it has none"),
     };
     Word { state, ..word }
 }
@@ -56,12 +56,15 @@ fn claim(word: Word, now: u32) -> Word {
     }
 }
 
-fn every_state() -> Vec<Word> {
+pub(super) fn every_state() -> Vec<Word> {
     let mut words = Vec::new();
     for generation in [0, 1, LAST_GENERATION] {
         for failures in [0, 1, MAX_FAILURES] {
-            words.push(closed(generation, failures));
+            for by_order in [false, true] {
+                words.push(Word { generation, state: State::Closed { failures, by_order } });
+            }
         }
+        words.push(Word { generation, state: State::Disabled });
         for deadline in [0, 1, u32::MAX] {
             for streak in [0, 1, MAX_STREAK] {
                 for cause in Cause::ALL {
@@ -95,9 +98,9 @@ fn every_state_comes_back_from_its_word_and_no_two_share_one() {
 #[test]
 fn the_raw_questions_agree_with_the_decoded_word() {
     for word in every_state() {
-        let (raw, is_closed_now) = (word.pack(), matches!(word.state, State::Closed { .. }));
-        assert_eq!(is_closed(raw), is_closed_now, "{word:?}");
-        assert_eq!(is_clean(raw), word.failures() == Some(0), "{word:?}");
+        let raw = word.pack();
+        assert_eq!(passes(raw), matches!(word.state, State::Closed { .. } | State::Disabled), "{word:?}");
+        assert_eq!(is_clean(raw), passes(raw) && word.failures() == Some(0), "{word:?}");
         assert_eq!(has_probe_in_flight(raw), word.has_probe_in_flight(), "{word:?}");
         assert_eq!(open_until(raw).map(|(cause, _)| cause), word.cause(), "{word:?}");
     }
@@ -107,178 +110,6 @@ fn the_raw_questions_agree_with_the_decoded_word() {
 fn a_probe_bit_that_is_cleared_leaves_a_free_probe() {
     assert_eq!(Word::unpack(probing(3, 9).pack() & !PROBE_BIT), free(3, 9));
     assert_eq!(free(3, 9).pack() | PROBE_BIT, probing(3, 9).pack());
-}
-
-// ---- the table ----
-
-/// What happens to a circuit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Event {
-    /// The tick at which it comes.
-    Call(u32),
-    Success,
-    Failure,
-    Silence,
-    LateAnswer,
-    /// For 20 s, or for 40 s.
-    Cooldown(u32),
-    ProbeSuccess,
-    ProbeFailure,
-    ProbeSilence,
-    ProbeCooldown,
-    ProbeCancel,
-    Removal,
-}
-
-/// An event, and what follows from it.
-type Follows = (Event, Kind, Word);
-
-/// The transition that follows at tick 500, with a failure threshold of 3 and two good probes to close. Outcomes are
-/// those of calls that this very word admitted.
-fn follows(word: Word, event: Event) -> Option<Transition> {
-    const NOW: u32 = 500;
-    let open_ticks = LIMITS.open_ticks;
-    match event {
-        Event::Call(now) => match word.admit(now, LIMITS) {
-            Admit::Claim(claim) => Some(claim),
-            Admit::Pass | Admit::Wait { .. } | Admit::Reject { .. } => None,
-        },
-        Event::Success => match word.succeeded(word.generation) {
-            Success::Reset(reset) => Some(reset),
-            Success::Late | Success::Clean => None,
-        },
-        Event::Failure => match failure(word.pack(), closed(word.generation, 0).pack(), 3) {
-            Failure::Trip => Some(word.tripped(Cause::Failures, NOW, open_ticks)),
-            Failure::Late | Failure::Count(_) => None,
-        },
-        Event::Silence => word.is_closed_in(word.generation).then(|| word.tripped(Cause::Silence, NOW, open_ticks)),
-        Event::LateAnswer => word.silence_ended(),
-        Event::Cooldown(ticks) => word.cooled_down(NOW, ticks, open_ticks),
-        Event::ProbeSuccess => word.probe_succeeded(2),
-        Event::ProbeFailure => word.probe_failed(Cause::Failures, NOW, |_| open_ticks),
-        Event::ProbeSilence => word.probe_failed(Cause::Silence, NOW, |_| open_ticks),
-        Event::ProbeCooldown => word.probe_cooled_down(NOW, 40_000),
-        Event::ProbeCancel => word.probe_cancelled(),
-        Event::Removal => word.probe_released(),
-    }
-}
-
-#[test]
-#[expect(clippy::too_many_lines, reason = "it is one table")]
-fn every_event_in_every_state_makes_the_transition_of_the_table_or_none() {
-    const EARLY: Event = Event::Call(600);
-    const AFTER: Event = Event::Call(90_000);
-    const EVENTS: [Event; 15] = [
-        EARLY,
-        AFTER,
-        Event::Success,
-        Event::Failure,
-        Event::Silence,
-        Event::LateAnswer,
-        Event::Cooldown(20_000),
-        Event::Cooldown(40_000),
-        Event::ProbeSuccess,
-        Event::ProbeFailure,
-        Event::ProbeSilence,
-        Event::ProbeCooldown,
-        Event::ProbeCancel,
-        Event::Removal,
-        Event::Cooldown(0),
-    ];
-    let cooling = |until| open_because(Cause::Cooldown, 2, until);
-    let probing_with = |in_flight, lease_end, good_probes| Word {
-        generation: 1,
-        state: State::HalfOpen { in_flight, lease_end, streak: 3, good_probes },
-    };
-    let table: &[(Word, &[Follows])] = &[
-        (
-            closed(1, 0),
-            &[
-                (Event::Silence, Kind::Trip, silent(2, 30_500)),
-                (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
-                (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
-                (Event::Cooldown(0), Kind::Trip, cooling(500)),
-            ],
-        ),
-        (
-            closed(1, 2),
-            &[
-                (Event::Success, Kind::Reset, closed(1, 0)),
-                (Event::Failure, Kind::Trip, open(2, 30_500)),
-                (Event::Silence, Kind::Trip, silent(2, 30_500)),
-                (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
-                (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
-                (Event::Cooldown(0), Kind::Trip, cooling(500)),
-            ],
-        ),
-        (
-            open(1, 30_500),
-            &[(AFTER, Kind::Claim, probing(1, 150_000)), (Event::Cooldown(40_000), Kind::Extend, cooling(40_500))],
-        ),
-        (
-            silent(1, 30_500),
-            &[
-                (AFTER, Kind::Claim, probing(1, 150_000)),
-                (Event::LateAnswer, Kind::EndSilence, closed(1, 0)),
-                (Event::Cooldown(40_000), Kind::Extend, cooling(40_500)),
-            ],
-        ),
-        (
-            // Its end is far beyond the longest open time.
-            with_streak(open_because(Cause::Cooldown, 1, 80_000_000), 3),
-            &[],
-        ),
-        (
-            with_streak(open_because(Cause::Cooldown, 1, 400), 3),
-            &[
-                (EARLY, Kind::Claim, probing_with(true, 60_600, 0)),
-                (AFTER, Kind::Claim, probing_with(true, 150_000, 0)),
-                (Event::Cooldown(20_000), Kind::Extend, with_streak(cooling(20_500), 3)),
-                (Event::Cooldown(40_000), Kind::Extend, with_streak(cooling(40_500), 3)),
-            ],
-        ),
-        (
-            probing_with(false, 60_500, 1),
-            &[
-                (EARLY, Kind::Claim, probing_with(true, 60_600, 1)),
-                (AFTER, Kind::Claim, probing_with(true, 150_000, 1)),
-                (Event::Cooldown(20_000), Kind::Reopen, with_streak(cooling(20_500), 3)),
-                (Event::Cooldown(40_000), Kind::Reopen, with_streak(cooling(40_500), 3)),
-                (Event::Cooldown(0), Kind::Reopen, with_streak(cooling(500), 3)),
-            ],
-        ),
-        (
-            probing_with(true, 60_500, 0),
-            &[
-                (AFTER, Kind::TakeOver, probing_with(true, 150_000, 0)),
-                (Event::ProbeSuccess, Kind::GoodProbe, probing_with(false, 60_500, 1)),
-                (Event::ProbeFailure, Kind::Reopen, with_streak(open(2, 30_500), 4)),
-                (Event::ProbeSilence, Kind::Reopen, with_streak(silent(2, 30_500), 4)),
-                (Event::ProbeCooldown, Kind::Reopen, with_streak(cooling(40_500), 3)),
-                (Event::ProbeCancel, Kind::HandBack, probing_with(false, 60_500, 0)),
-                (Event::Removal, Kind::Release, closed(1, 0)),
-            ],
-        ),
-        (
-            probing_with(true, 60_500, 1),
-            &[
-                (AFTER, Kind::TakeOver, probing_with(true, 150_000, 1)),
-                (Event::ProbeSuccess, Kind::Close, closed(1, 0)),
-                (Event::ProbeFailure, Kind::Reopen, with_streak(open(2, 30_500), 4)),
-                (Event::ProbeSilence, Kind::Reopen, with_streak(silent(2, 30_500), 4)),
-                (Event::ProbeCooldown, Kind::Reopen, with_streak(cooling(40_500), 3)),
-                (Event::ProbeCancel, Kind::HandBack, probing_with(false, 60_500, 1)),
-                (Event::Removal, Kind::Release, closed(1, 0)),
-            ],
-        ),
-    ];
-    for (before, transitions) in table {
-        for event in EVENTS {
-            let expected = transitions.iter().find(|(listed, ..)| *listed == event);
-            let expected = expected.map(|&(_, kind, after)| Transition { before: *before, after, kind });
-            assert_eq!(follows(*before, event), expected, "{before:?}, {event:?}");
-        }
-    }
 }
 
 // ---- calls ----
@@ -480,8 +311,9 @@ fn only_a_later_opening_counts_as_reopened() {
 #[test]
 fn a_state_and_a_cause_have_one_name_everywhere() {
     use CircuitState::{Closed, HalfOpen, Open};
-    assert_eq!([Closed, Open, HalfOpen].map(|state| state.to_string()), ["closed", "open", "half_open"]);
+    let states = [Closed, Open, HalfOpen, CircuitState::Disabled].map(|state| state.to_string());
+    assert_eq!(states, ["closed", "open", "half_open", "disabled"]);
     assert_eq!(format!("{Open:<7}|"), "open   |");
     let causes: Vec<_> = Cause::ALL.iter().map(ToString::to_string).collect();
-    assert_eq!(causes, ["failures", "silence", "cooldown"]);
+    assert_eq!(causes, ["failures", "silence", "cooldown", "isolated"]);
 }

@@ -35,7 +35,10 @@ async fn an_open_circuit_rejects_calls_and_says_when_to_come_back() {
     trip(&breaker);
     advance(Duration::from_millis(12_345)).await;
     let rejected = breaker.try_acquire().unwrap_err();
-    assert_eq!((rejected.reason(), rejected.retry_after()), (RejectionReason::Open, Duration::from_millis(17_655)));
+    assert_eq!(
+        (rejected.reason(), rejected.retry_after()),
+        (RejectionReason::Open, Some(Duration::from_millis(17_655)))
+    );
     assert_eq!(breaker.acquire().await.unwrap_err(), rejected);
     assert_eq!(rejected.to_string(), "the circuit is open, retry after 17.655s");
 }
@@ -200,7 +203,7 @@ async fn an_explanation_names_provider_last_error_and_trip_count() {
     trip(&breaker);
     let error = breaker.explain(breaker.try_acquire().unwrap_err());
     assert_eq!((error.provider(), error.trip_count(), error.reason()), ("openai", 1, RejectionReason::Open));
-    assert_eq!(error.retry_after(), 30 * SECOND);
+    assert_eq!(error.retry_after(), Some(30 * SECOND));
     let text = "openai: the circuit is open (last error: 5xx: test), retry after 30s";
     assert_eq!(error.to_string(), text);
 }
@@ -224,7 +227,7 @@ async fn the_longest_open_time_is_kept_to_the_millisecond() {
     advance(49 * 24 * 3600 * SECOND).await;
     fail(&breaker, "5xx");
     advance(longest.checked_sub(Duration::from_millis(1)).unwrap()).await;
-    assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), Duration::from_millis(1));
+    assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), Some(Duration::from_millis(1)));
     advance(Duration::from_millis(1)).await;
     assert!(breaker.would_allow());
 }

@@ -47,7 +47,7 @@ async fn breakers_are_independent() {
     let breakers = registry();
     trip_by_name(&breakers, NAME);
     let error = breakers.acquire_permit(NAME).await.unwrap_err();
-    assert_eq!((error.provider(), error.trip_count(), error.retry_after()), (NAME, 1, 30 * SECOND));
+    assert_eq!((error.provider(), error.trip_count(), error.retry_after()), (NAME, 1, Some(30 * SECOND)));
     assert_eq!(error.last_error().unwrap().to_string(), "5xx: test");
     assert_eq!(breakers.acquire_permit("anthropic").await.unwrap(), PermitType::Normal);
     assert_eq!(breakers.failure_count("anthropic"), Some(0));

@@ -133,7 +133,10 @@ async fn a_probe_whose_lease_is_shortened_to_less_than_has_passed_is_taken_over_
     let new = breaker.try_acquire().unwrap();
     assert_eq!(new.kind(), PermitType::Probe);
     let rejected = breaker.try_acquire().unwrap_err();
-    assert_eq!((rejected.reason(), rejected.retry_after()), (RejectionReason::ProbeInFlight, Duration::from_secs(10)));
+    assert_eq!(
+        (rejected.reason(), rejected.retry_after()),
+        (RejectionReason::ProbeInFlight, Some(Duration::from_secs(10)))
+    );
     old.success();
     assert_eq!(breaker.state(), CircuitState::HalfOpen, "it is over");
     new.success();

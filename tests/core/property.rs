@@ -36,7 +36,15 @@ enum Step {
     Record(Outcome),
     RecordProbe(Outcome),
     TripFor(u64),
+    Order(Order),
     Wait(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Isolate,
+    Disable,
+    Reset,
 }
 
 /// The settings that a script runs with.
@@ -83,6 +91,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop_oneof![Just(Success), Just(Failure), Just(Drop), cooldown().prop_map(CoolDown)]
             .prop_map(Step::RecordProbe),
         1 => cooldown().prop_map(Step::TripFor),
+        1 => prop_oneof![1 => Just(Order::Isolate), 1 => Just(Order::Disable), 3 => Just(Order::Reset)]
+            .prop_map(Step::Order),
         3 => time.prop_map(Step::Wait),
     ]
 }
@@ -91,6 +101,8 @@ enum Circuit {
     Closed,
     Open { until: u64, cause: Cause },
     HalfOpen { probe: Option<Probe>, last_lease_end: u64, good: u32 },
+    Isolated,
+    Disabled,
 }
 
 #[derive(Clone, Copy)]
@@ -138,27 +150,28 @@ impl Model {
     }
 
     /// Why a call would be rejected now, and for how long.
-    fn rejection(&self) -> Option<(RejectionReason, Option<Cause>, u64)> {
+    fn rejection(&self) -> Option<(RejectionReason, Option<Cause>, Option<u64>)> {
         match self.circuit {
+            Circuit::Isolated => Some((RejectionReason::Open, Some(Cause::Isolated), None)),
             Circuit::Open { until, cause } if self.now < until => {
-                Some((RejectionReason::Open, Some(cause), until - self.now))
+                Some((RejectionReason::Open, Some(cause), Some(until - self.now)))
             }
             Circuit::HalfOpen { probe: Some(probe), .. } if self.now < probe.lease_end => {
-                Some((RejectionReason::ProbeInFlight, None, probe.lease_end - self.now))
+                Some((RejectionReason::ProbeInFlight, None, Some(probe.lease_end - self.now)))
             }
             _ => None,
         }
     }
 
     fn acquire(&mut self) -> Held {
-        if matches!(self.circuit, Circuit::Closed) {
+        if matches!(self.circuit, Circuit::Closed | Circuit::Disabled) {
             return Held::Normal { openings: self.openings };
         }
         self.probes += 1;
         // No two probes of one opening have the same lease.
         let (lease_end, good) = match self.circuit {
             Circuit::HalfOpen { last_lease_end, good, .. } => ((self.now + LEASE).max(last_lease_end + 1), good),
-            Circuit::Closed | Circuit::Open { .. } => (self.now + LEASE, 0),
+            _ => (self.now + LEASE, 0),
         };
         let probe = Some(Probe { number: self.probes, lease_end });
         self.circuit = Circuit::HalfOpen { probe, last_lease_end: lease_end, good };
@@ -188,7 +201,7 @@ impl Model {
             Circuit::Closed => self.trips += 1,
             Circuit::Open { until, .. } if until.saturating_sub(self.now) < millis => {}
             Circuit::HalfOpen { probe: None, .. } => self.failed_probe_count += 1,
-            Circuit::Open { .. } | Circuit::HalfOpen { .. } => return false,
+            _ => return false,
         }
         self.open("429", Cause::Cooldown, millis);
         true
@@ -197,12 +210,30 @@ impl Model {
     fn probe(&self) -> Option<u64> {
         match self.circuit {
             Circuit::HalfOpen { probe, .. } => probe.map(|probe| probe.number),
-            Circuit::Closed | Circuit::Open { .. } => None,
+            _ => None,
         }
+    }
+
+    fn order(&mut self, order: Order) {
+        self.openings += 1;
+        self.failures = 0;
+        self.circuit = match order {
+            Order::Isolate => {
+                self.last_error = Some("isolated");
+                Circuit::Isolated
+            }
+            Order::Disable => Circuit::Disabled,
+            Order::Reset => Circuit::Closed,
+        };
+        self.failed_recoveries = 0;
     }
 
     /// Whether it counts.
     fn record(&mut self, outcome: Outcome) -> bool {
+        if matches!(self.circuit, Circuit::Disabled) {
+            // There is nothing that a success could reset.
+            return matches!(outcome, Outcome::Success);
+        }
         if !matches!(self.circuit, Circuit::Closed) {
             return false;
         }
@@ -280,8 +311,14 @@ impl Model {
                 (CircuitState::Open, Some(Duration::from_millis(until.saturating_sub(self.now))))
             }
             Circuit::HalfOpen { .. } => (CircuitState::HalfOpen, None),
+            Circuit::Isolated => (CircuitState::Open, None),
+            Circuit::Disabled => (CircuitState::Disabled, None),
         };
-        let cause = if let Circuit::Open { cause, .. } = self.circuit { Some(cause) } else { None };
+        let cause = match self.circuit {
+            Circuit::Open { cause, .. } => Some(cause),
+            Circuit::Isolated => Some(Cause::Isolated),
+            _ => None,
+        };
         prop_assert_eq!(seen.cause, cause);
         let BreakerSnapshot { failure_count, trip_count, failed_probe_count, probe_in_flight, next_probe_in, .. } =
             seen;
@@ -351,7 +388,7 @@ async fn follow(settings: Settings, steps: Vec<Step>) -> Result<(), TestCaseErro
                         held.push((permit, claimed));
                     }
                     Err(rejected) => {
-                        let left = u64::try_from(rejected.retry_after().as_millis()).unwrap();
+                        let left = rejected.retry_after().map(|left| u64::try_from(left.as_millis()).unwrap());
                         prop_assert_eq!(Some((rejected.reason(), rejected.cause(), left)), expected);
                     }
                 }
@@ -373,6 +410,15 @@ async fn follow(settings: Settings, steps: Vec<Step>) -> Result<(), TestCaseErro
             Step::TripFor(millis) => {
                 let counted = breakers.get(NAME).unwrap().trip_for(Duration::from_millis(millis), "429", "test");
                 prop_assert_eq!(counted, model.cool_down(millis));
+            }
+            Step::Order(order) => {
+                let breaker = breakers.get(NAME).unwrap();
+                match order {
+                    Order::Isolate => breaker.isolate("test"),
+                    Order::Disable => breaker.disable(),
+                    Order::Reset => breaker.reset(),
+                }
+                model.order(order);
             }
             Step::Wait(millis) => {
                 advance(Duration::from_millis(millis)).await;

@@ -25,7 +25,7 @@ async fn unanswered_requests_open_the_circuit_within_about_one_latency() {
     assert_eq!((error.error_type(), error.message()), ("silent", &*alarm.to_string()));
     assert!(error.message().starts_with("5 unanswered for 25 ms (phi 1"), "{}", error.message());
     let rejection = watched.breaker.try_acquire().unwrap_err();
-    assert_eq!((rejection.reason(), rejection.retry_after()), (RejectionReason::Silent, Duration::from_secs(30)));
+    assert_eq!((rejection.reason(), rejection.retry_after()), (RejectionReason::Silent, Some(Duration::from_secs(30))));
     drop(calls);
 }
 
@@ -322,7 +322,7 @@ async fn a_wait_through_silence_has_the_limits_of_a_wait_for_a_probe() {
     let (first, second) =
         tokio::join!(watched.breaker.acquire_through_silence(), watched.breaker.acquire_through_silence());
     let first = first.unwrap_err();
-    assert_eq!((first.reason(), first.retry_after()), (RejectionReason::Silent, Duration::from_secs(20)));
+    assert_eq!((first.reason(), first.retry_after()), (RejectionReason::Silent, Some(Duration::from_secs(20))));
     assert_eq!(second.unwrap_err().reason(), RejectionReason::TooManyWaiters);
 }
 

@@ -18,6 +18,13 @@ pub(crate) enum Outcome {
     Drop,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Order {
+    Isolate,
+    Disable,
+    Reset,
+}
+
 /// A call as it was made, at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -34,6 +41,7 @@ pub(crate) enum Kind {
     Record(PermitType, Outcome, usize),
     /// A cooldown of so long. The number is its message.
     TripFor(Time, usize),
+    Order(Order),
     Look,
     WouldAllow,
     /// When all is over.

@@ -10,7 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::breaker::CircuitBreaker;
-use crate::call::{Answer, Call, Kind, Outcome, Time, Value};
+use crate::call::{Answer, Call, Kind, Order, Outcome, Time, Value};
 use crate::config::Config;
 use crate::error::Rejection;
 use crate::permit::{OwnedPermit, PermitType};
@@ -35,6 +35,7 @@ enum Step {
     Resolve(prop::sample::Index, Outcome),
     Record(PermitType, Outcome),
     TripFor(Time),
+    Order(Order),
     Look,
     WouldAllow,
     /// Not a call: the clock goes on.
@@ -98,6 +99,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (any::<prop::sample::Index>(), outcome()).prop_map(|(index, outcome)| Step::Resolve(index, outcome)),
         3 => (kind, recorded()).prop_map(|(kind, outcome)| Step::Record(kind, outcome)),
         1 => prop_oneof![Just(1), Just(OPEN_FOR), Just(LEASE)].prop_map(Step::TripFor),
+        1 => prop_oneof![Just(Order::Isolate), Just(Order::Disable), Just(Order::Reset), Just(Order::Reset)]
+            .prop_map(Step::Order),
         1 => Just(Step::Look),
         1 => Just(Step::WouldAllow),
         2 => prop_oneof![Just(1), Just(OPEN_FOR), Just(LEASE)].prop_map(Step::Advance),
@@ -216,6 +219,14 @@ impl Caller {
                     Value::Counted(breaker.trip_for(Duration::from_millis(millis), "test", number))
                 });
             }
+            Step::Order(order) => self.call(Kind::Order(order), |_| {
+                match order {
+                    Order::Isolate => breaker.isolate("by hand"),
+                    Order::Disable => breaker.disable(),
+                    Order::Reset => breaker.reset(),
+                }
+                Value::Done
+            }),
             Step::Look => self.look(),
             Step::WouldAllow => self.call(Kind::WouldAllow, |_| Value::Allowed(breaker.would_allow())),
             Step::Advance(by) => advance(Duration::from_millis(by)),

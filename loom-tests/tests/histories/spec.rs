@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use stateright::semantics::SequentialSpec;
 
-use crate::call::{Answer, Call, Holder, Kind, Outcome, Time, Value};
+use crate::call::{Answer, Call, Holder, Kind, Order, Outcome, Time, Value};
 use crate::error::RejectionReason;
 use crate::permit::PermitType;
 use crate::transition::CircuitState;
@@ -45,6 +45,8 @@ enum Circuit {
         lease: Limit,
         good: u32,
     },
+    Isolated,
+    Disabled,
 }
 
 /// What a caller was given.
@@ -86,7 +88,7 @@ impl Spec {
 
     fn grant(&mut self, holder: Holder, kind: PermitType, call: &Call, answer: &Answer) -> bool {
         let held = match (self.circuit, kind) {
-            (Circuit::Closed, PermitType::Normal) => Held::Normal { openings: self.openings },
+            (Circuit::Closed | Circuit::Disabled, PermitType::Normal) => Held::Normal { openings: self.openings },
             (Circuit::Open(limit), PermitType::Probe) if limit.may_be_over(answer) => {
                 self.claim(Limit::set(call, answer, LEASE), 0)
             }
@@ -112,7 +114,8 @@ impl Spec {
     fn reject(&self, waited: bool, reason: RejectionReason, call: &Call) -> bool {
         match (self.circuit, reason) {
             (Circuit::Open(limit), RejectionReason::Open) => limit.may_be_running(call),
-            (Circuit::Open(_), RejectionReason::Reopened) => waited,
+            (Circuit::Isolated, RejectionReason::Open) => true,
+            (Circuit::Open(_) | Circuit::Isolated, RejectionReason::Reopened) => waited,
             (Circuit::HalfOpen { probe: Some(_), lease, .. }, RejectionReason::ProbeInFlight) => {
                 !waited && lease.may_be_running(call)
             }
@@ -135,12 +138,16 @@ impl Spec {
     fn probe(&self) -> Option<u64> {
         match self.circuit {
             Circuit::HalfOpen { probe, .. } => probe,
-            Circuit::Closed | Circuit::Open(_) => None,
+            _ => None,
         }
     }
 
     /// Whether it counts.
     fn record(&mut self, outcome: Outcome, number: usize, call: &Call, answer: &Answer) -> bool {
+        if matches!(self.circuit, Circuit::Disabled) {
+            // There is nothing that a success could reset.
+            return outcome == Outcome::Success;
+        }
         if !matches!(self.circuit, Circuit::Closed) {
             return false;
         }
@@ -190,10 +197,24 @@ impl Spec {
             Circuit::Open(limit) => return !counted && limit.latest >= call.at + millis,
             Circuit::HalfOpen { probe: None, .. } if counted => self.failed_probes += 1,
             Circuit::HalfOpen { probe: Some(_), .. } => return !counted,
+            Circuit::Isolated | Circuit::Disabled => return !counted,
             Circuit::Closed | Circuit::HalfOpen { probe: None, .. } => return false,
         }
         self.open(number.to_string(), Limit::set(call, answer, millis));
         true
+    }
+
+    fn order(&mut self, order: Order) {
+        self.openings += 1;
+        self.failure_count = 0;
+        self.circuit = match order {
+            Order::Isolate => Circuit::Isolated,
+            Order::Disable => Circuit::Disabled,
+            Order::Reset => Circuit::Closed,
+        };
+        if order == Order::Isolate {
+            self.last_error = Some("by hand".to_owned());
+        }
     }
 
     fn open(&mut self, error: String, until: Limit) {
@@ -207,12 +228,15 @@ impl Spec {
             Circuit::Closed => CircuitState::Closed,
             Circuit::Open(_) => CircuitState::Open,
             Circuit::HalfOpen { .. } => CircuitState::HalfOpen,
+            Circuit::Isolated => CircuitState::Open,
+            Circuit::Disabled => CircuitState::Disabled,
         }
     }
 
     fn would_allow(&self, allowed: bool, call: &Call, answer: &Answer) -> bool {
         match self.circuit {
-            Circuit::Closed | Circuit::HalfOpen { probe: None, .. } => allowed,
+            Circuit::Closed | Circuit::Disabled | Circuit::HalfOpen { probe: None, .. } => allowed,
+            Circuit::Isolated => !allowed,
             Circuit::Open(limit) | Circuit::HalfOpen { lease: limit, .. } if allowed => limit.may_be_over(answer),
             Circuit::Open(limit) | Circuit::HalfOpen { lease: limit, .. } => limit.may_be_running(call),
         }
@@ -256,6 +280,10 @@ impl SequentialSpec for Spec {
             }
             (Kind::TripFor(millis, number), Value::Counted(counted)) => {
                 self.trip_for(*millis, *number, *counted, call, answer)
+            }
+            (Kind::Order(order), Value::Done) => {
+                self.order(*order);
+                true
             }
             // While the circuit is not closed, the failures are those of its last trip, or of one that lost to that.
             (Kind::Look, Value::Seen { state, failure_count, probe_in_flight }) => {

@@ -9,6 +9,7 @@ mod cooldowns;
 mod entering;
 mod generations;
 mod harness;
+mod orders;
 mod recovery;
 mod relay;
 mod silence;

@@ -49,7 +49,7 @@ impl Health {
     pub fn of(breakers: &CircuitBreakerRegistry) -> Self {
         let snapshots = breakers.snapshots();
         let all = |state| snapshots.iter().all(|snapshot| visible(snapshot) == state);
-        let status = if all(CircuitState::Closed) {
+        let status = if snapshots.iter().all(|snapshot| passes(snapshot.state)) {
             HealthStatus::Ok
         } else if all(CircuitState::Open) {
             HealthStatus::Unhealthy
@@ -66,8 +66,15 @@ impl Health {
     }
 }
 
+fn passes(state: CircuitState) -> bool {
+    matches!(state, CircuitState::Closed | CircuitState::Disabled)
+}
+
 /// The state to show. The breaker itself becomes half-open only with the next call. If a load balancer kept that call
 /// away because of a 503 from here, the circuit would stay open for good.
 fn visible(snapshot: &BreakerSnapshot) -> CircuitState {
-    if snapshot.next_probe_in == Some(Duration::ZERO) { CircuitState::HalfOpen } else { snapshot.state }
+    match snapshot.state {
+        CircuitState::Open if snapshot.next_probe_in == Some(Duration::ZERO) => CircuitState::HalfOpen,
+        state => state,
+    }
 }

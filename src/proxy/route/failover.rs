@@ -25,7 +25,7 @@ use crate::proxy::request::{Prepared, model};
 use crate::proxy::silence::Awaited;
 use crate::proxy::state::Live;
 use crate::proxy::upstream::RequestBody;
-use crate::{CircuitBreaker, Permit, Rejection, RejectionReason};
+use crate::{Cause, CircuitBreaker, Permit, Rejection, RejectionReason};
 
 /// A request on its way from one candidate to the next.
 ///
@@ -321,8 +321,9 @@ async fn first_granted(live: &Arc<Local>, awaited: &[ProviderId]) -> Option<(Pro
 }
 
 /// The shortest time until one of the candidates takes a request again. A probe in flight is likely to end before its
-/// lease.
+/// lease. When an isolated one does, nobody knows.
 fn soonest(live: &Live, candidates: &[ProviderId]) -> Duration {
-    let next = |id: &ProviderId| live.providers[*id].breaker.snapshot().next_probe_in.unwrap_or_default();
-    candidates.iter().map(next).min().unwrap_or_default()
+    let snapshots = candidates.iter().map(|id| live.providers[*id].breaker.snapshot());
+    let known = snapshots.filter(|snapshot| snapshot.cause != Some(Cause::Isolated));
+    known.map(|snapshot| snapshot.next_probe_in.unwrap_or_default()).min().unwrap_or_default()
 }

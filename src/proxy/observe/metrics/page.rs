@@ -79,11 +79,12 @@ impl Metrics {
     }
 }
 
-const STATES: [CircuitState; 3] = [CircuitState::Closed, CircuitState::HalfOpen, CircuitState::Open];
+const STATES: [CircuitState; 4] =
+    [CircuitState::Closed, CircuitState::HalfOpen, CircuitState::Open, CircuitState::Disabled];
 
 /// Does not compile with a state that it does not know, so that none can be missing above.
 const _: fn(CircuitState) = |state| match state {
-    CircuitState::Closed | CircuitState::HalfOpen | CircuitState::Open => {}
+    CircuitState::Closed | CircuitState::HalfOpen | CircuitState::Open | CircuitState::Disabled => {}
 };
 
 fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {

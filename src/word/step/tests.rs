@@ -1,0 +1,217 @@
+//! The table of every state against every event, and the orders.
+
+use super::{Admit, FOREVER, Kind, MAX_DEADLINE_TICKS, Success, Transition, open_left_for_sure};
+use crate::transition::Cause;
+use crate::word::tests::{LIMITS, closed, every_state, open, open_because, probing, silent, with_streak};
+use crate::word::{Failure, State, Word, failure, next_generation};
+
+/// What happens to a circuit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Event {
+    /// The tick at which it comes.
+    Call(u32),
+    Success,
+    Failure,
+    Silence,
+    LateAnswer,
+    /// For 20 s, or for 40 s.
+    Cooldown(u32),
+    ProbeSuccess,
+    ProbeFailure,
+    ProbeSilence,
+    ProbeCooldown,
+    ProbeCancel,
+}
+
+/// An event, and what follows from it.
+type Follows = (Event, Kind, Word);
+
+/// The transition that follows at tick 500, with a failure threshold of 3 and two good probes to close. Outcomes are
+/// those of calls that this very word admitted.
+fn follows(word: Word, event: Event) -> Option<Transition> {
+    const NOW: u32 = 500;
+    let open_ticks = LIMITS.open_ticks;
+    match event {
+        Event::Call(now) => match word.admit(now, LIMITS) {
+            Admit::Claim(claim) => Some(claim),
+            Admit::Pass | Admit::Wait { .. } | Admit::Reject { .. } => None,
+        },
+        Event::Success => match word.succeeded(word.generation) {
+            Success::EndRow(end) => Some(end),
+            Success::Late | Success::Clean => None,
+        },
+        Event::Failure => match failure(word.pack(), closed(word.generation, 0).pack(), 3) {
+            Failure::Trip => Some(word.tripped(Cause::Failures, NOW, open_ticks)),
+            Failure::Late | Failure::Count(_) => None,
+        },
+        Event::Silence => word.is_closed_in(word.generation).then(|| word.tripped(Cause::Silence, NOW, open_ticks)),
+        Event::LateAnswer => word.silence_ended(),
+        Event::Cooldown(ticks) => word.cooled_down(NOW, ticks, open_ticks),
+        Event::ProbeSuccess => word.probe_succeeded(2),
+        Event::ProbeFailure => word.probe_failed(Cause::Failures, NOW, |_| open_ticks),
+        Event::ProbeSilence => word.probe_failed(Cause::Silence, NOW, |_| open_ticks),
+        Event::ProbeCooldown => word.probe_cooled_down(NOW, 40_000),
+        Event::ProbeCancel => word.probe_cancelled(),
+    }
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "it is one table")]
+fn every_event_in_every_state_makes_the_transition_of_the_table_or_none() {
+    const EARLY: Event = Event::Call(600);
+    const AFTER: Event = Event::Call(90_000);
+    const EVENTS: [Event; 14] = [
+        EARLY,
+        AFTER,
+        Event::Success,
+        Event::Failure,
+        Event::Silence,
+        Event::LateAnswer,
+        Event::Cooldown(20_000),
+        Event::Cooldown(40_000),
+        Event::ProbeSuccess,
+        Event::ProbeFailure,
+        Event::ProbeSilence,
+        Event::ProbeCooldown,
+        Event::ProbeCancel,
+        Event::Cooldown(0),
+    ];
+    let cooling = |until| open_because(Cause::Cooldown, 2, until);
+    let probing_with = |in_flight, lease_end, good_probes| Word {
+        generation: 1,
+        state: State::HalfOpen { in_flight, lease_end, streak: 3, good_probes },
+    };
+    let table: &[(Word, &[Follows])] = &[
+        (
+            closed(1, 0),
+            &[
+                (Event::Silence, Kind::Trip, silent(2, 30_500)),
+                (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
+                (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
+                (Event::Cooldown(0), Kind::Trip, cooling(500)),
+            ],
+        ),
+        (
+            closed(1, 2),
+            &[
+                (Event::Success, Kind::EndRow, closed(1, 0)),
+                (Event::Failure, Kind::Trip, open(2, 30_500)),
+                (Event::Silence, Kind::Trip, silent(2, 30_500)),
+                (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
+                (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
+                (Event::Cooldown(0), Kind::Trip, cooling(500)),
+            ],
+        ),
+        (
+            open(1, 30_500),
+            &[(AFTER, Kind::Claim, probing(1, 150_000)), (Event::Cooldown(40_000), Kind::Extend, cooling(40_500))],
+        ),
+        (
+            silent(1, 30_500),
+            &[
+                (AFTER, Kind::Claim, probing(1, 150_000)),
+                (Event::LateAnswer, Kind::EndSilence, closed(1, 0)),
+                (Event::Cooldown(40_000), Kind::Extend, cooling(40_500)),
+            ],
+        ),
+        (Word { generation: 1, state: State::Disabled }, &[]),
+        (open_because(Cause::Isolated, 1, 0), &[]),
+        (
+            // Its end is far beyond the longest open time.
+            with_streak(open_because(Cause::Cooldown, 1, 80_000_000), 3),
+            &[],
+        ),
+        (
+            with_streak(open_because(Cause::Cooldown, 1, 400), 3),
+            &[
+                (EARLY, Kind::Claim, probing_with(true, 60_600, 0)),
+                (AFTER, Kind::Claim, probing_with(true, 150_000, 0)),
+                (Event::Cooldown(20_000), Kind::Extend, with_streak(cooling(20_500), 3)),
+                (Event::Cooldown(40_000), Kind::Extend, with_streak(cooling(40_500), 3)),
+            ],
+        ),
+        (
+            probing_with(false, 60_500, 1),
+            &[
+                (EARLY, Kind::Claim, probing_with(true, 60_600, 1)),
+                (AFTER, Kind::Claim, probing_with(true, 150_000, 1)),
+                (Event::Cooldown(20_000), Kind::Reopen, with_streak(cooling(20_500), 3)),
+                (Event::Cooldown(40_000), Kind::Reopen, with_streak(cooling(40_500), 3)),
+                (Event::Cooldown(0), Kind::Reopen, with_streak(cooling(500), 3)),
+            ],
+        ),
+        (
+            probing_with(true, 60_500, 0),
+            &[
+                (AFTER, Kind::TakeOver, probing_with(true, 150_000, 0)),
+                (Event::ProbeSuccess, Kind::GoodProbe, probing_with(false, 60_500, 1)),
+                (Event::ProbeFailure, Kind::Reopen, with_streak(open(2, 30_500), 4)),
+                (Event::ProbeSilence, Kind::Reopen, with_streak(silent(2, 30_500), 4)),
+                (Event::ProbeCooldown, Kind::Reopen, with_streak(cooling(40_500), 3)),
+                (Event::ProbeCancel, Kind::HandBack, probing_with(false, 60_500, 0)),
+            ],
+        ),
+        (
+            probing_with(true, 60_500, 1),
+            &[
+                (AFTER, Kind::TakeOver, probing_with(true, 150_000, 1)),
+                (Event::ProbeSuccess, Kind::Close, closed(1, 0)),
+                (Event::ProbeFailure, Kind::Reopen, with_streak(open(2, 30_500), 4)),
+                (Event::ProbeSilence, Kind::Reopen, with_streak(silent(2, 30_500), 4)),
+                (Event::ProbeCooldown, Kind::Reopen, with_streak(cooling(40_500), 3)),
+                (Event::ProbeCancel, Kind::HandBack, probing_with(false, 60_500, 1)),
+            ],
+        ),
+    ];
+    for (before, transitions) in table {
+        for event in EVENTS {
+            let expected = transitions.iter().find(|(listed, ..)| *listed == event);
+            let expected = expected.map(|&(_, kind, after)| Transition { before: *before, after, kind });
+            assert_eq!(follows(*before, event), expected, "{before:?}, {event:?}");
+        }
+    }
+}
+
+#[test]
+fn an_order_is_carried_out_in_every_state_and_begins_a_generation() {
+    for before in every_state() {
+        let generation = next_generation(before.generation);
+        for (order, state) in [
+            (Kind::Isolate, State::Open { cause: Cause::Isolated, until: 0, streak: 0 }),
+            (Kind::Disable, State::Disabled),
+            (Kind::Reset, State::Closed { failures: 0, by_order: true }),
+            (Kind::Remove, State::Closed { failures: 0, by_order: true }),
+        ] {
+            let after = Word { generation, state };
+            assert_eq!(before.ordered(order), Transition { before, after, kind: order });
+            assert!(after.is_by_order());
+        }
+    }
+}
+
+#[test]
+fn a_disabled_circuit_counts_nothing() {
+    let disabled = Word { generation: 3, state: State::Disabled };
+    assert_eq!(failure(disabled.pack(), disabled.pack(), 1), Failure::Late);
+    assert_eq!(disabled.succeeded(3), Success::Late);
+}
+
+#[test]
+fn an_isolated_circuit_never_takes_a_probe() {
+    for now in [0, 1, 86_400_000, u32::MAX / 2, u32::MAX] {
+        let isolated = open_because(Cause::Isolated, 1, 0);
+        let left = open_left_for_sure(isolated.pack(), now, LIMITS.open_ticks);
+        assert_eq!(left, Some((FOREVER, Cause::Isolated)));
+        assert_eq!(isolated.admit(now, LIMITS), Admit::Reject { open_left: FOREVER, cause: Cause::Isolated });
+        assert_eq!(isolated.cooled_down(now, MAX_DEADLINE_TICKS, LIMITS.open_ticks), None);
+    }
+}
+
+#[test]
+fn an_order_in_the_word_outlasts_a_row_of_failures() {
+    let reset = closed(1, 2).ordered(Kind::Reset).after;
+    let Failure::Count(counted) = failure(reset.pack(), reset.pack(), 3) else { panic!("below the threshold") };
+    let Success::EndRow(end) = Word::unpack(counted).succeeded(reset.generation) else { panic!("one was counted") };
+    assert!(Word::unpack(counted).is_by_order());
+    assert_eq!(end.after, reset);
+}
