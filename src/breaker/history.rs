@@ -143,7 +143,7 @@ impl Openings {
         let right = rival.filter(|rival| rival.kind.map(rank) > own.map(rank));
         let (kind, failures) = right.map_or((own, opening.failures()), |right| (right.kind, right.failures));
         let before = openings.confirmed.as_ref().map_or_else(Past::default, Opening::past);
-        let error = error.or_else(|| right.and_then(|right| right.error.as_ref())).or(before.last_error.as_ref());
+        let error = error.or_else(|| rival.and_then(|rival| rival.error.as_ref())).or(before.last_error.as_ref());
         let error = error.cloned();
         openings.published = Some(Opening { generation, kind, failures, before, error });
         openings

@@ -105,9 +105,13 @@ pub(crate) fn refused_by_provider(status: StatusCode) -> Response<Bytes> {
 }
 
 /// No provider may be asked at the moment.
-pub(crate) fn unavailable(model: Option<&str>, retry_after: Duration) -> Response<Bytes> {
-    let seconds = retry_after.as_millis().div_ceil(1000).max(1);
+pub(crate) fn unavailable(model: Option<&str>, retry_after: Option<Duration>) -> Response<Bytes> {
     let of_the_model = model.map_or(String::new(), |model| format!(" for the model '{model}'"));
+    let Some(retry_after) = retry_after else {
+        let message = format!("Every provider{of_the_model} is out of service.");
+        return server_error(StatusCode::SERVICE_UNAVAILABLE, Code::ProvidersUnavailable, &message);
+    };
+    let seconds = retry_after.as_millis().div_ceil(1000).max(1);
     let message = format!("Every provider{of_the_model} is failing. The next one is tried again in {seconds} s.");
     let mut response = server_error(StatusCode::SERVICE_UNAVAILABLE, Code::ProvidersUnavailable, &message);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_str(&seconds.to_string()).expect("digits"));

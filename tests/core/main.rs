@@ -12,6 +12,7 @@ mod log;
 mod many_waiters;
 #[cfg(not(miri))]
 mod operations;
+mod orders;
 mod pitfalls;
 mod policies;
 mod property;

@@ -192,6 +192,26 @@ async fn when_every_circuit_is_open_the_answer_is_a_503_with_the_soonest_retry_a
 }
 
 #[tokio::test]
+async fn an_isolated_provider_is_not_asked_and_nobody_is_told_when_it_will_be() {
+    let gateway = Gateway::answering(vec![answer(200), answer(200)], "", "", "").await;
+    gateway.breaker("a").isolate("maintenance");
+    assert_eq!(gateway.ask().await.header("x-fusebox-provider"), "b");
+    gateway.breaker("b").isolate("maintenance");
+    let answer = gateway.ask().await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("providers_unavailable")));
+    assert!(!answer.headers.contains_key("retry-after"), "{answer:?}");
+    let (status, health) = gateway.health().await;
+    assert_eq!((status, health["providers"]["a"]["state"].as_str()), (503, Some("open")));
+
+    gateway.breaker("a").disable();
+    assert_eq!(gateway.ask().await.header("x-fusebox-provider"), "a");
+    let (status, health) = gateway.health().await;
+    assert_eq!((status, health["providers"]["a"]["state"].as_str()), (200, Some("disabled")));
+    gateway.breaker("b").reset();
+    assert_eq!(gateway.health().await.1["status"], "ok");
+}
+
+#[tokio::test]
 async fn a_request_waits_for_a_probe_only_if_no_other_provider_can_answer() {
     let (mut probe, response) = streamed();
     let gateway =

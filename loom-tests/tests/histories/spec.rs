@@ -62,6 +62,8 @@ pub(crate) struct Spec {
     good_probes: u32,
     circuit: Circuit,
     failure_count: u32,
+    /// Whether an order by hand closed the circuit, and nothing has opened it since.
+    by_order: bool,
     openings: u64,
     trips: u64,
     failed_probes: u64,
@@ -77,6 +79,7 @@ impl Spec {
             good_probes,
             circuit: Circuit::Closed,
             failure_count: 0,
+            by_order: false,
             openings: 0,
             trips: 0,
             failed_probes: 0,
@@ -207,6 +210,7 @@ impl Spec {
     fn order(&mut self, order: Order) {
         self.openings += 1;
         self.failure_count = 0;
+        self.by_order = true;
         self.circuit = match order {
             Order::Isolate => Circuit::Isolated,
             Order::Disable => Circuit::Disabled,
@@ -218,6 +222,7 @@ impl Spec {
     }
 
     fn open(&mut self, error: String, until: Limit) {
+        self.by_order = false;
         self.openings += 1;
         self.last_error = Some(error);
         self.circuit = Circuit::Open(until);
@@ -242,11 +247,13 @@ impl Spec {
         }
     }
 
-    /// The one looseness that is allowed: a record by name stands for the probe that was in flight when it was made,
-    /// and is lost if that probe's lease is over and another call takes it over in the same moment. It says so.
+    /// The one looseness that is allowed: a record by name stands for the permit that it would have been given when it
+    /// was made. So it is lost if in the same moment another call takes over the probe that it stands for, whose lease
+    /// is over, or an order closes the circuit anew. It says so.
     fn may_be_lost(&self, kind: PermitType, answer: &Answer) -> bool {
         match self.circuit {
             Circuit::HalfOpen { probe: Some(_), lease, .. } => kind == PermitType::Probe && lease.may_be_over(answer),
+            Circuit::Closed => kind == PermitType::Normal && self.by_order,
             _ => false,
         }
     }

@@ -115,6 +115,26 @@ fn openings_after_a_reset_are_counted_once_each() {
 }
 
 #[test]
+fn a_reset_and_the_trips_around_it_are_counted_for_what_they_are() {
+    explore(&["no trip before it", "a trip before it", "a trip on either side"], || {
+        let breakers = by_name::registry(1);
+        let other = beside(&breakers, |breakers| breakers.get("a").unwrap().reset());
+        let first = breakers.record_failure("a", "test", "first");
+        let second = breakers.record_failure("a", "test", "second");
+        other.join().unwrap();
+        let breaker = breakers.get("a").unwrap();
+        assert_eq!(breaker.trip_count(), u64::from(first) + u64::from(second));
+        let last = if second { "second" } else { "first" };
+        assert_eq!(told(&breaker), if first || second { last } else { "" });
+        match (first, second) {
+            (true, true) => "a trip on either side",
+            (true, false) => "a trip before it",
+            (false, _) => "no trip before it",
+        }
+    });
+}
+
+#[test]
 fn a_probe_from_before_a_disabling_does_not_end_it() {
     explore(&["the probe came first", "the order came first"], || {
         let (breaker, probe) = probing();
@@ -170,16 +190,35 @@ fn of_two_orders_the_last_one_stands() {
 }
 
 #[test]
+fn the_reason_of_an_isolation_outlasts_the_reset_that_ends_it() {
+    explore(&["isolated", "closed"], || {
+        let breaker = breaker(1);
+        fail(&breaker, "first");
+        let other = beside(&breaker, |breaker| breaker.isolate("by hand"));
+        breaker.reset();
+        let by_then = told(&breaker);
+        other.join().unwrap();
+        if breaker.state() == CircuitState::Open {
+            assert_isolated(&breaker);
+            return "isolated";
+        }
+        // The isolation came first, even if its caller has not come round to confirming it.
+        assert_eq!((&*by_then, &*told(&breaker)), ("by hand", "by hand"));
+        "closed"
+    });
+}
+
+#[test]
 fn a_waiter_is_rejected_when_the_circuit_is_isolated() {
     explore(&["woken", "found it resolved"], || {
         let (breaker, probe) = probing();
         let waiter = go_on(begin(&breaker));
         breaker.isolate("by hand");
+        probe.success();
         let (answer, woken) = waiter.join().unwrap();
         assert_eq!(reason(&answer), Some(RejectionReason::Reopened));
         let rejection = answer.unwrap_err();
         assert_eq!((rejection.cause(), rejection.retry_after()), (Some(Cause::Isolated), None));
-        probe.success();
         assert_isolated(&breaker);
         if woken { "woken" } else { "found it resolved" }
     });
@@ -191,9 +230,9 @@ fn a_waiter_passes_when_the_circuit_is_reset() {
         let (breaker, probe) = probing();
         let waiter = go_on(begin(&breaker));
         breaker.reset();
+        probe.failure("test", "too late");
         let (answer, woken) = waiter.join().unwrap();
         assert!(passed(&answer));
-        probe.failure("test", "too late");
         assert_eq!(breaker.state(), CircuitState::Closed);
         if woken { "woken" } else { "found it resolved" }
     });

@@ -24,7 +24,7 @@ pub enum HealthStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ProviderHealth {
-    /// `closed`, `open` or `half_open`. A circuit whose open time has passed is shown as half-open: its next request is
+    /// `closed`, `open`, `half_open` or `disabled`. A circuit whose open time has passed is shown as half-open: its next request is
     /// the probe.
     pub state: &'static str,
     /// How many failures in a row were counted.

@@ -321,9 +321,9 @@ async fn first_granted(live: &Arc<Local>, awaited: &[ProviderId]) -> Option<(Pro
 }
 
 /// The shortest time until one of the candidates takes a request again. A probe in flight is likely to end before its
-/// lease. When an isolated one does, nobody knows.
-fn soonest(live: &Live, candidates: &[ProviderId]) -> Duration {
+/// lease. `None` if all are isolated.
+fn soonest(live: &Live, candidates: &[ProviderId]) -> Option<Duration> {
     let snapshots = candidates.iter().map(|id| live.providers[*id].breaker.snapshot());
     let known = snapshots.filter(|snapshot| snapshot.cause != Some(Cause::Isolated));
-    known.map(|snapshot| snapshot.next_probe_in.unwrap_or_default()).min().unwrap_or_default()
+    known.map(|snapshot| snapshot.next_probe_in.unwrap_or_default()).min()
 }
