@@ -1,5 +1,5 @@
-//! The word's fields, and each step by itself, at its edges. The table of all steps is in `word::step`. What threads do to each other is for the models in
-//! `loom-tests`.
+//! The word's fields, and each step by itself, at its edges. The table of all steps is in `word::step`. What threads do
+//! to each other is for the models in `loom-tests`.
 
 use super::step::{self, Admit, COARSE_ERROR, Limits, MAX_DEADLINE_TICKS, Success};
 use super::*;

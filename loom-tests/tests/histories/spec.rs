@@ -199,8 +199,7 @@ impl Spec {
             Circuit::Open(limit) if counted && limit.earliest < answer.at + millis => {}
             Circuit::Open(limit) => return !counted && limit.latest >= call.at + millis,
             Circuit::HalfOpen { probe: None, .. } if counted => self.failed_probes += 1,
-            Circuit::HalfOpen { probe: Some(_), .. } => return !counted,
-            Circuit::Isolated | Circuit::Disabled => return !counted,
+            Circuit::HalfOpen { probe: Some(_), .. } | Circuit::Isolated | Circuit::Disabled => return !counted,
             Circuit::Closed | Circuit::HalfOpen { probe: None, .. } => return false,
         }
         self.open(number.to_string(), Limit::set(call, answer, millis));
@@ -231,9 +230,8 @@ impl Spec {
     fn state(&self) -> CircuitState {
         match self.circuit {
             Circuit::Closed => CircuitState::Closed,
-            Circuit::Open(_) => CircuitState::Open,
+            Circuit::Open(_) | Circuit::Isolated => CircuitState::Open,
             Circuit::HalfOpen { .. } => CircuitState::HalfOpen,
-            Circuit::Isolated => CircuitState::Open,
             Circuit::Disabled => CircuitState::Disabled,
         }
     }
