@@ -7,12 +7,14 @@ use std::time::Duration;
 use crate::clock::{duration, ticks};
 use crate::config::{Config, MAX_DURATION};
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
-use crate::sync::{Ordering, random};
+use crate::sync::{Mutex, Ordering, random};
 use crate::word::step::Limits;
 
-/// Each value is independent: a reader that sees some old and some new values sees valid settings, even if they were
+/// Each value is independent: a call that sees some old and some new values sees valid settings, even if they were
 /// never set together. Nothing else is published with them, so that Relaxed is enough, and no model needs to see them.
 pub(crate) struct Settings {
+    /// Held by whoever replaces or reads all of them, so that none is lost between two writers. No call takes it.
+    all: Mutex<()>,
     failure_threshold: AtomicU32,
     open_ticks: AtomicU32,
     open_growth: AtomicU32,
@@ -30,6 +32,7 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn new(config: Config) -> Self {
         Self {
+            all: Mutex::new(()),
             failure_threshold: AtomicU32::new(config.failure_threshold),
             open_ticks: AtomicU32::new(ticks(config.open_for)),
             open_growth: AtomicU32::new(config.open_growth),
@@ -44,6 +47,7 @@ impl Settings {
     }
 
     pub(crate) fn set(&self, config: Config) {
+        let _all = self.all.lock();
         self.failure_threshold.store(config.failure_threshold, Ordering::Relaxed);
         self.open_ticks.store(ticks(config.open_for), Ordering::Relaxed);
         self.open_growth.store(config.open_growth, Ordering::Relaxed);
@@ -57,6 +61,7 @@ impl Settings {
     }
 
     pub(crate) fn get(&self) -> Config {
+        let _all = self.all.lock();
         let max_waiters = self.max_waiters();
         Config {
             failure_threshold: self.failure_threshold(),

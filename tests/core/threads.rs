@@ -201,3 +201,27 @@ fn no_insert_is_lost_between_threads() {
     });
     assert_eq!(breakers.snapshots().len(), THREADS * each);
 }
+
+#[test]
+fn of_two_threads_that_replace_the_settings_one_has_its_way_whole() {
+    let rounds = if cfg!(miri) { 5 } else { 20_000 };
+    let breaker = CircuitBreaker::builder("openai").build().unwrap();
+    let configs = [1_u8, 2].map(|number| {
+        let (time, number) = (Duration::from_secs(number.into()), u32::from(number));
+        let config = breaker.config().to_builder().failure_threshold(number).open_for(time).probe_lease(time);
+        config.wait_limit(time).good_probes(number).max_waiters(usize::from(number == 1)).build().unwrap()
+    });
+    breaker.set_config(configs[0]);
+    thread::scope(|scope| {
+        for config in configs {
+            let (breaker, configs) = (&breaker, &configs);
+            scope.spawn(move || {
+                for _ in 0..rounds {
+                    breaker.set_config(config);
+                    let seen = breaker.config();
+                    assert!(configs.contains(&seen), "{seen:?}");
+                }
+            });
+        }
+    });
+}
