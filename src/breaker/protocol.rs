@@ -71,8 +71,7 @@ impl CircuitBreaker {
     }
 
     /// Makes a transition, unless the word has changed since `before` was read. Whatever the kind, it goes the same
-    /// way: publish, swap, confirm, notify, log. `error` is what opens the circuit, or why it is
-    /// isolated.
+    /// way: publish, swap, confirm, notify, log. `error` is what opens the circuit, or why it is isolated.
     #[cold]
     #[inline(never)]
     fn commit(&self, transition: Transition, error: Option<&Arc<LastError>>) -> bool {
