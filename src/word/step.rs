@@ -17,8 +17,8 @@
 //! | an order by hand              | the order      | the order                   | the order        | the order                         |
 //!
 //! The orders are `Isolate`, `Disable`, `Reset` and `Remove`. While the circuit is disabled, calls pass, and nothing
-//! but an order happens. An isolated circuit is open, never takes a probe, and can be neither extended nor closed but by
-//! an order.
+//! but an order happens. An isolated circuit is open, never takes a probe, and can be neither extended nor closed but
+//! by an order.
 //!
 //! A normal call's outcome counts only in the generation that admitted the call. A probe's outcome counts only if the
 //! word is still exactly the one that the probe claimed. A cooldown is news of the moment in which it is told, so it
