@@ -62,7 +62,7 @@ pub(crate) struct Spec {
     good_probes: u32,
     circuit: Circuit,
     failure_count: u32,
-    /// Whether an order by hand closed the circuit, and nothing has opened it since.
+    /// Whether an order by hand was the last thing that began a generation.
     by_order: bool,
     openings: u64,
     trips: u64,
@@ -247,11 +247,11 @@ impl Spec {
 
     /// The one looseness that is allowed: a record by name stands for the permit that it would have been given when it
     /// was made. So it is lost if in the same moment another call takes over the probe that it stands for, whose lease
-    /// is over, or an order closes the circuit anew. It says so.
+    /// is over, or an order closes the circuit anew or disables it. It says so.
     fn may_be_lost(&self, kind: PermitType, answer: &Answer) -> bool {
         match self.circuit {
             Circuit::HalfOpen { probe: Some(_), lease, .. } => kind == PermitType::Probe && lease.may_be_over(answer),
-            Circuit::Closed => kind == PermitType::Normal && self.by_order,
+            Circuit::Closed | Circuit::Disabled => kind == PermitType::Normal && self.by_order,
             _ => false,
         }
     }
