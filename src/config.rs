@@ -136,12 +136,16 @@ impl Config {
                 return wrong(field, format!("{value:?}"), expected);
             }
         }
-        let open_time_varies = self.open_growth > 100 || self.open_jitter > 0;
-        if open_time_varies && self.open_cap < self.open_for {
+        if open_time_varies(self.open_growth, self.open_jitter) && self.open_cap < self.open_for {
             return wrong("open_cap", format!("{:?}", self.open_cap), "open_for to 24 h");
         }
         Ok(())
     }
+}
+
+/// Whether not every open time is the same, so that they need a cap.
+pub(crate) const fn open_time_varies(growth: u32, jitter: u32) -> bool {
+    growth > 100 || jitter > 0
 }
 
 /// Builds settings from the defaults and what is set. The builder of [`Config::builder`] builds a [`Config`], and the

@@ -74,7 +74,7 @@ impl Rejection {
         RejectionReason::ALL[(self.bits & 0xff) as usize]
     }
 
-    /// Why the circuit is open. `None` if it was not, but a probe was in flight.
+    /// Why the circuit is open. `None` if it is half-open, and a probe is in flight.
     pub fn cause(&self) -> Option<Cause> {
         let cause = (self.bits >> 24 & 0xff) as usize;
         cause.checked_sub(1).map(|cause| Cause::ALL[cause])

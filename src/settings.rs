@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::clock::{duration, ticks};
-use crate::config::{Config, MAX_DURATION};
+use crate::config::{Config, MAX_DURATION, open_time_varies};
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
 use crate::sync::{Mutex, Ordering, random};
 use crate::word::step::Limits;
@@ -87,7 +87,7 @@ impl Settings {
     pub(crate) fn open_ticks_after(&self, failed_recoveries: u32) -> u32 {
         let base = self.open_ticks.load(Ordering::Relaxed);
         let (growth, jitter) = (self.open_growth.load(Ordering::Relaxed), self.open_jitter.load(Ordering::Relaxed));
-        if !varies(growth, jitter) {
+        if !open_time_varies(growth, jitter) {
             return base;
         }
         let cap = self.open_cap_ticks.load(Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl Settings {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { open_ticks: self.longest_open_ticks(), lease_ticks: self.lease_ticks.load(Ordering::Relaxed) }
+        Limits { longest_open_ticks: self.longest_open_ticks(), lease_ticks: self.lease_ticks.load(Ordering::Relaxed) }
     }
 
     pub(crate) fn wait_limit(&self) -> Duration {
@@ -121,12 +121,8 @@ pub(crate) fn cooldown_ticks(duration: Duration) -> u32 {
     ticks(duration.min(MAX_DURATION))
 }
 
-fn varies(growth: u32, jitter: u32) -> bool {
-    growth > 100 || jitter > 0
-}
-
 fn longest(config: Config) -> u32 {
-    ticks(if varies(config.open_growth, config.open_jitter) { config.open_cap } else { config.open_for })
+    ticks(if open_time_varies(config.open_growth, config.open_jitter) { config.open_cap } else { config.open_for })
 }
 
 /// `base`, made longer by `growth` percent for each of the `steps`, up to `cap`.

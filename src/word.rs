@@ -78,7 +78,7 @@ pub(crate) const fn passes(word: u64) -> bool {
 /// free of writes.
 #[inline]
 pub(crate) const fn is_clean(word: u64) -> bool {
-    word & (BLOCKED_MASK | COUNT_MASK) == 0
+    word & (PHASE_MASK | COUNT_MASK) == 0
 }
 
 pub(crate) const fn has_probe_in_flight(word: u64) -> bool {

@@ -35,27 +35,57 @@ struct Opening {
     /// The failures in a row before it, if it is a trip.
     failures: Option<u32>,
     /// What had happened before it.
-    before: Past,
+    before: Before,
     /// Why the circuit is open, or was the last time.
-    error: Option<Arc<LastError>>,
+    reason: Option<Reason>,
+}
+
+#[derive(Clone, Default)]
+struct Before {
+    counts: Counts,
+    reason: Option<Reason>,
+}
+
+/// The error of an opening, which later orders carry on.
+#[derive(Clone)]
+struct Reason {
+    generation: u32,
+    error: Arc<LastError>,
 }
 
 impl Opening {
-    /// The same as `word`, of its generation, tells it: an order may have had rivals, which published since.
+    /// This opening as a word of its generation shows it: the word knows of an order, and a rival of that order may
+    /// have published here.
     fn as_told_by(&self, word: Word) -> Self {
         if !word.is_by_order() {
             return self.clone();
         }
         // Of the orders, only an isolation has a reason.
-        let error = if word.cause().is_some() { self.error.clone() } else { self.before.last_error.clone() };
-        Self { kind: None, error, ..self.clone() }
+        let reason = if word.cause().is_some() { self.reason.clone() } else { self.before.reason.clone() };
+        Self { kind: None, reason, ..self.clone() }
+    }
+
+    fn counts(&self) -> Counts {
+        let before = self.before.counts;
+        self.kind.map_or(before, |kind| before.after(kind, self.failures))
+    }
+
+    fn with_all_before(&self) -> Before {
+        Before { counts: self.counts(), reason: self.reason.clone() }
     }
 
     /// What has happened, this opening included.
     fn past(&self) -> Past {
-        let before = self.before.counts;
-        let counts = self.kind.map_or(before, |kind| before.after(kind, self.failures));
-        Past { counts, last_error: self.error.clone() }
+        Past { counts: self.counts(), last_error: self.reason.as_ref().map(|reason| Arc::clone(&reason.error)) }
+    }
+
+    /// The opening of `generation` had this error, whatever a loser published for it and an order has carried on.
+    fn correct(&mut self, generation: u32, error: &Arc<LastError>) {
+        for reason in [&mut self.reason, &mut self.before.reason].into_iter().flatten() {
+            if reason.generation == generation {
+                reason.error = Arc::clone(error);
+            }
+        }
     }
 }
 
@@ -138,27 +168,33 @@ impl Openings {
         // In the generation before, the circuit was open first, then half-open, then closed. Of two callers that
         // publish the same opening, the one that saw the later state is right about what it is. The other one comes too
         // late. An order may come from each state, and yields to all: whether it made the opening is in the word.
-        let own = (!opening.kind.is_order()).then_some(opening.kind);
+        let kind = (!opening.kind.is_order()).then_some(opening.kind);
         let rival = self.published.as_ref().filter(|published| published.generation == generation);
-        let right = rival.filter(|rival| rival.kind.map(rank) > own.map(rank));
-        let (kind, failures) = right.map_or((own, opening.failures()), |right| (right.kind, right.failures));
-        let before = openings.confirmed.as_ref().map_or_else(Past::default, Opening::past);
-        let error = error.or_else(|| rival.and_then(|rival| rival.error.as_ref())).or(before.last_error.as_ref());
-        let error = error.cloned();
-        openings.published = Some(Opening { generation, kind, failures, before, error });
+        let right = rival.filter(|rival| rival.kind.map(rank) > kind.map(rank));
+        let (kind, failures) = right.map_or((kind, opening.failures()), |right| (right.kind, right.failures));
+        let before = openings.confirmed.as_ref().map_or_else(Before::default, Opening::with_all_before);
+        let own = error.map(|error| Reason { generation, error: Arc::clone(error) });
+        let reason = own.or_else(|| rival.and_then(|rival| rival.reason.clone())).or_else(|| before.reason.clone());
+        openings.published = Some(Opening { generation, kind, failures, before, reason });
         openings
     }
 
     fn with_confirmed(&self, opening: Transition, error: Option<&Arc<LastError>>) -> Self {
         let generation = opening.after.generation;
         let mut openings = self.clone();
+        if let Some(error) = error {
+            for later in [&mut openings.confirmed, &mut openings.published].into_iter().flatten() {
+                later.correct(generation, error);
+            }
+        }
         let known = [&self.confirmed, &self.published].into_iter().flatten().find(|it| it.generation == generation);
         // An opening that two others have followed is forgotten: the caller that confirms it was asleep for that long.
         if let Some(known) = known {
             let kind = (!opening.kind.is_order()).then_some(opening.kind);
             let (before, failures) = (known.before.clone(), opening.failures());
-            let error = error.or(before.last_error.as_ref()).cloned();
-            openings.confirmed = Some(Opening { generation, kind, failures, before, error });
+            let own = error.map(|error| Reason { generation, error: Arc::clone(error) });
+            let reason = own.or_else(|| before.reason.clone());
+            openings.confirmed = Some(Opening { generation, kind, failures, before, reason });
         }
         openings
     }

@@ -79,7 +79,7 @@ impl CircuitBreaker {
         // Before the swap: after it, other transitions may have followed.
         let past = if transition.begins_a_generation() {
             self.history.publish(transition, error)
-        } else if transition.is_told() {
+        } else if transition.is_logged() {
             self.past(before)
         } else {
             Past::default()
@@ -93,13 +93,26 @@ impl CircuitBreaker {
         if transition.ends_a_wait() {
             self.waiting.notify();
         }
-        if transition.is_told() {
+        if transition.is_logged() {
             // A subscriber may panic. Until it returns, a claim belongs to a permit that hands the probe back.
             let claim = transition.is_claim().then(|| Permit::new(self, after.pack()).cancel_on_drop());
             event::emit(self, transition, &past);
             claim.map(Permit::into_claim);
         }
         true
+    }
+
+    /// Makes the transition that `next` finds for the word as it is, whatever others do meanwhile. Returns whether
+    /// there was one.
+    fn commit_next(&self, error: Option<&Arc<LastError>>, next: impl Fn(Word) -> Option<Transition>) -> bool {
+        let mut word = self.load();
+        while let Some(transition) = next(Word::unpack(word)) {
+            if self.commit(transition, error) {
+                return true;
+            }
+            word = self.look_again();
+        }
+        false
     }
 
     // ---- admitting ----
@@ -147,7 +160,7 @@ impl CircuitBreaker {
         loop {
             let before = Word::unpack(word);
             if waited_for.is_some_and(|generation| before.is_reopened_since(generation)) {
-                let open_left = before.open_left(now, limits.open_ticks);
+                let open_left = before.open_left(now, limits.longest_open_ticks);
                 return Err(Blocked::Rejected(self.reject(RejectionReason::Reopened, before.cause(), open_left)));
             }
             let claim = match before.admit(now, limits) {
@@ -255,17 +268,9 @@ impl CircuitBreaker {
     /// A caller asks for a cooldown.
     #[cold]
     pub(crate) fn cool_down(&self, ticks: u32, error: &Arc<LastError>) -> bool {
-        // Once: of two cooldowns of one length that are told at once, the second one need not extend the first.
+        // Read once: of two cooldowns of one length that are told at once, the second one need not extend the first.
         let now = self.clock.now();
-        let mut word = self.load();
-        loop {
-            let cooled = Word::unpack(word).cooled_down(now, ticks, self.settings.longest_open_ticks());
-            let Some(transition) = cooled else { return false };
-            if self.commit(transition, Some(error)) {
-                return true;
-            }
-            word = self.look_again();
-        }
+        self.commit_next(Some(error), |word| word.cooled_down(now, ticks, self.settings.longest_open_ticks()))
     }
 
     /// The probe that holds `claimed` asks for a cooldown. If it does not hold the probe any more, it is a caller like
@@ -281,7 +286,7 @@ impl CircuitBreaker {
     /// An order is carried out in whatever state the circuit is.
     #[cold]
     pub(crate) fn order(&self, order: Kind, reason: Option<&Arc<LastError>>) {
-        while !self.commit(self.decoded().ordered(order), reason) {}
+        self.commit_next(reason, |word| Some(word.ordered(order)));
     }
 
     // ---- silence ----
@@ -290,18 +295,10 @@ impl CircuitBreaker {
     /// one of them ended that generation.
     #[cold]
     pub(crate) fn fall_silent(&self, generation: u32, error: &Arc<LastError>) -> bool {
-        let mut word = self.load();
-        loop {
-            let before = Word::unpack(word);
-            if !before.is_closed_in(generation) {
-                return false;
-            }
-            let trip = before.tripped(Cause::Silence, self.clock.now(), self.settings.open_ticks_after(0));
-            if self.commit(trip, Some(error)) {
-                return true;
-            }
-            word = self.look_again();
-        }
+        self.commit_next(Some(error), |word| {
+            let trip = || word.tripped(Cause::Silence, self.clock.now(), self.settings.open_ticks_after(0));
+            word.is_closed_in(generation).then(trip)
+        })
     }
 
     /// The probe that holds `claimed` goes unanswered.

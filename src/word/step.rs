@@ -46,7 +46,7 @@ pub(crate) const COARSE_ERROR: u32 = 20;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// The longest that failures or silence keep the circuit open, 1 to [`MAX_DEADLINE_TICKS`].
-    pub(crate) open_ticks: u32,
+    pub(crate) longest_open_ticks: u32,
     /// 1 to [`MAX_DEADLINE_TICKS`].
     pub(crate) lease_ticks: u32,
 }
@@ -120,7 +120,7 @@ impl Transition {
     }
 
     /// Whether it is logged. The others do not change the state.
-    pub(crate) const fn is_told(self) -> bool {
+    pub(crate) const fn is_logged(self) -> bool {
         match self.kind {
             Kind::EndRow | Kind::HandBack | Kind::GoodProbe => false,
             Kind::Remove => !matches!(self.before.state, State::Closed { .. }),
@@ -173,9 +173,9 @@ pub(crate) enum Success {
 /// Ticks until an open circuit takes its probe, and why it is open, by a clock that may be off by [`COARSE_ERROR`]:
 /// `None` where a better clock could see no tick left. Asked of the raw word, for each call that is rejected.
 #[inline]
-pub(crate) const fn open_left_for_sure(word: u64, about_now: u32, open_ticks: u32) -> Option<(u32, Cause)> {
+pub(crate) const fn open_left_for_sure(word: u64, about_now: u32, longest: u32) -> Option<(u32, Cause)> {
     match super::open_until(word) {
-        Some((cause, until)) => match open_ticks_left(cause, until, about_now, open_ticks) {
+        Some((cause, until)) => match open_ticks_left(cause, until, about_now, longest) {
             0..=COARSE_ERROR => None,
             open_left => Some((open_left, cause)),
         },
@@ -190,9 +190,9 @@ impl Word {
     }
 
     /// Ticks until an open circuit takes its probe, or [`FOREVER`]; 0 in every other state.
-    pub(crate) const fn open_left(self, now: u32, open_ticks: u32) -> u32 {
+    pub(crate) const fn open_left(self, now: u32, longest: u32) -> u32 {
         match self.state {
-            State::Open { cause, until, .. } => open_ticks_left(cause, until, now, open_ticks),
+            State::Open { cause, until, .. } => open_ticks_left(cause, until, now, longest),
             State::Closed { .. } | State::HalfOpen { .. } | State::Disabled => 0,
         }
     }
@@ -202,7 +202,7 @@ impl Word {
         let new_lease_end = now.wrapping_add(limits.lease_ticks);
         let (kind, lease_end, streak, good_probes) = match self.state {
             State::Closed { .. } | State::Disabled => return Admit::Pass,
-            State::Open { cause, streak, .. } => match self.open_left(now, limits.open_ticks) {
+            State::Open { cause, streak, .. } => match self.open_left(now, limits.longest_open_ticks) {
                 0 => (Kind::Claim, new_lease_end, streak, 0),
                 open_left => return Admit::Reject { open_left, cause },
             },
@@ -246,11 +246,11 @@ impl Word {
 
     /// A caller asks for a cooldown of `ticks`. `None` if the circuit is open for as long already, or if a probe is in
     /// flight, which decides. If the probe is free, this call knows what a probe would find out.
-    pub(crate) const fn cooled_down(self, now: u32, ticks: u32, open_ticks: u32) -> Option<Transition> {
+    pub(crate) const fn cooled_down(self, now: u32, ticks: u32, longest: u32) -> Option<Transition> {
         let until = now.wrapping_add(ticks);
         match self.state {
             State::Closed { .. } => Some(self.opens(Kind::Trip, Cause::Cooldown, until, 0)),
-            State::Open { streak, .. } if self.open_left(now, open_ticks) < ticks => {
+            State::Open { streak, .. } if self.open_left(now, longest) < ticks => {
                 Some(self.opens(Kind::Extend, Cause::Cooldown, until, streak))
             }
             State::HalfOpen { in_flight: false, streak, .. } => {
@@ -338,9 +338,9 @@ impl Word {
 /// Ticks until the deadline of an open circuit. How far ahead it may lie follows from the cause, which is in the same
 /// word. If it were 24 hours for all, a circuit that nobody has called for 49 days would look open for another day.
 #[inline]
-const fn open_ticks_left(cause: Cause, until: u32, now: u32, open_ticks: u32) -> u32 {
+const fn open_ticks_left(cause: Cause, until: u32, now: u32, longest: u32) -> u32 {
     match cause {
-        Cause::Failures | Cause::Silence => ticks_left(until, now, open_ticks),
+        Cause::Failures | Cause::Silence => ticks_left(until, now, longest),
         Cause::Cooldown => ticks_left(until, now, MAX_DEADLINE_TICKS),
         Cause::Isolated => FOREVER,
     }

@@ -4,7 +4,7 @@
 use super::step::{self, Admit, COARSE_ERROR, Limits, MAX_DEADLINE_TICKS, Success};
 use super::*;
 
-pub(super) const LIMITS: Limits = Limits { open_ticks: 30_000, lease_ticks: 60_000 };
+pub(super) const LIMITS: Limits = Limits { longest_open_ticks: 30_000, lease_ticks: 60_000 };
 const LAST_GENERATION: u32 = GENERATION_LIMIT - 1;
 /// More than the clock may be behind.
 const SLACK: u32 = 65_536;
@@ -100,7 +100,7 @@ fn the_raw_questions_agree_with_the_decoded_word() {
     for word in every_state() {
         let raw = word.pack();
         assert_eq!(passes(raw), matches!(word.state, State::Closed { .. } | State::Disabled), "{word:?}");
-        assert_eq!(is_clean(raw), passes(raw) && word.failures() == Some(0), "{word:?}");
+        assert_eq!(is_clean(raw), matches!(word.state, State::Closed { failures: 0, .. }), "{word:?}");
         assert_eq!(has_probe_in_flight(raw), word.has_probe_in_flight(), "{word:?}");
         assert_eq!(open_until(raw).map(|(cause, _)| cause), word.cause(), "{word:?}");
     }
@@ -170,21 +170,21 @@ fn a_probe_claimed_after_weeks_of_idling_gets_a_whole_lease() {
 // ---- deadlines ----
 
 fn tripped_at(now: u32) -> Word {
-    closed(0, 2).tripped(Cause::Failures, now, LIMITS.open_ticks).after
+    closed(0, 2).tripped(Cause::Failures, now, LIMITS.longest_open_ticks).after
 }
 
 #[test]
 fn a_reading_from_just_before_the_trip_sees_the_circuit_open() {
     let open = tripped_at(100_000);
-    assert_eq!(open.open_left(99_999, LIMITS.open_ticks), 30_001);
-    assert_eq!(open.open_left(100_000 - SLACK, LIMITS.open_ticks), 30_000 + SLACK);
-    assert_eq!(open.open_left(100_000 - SLACK - 1, LIMITS.open_ticks), 0);
+    assert_eq!(open.open_left(99_999, LIMITS.longest_open_ticks), 30_001);
+    assert_eq!(open.open_left(100_000 - SLACK, LIMITS.longest_open_ticks), 30_000 + SLACK);
+    assert_eq!(open.open_left(100_000 - SLACK - 1, LIMITS.longest_open_ticks), 0);
 }
 
 #[test]
 fn a_coarse_clock_rejects_only_what_a_better_one_would() {
     let open = open(1, 30_000);
-    let left = |word: Word, about_now| step::open_left_for_sure(word.pack(), about_now, LIMITS.open_ticks);
+    let left = |word: Word, about_now| step::open_left_for_sure(word.pack(), about_now, LIMITS.longest_open_ticks);
     assert_eq!(left(open, 0), Some((30_000, Cause::Failures)));
     assert_eq!(left(silent(1, 30_000), 0), Some((30_000, Cause::Silence)));
     assert_eq!(left(open, 30_000 - COARSE_ERROR - 1), Some((COARSE_ERROR + 1, Cause::Failures)));
@@ -201,7 +201,7 @@ fn a_deadline_beyond_the_wrap_counts_down_across_it() {
     let open = tripped_at(u32::MAX - 10);
     assert_eq!(open, self::open(1, 29_989));
     for (now, left) in [(u32::MAX - 10, 30_000), (u32::MAX, 29_990), (0, 29_989), (29_988, 1), (29_989, 0)] {
-        assert_eq!(open.open_left(now, LIMITS.open_ticks), left, "at {now}");
+        assert_eq!(open.open_left(now, LIMITS.longest_open_ticks), left, "at {now}");
     }
 }
 
@@ -217,7 +217,7 @@ fn the_longest_deadline_is_told_from_one_that_has_passed() {
 fn an_open_time_that_passed_weeks_ago_does_not_block() {
     for days in [1, 10, 24, 25, 40, 49] {
         let now = days * 86_400_000;
-        assert_eq!(open(1, 30_000).open_left(now, LIMITS.open_ticks), 0, "after {days} days");
+        assert_eq!(open(1, 30_000).open_left(now, LIMITS.longest_open_ticks), 0, "after {days} days");
     }
 }
 
@@ -255,7 +255,7 @@ fn the_highest_threshold_is_reached_without_leaving_its_field() {
         word = closed(3, count);
     }
     assert_eq!(failure(word.pack(), closed(3, 0).pack(), MAX_FAILURES), Failure::Trip);
-    assert_eq!(word.tripped(Cause::Failures, 0, LIMITS.open_ticks).failures(), Some(MAX_FAILURES));
+    assert_eq!(word.tripped(Cause::Failures, 0, LIMITS.longest_open_ticks).failures(), Some(MAX_FAILURES));
 }
 
 #[test]
@@ -271,13 +271,13 @@ fn failed_recoveries_in_a_row_are_counted_up_to_the_end_of_their_field() {
     for expected in (1..=MAX_STREAK).chain([MAX_STREAK]) {
         let open_ticks = |streak| {
             assert_eq!(streak, expected);
-            LIMITS.open_ticks
+            LIMITS.longest_open_ticks
         };
         let open = word.probe_failed(Cause::Failures, 0, open_ticks).unwrap().after;
         assert_eq!(open, with_streak(self::open(open.generation, 30_000), expected));
         word = claim(open, 30_000);
     }
-    let next = word.probe_succeeded(1).unwrap().after.tripped(Cause::Failures, 0, LIMITS.open_ticks).after;
+    let next = word.probe_succeeded(1).unwrap().after.tripped(Cause::Failures, 0, LIMITS.longest_open_ticks).after;
     assert_eq!(next, open(next.generation, 30_000), "a circuit that has closed forgets them");
 }
 
@@ -285,7 +285,8 @@ fn failed_recoveries_in_a_row_are_counted_up_to_the_end_of_their_field() {
 
 #[test]
 fn the_generation_wraps_within_its_field() {
-    let next = probing(LAST_GENERATION, 0).probe_failed(Cause::Failures, 0, |_| LIMITS.open_ticks).unwrap().after;
+    let next =
+        probing(LAST_GENERATION, 0).probe_failed(Cause::Failures, 0, |_| LIMITS.longest_open_ticks).unwrap().after;
     assert_eq!((next.generation, next.circuit_state()), (0, CircuitState::Open));
     assert!(next.is_reopened_since(LAST_GENERATION));
 }

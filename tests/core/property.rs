@@ -230,10 +230,6 @@ impl Model {
 
     /// Whether it counts.
     fn record(&mut self, outcome: Outcome) -> bool {
-        if matches!(self.circuit, Circuit::Disabled) {
-            // There is nothing that a success could reset.
-            return matches!(outcome, Outcome::Success);
-        }
         if !matches!(self.circuit, Circuit::Closed) {
             return false;
         }

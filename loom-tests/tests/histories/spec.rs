@@ -147,10 +147,6 @@ impl Spec {
 
     /// Whether it counts.
     fn record(&mut self, outcome: Outcome, number: usize, call: &Call, answer: &Answer) -> bool {
-        if matches!(self.circuit, Circuit::Disabled) {
-            // There is nothing that a success could reset.
-            return outcome == Outcome::Success;
-        }
         if !matches!(self.circuit, Circuit::Closed) {
             return false;
         }
@@ -247,11 +243,11 @@ impl Spec {
 
     /// The one looseness that is allowed: a record by name stands for the permit that it would have been given when it
     /// was made. So it is lost if in the same moment another call takes over the probe that it stands for, whose lease
-    /// is over, or an order closes the circuit anew or disables it. It says so.
+    /// is over, or an order closes the circuit anew. It says so.
     fn may_be_lost(&self, kind: PermitType, answer: &Answer) -> bool {
         match self.circuit {
             Circuit::HalfOpen { probe: Some(_), lease, .. } => kind == PermitType::Probe && lease.may_be_over(answer),
-            Circuit::Closed | Circuit::Disabled => kind == PermitType::Normal && self.by_order,
+            Circuit::Closed => kind == PermitType::Normal && self.by_order,
             _ => false,
         }
     }

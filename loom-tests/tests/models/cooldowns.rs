@@ -1,17 +1,17 @@
 //! Cooldowns: each counts when it is told, the latest end wins, and a probe in flight decides.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use loom::thread;
-use loom_tests::silence::{Config, Detector};
 use loom_tests::sync::time::advance;
 use loom_tests::{Cause, CircuitBreaker, CircuitState, PermitType, RejectionReason};
 
 use crate::harness::{
     LEASE, OPEN_FOR, begin, beside, breaker, claim, due, explore, explore_crowd, fail, go_on, permit, probes, probing,
-    reason, told,
+    reason, told, woken,
 };
+use crate::silence;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -180,10 +180,10 @@ fn a_waiter_is_rejected_when_the_probe_asks_for_a_cooldown() {
         let (breaker, probe) = probing();
         let waiter = go_on(begin(&breaker));
         probe.cool_down(SECOND, "429", "cooldown");
-        let (answer, woken) = waiter.join().unwrap();
+        let (answer, slept) = waiter.join().unwrap();
         assert_eq!(reason(&answer), Some(RejectionReason::Reopened));
         assert_eq!(answer.unwrap_err().cause(), Some(Cause::Cooldown));
-        if woken { "woken" } else { "found it resolved" }
+        woken(slept)
     });
 }
 
@@ -195,26 +195,18 @@ fn a_waiter_is_rejected_even_if_the_new_opening_was_extended_and_its_time_has_pa
         probe.failure("test", "again");
         assert!(trip_for(&breaker, 2, "cooldown"));
         advance(SECOND * 2);
-        let (answer, woken) = waiter.join().unwrap();
+        let (answer, slept) = waiter.join().unwrap();
         assert_eq!(reason(&answer), Some(RejectionReason::Reopened));
-        if woken { "woken" } else { "found it resolved" }
+        woken(slept)
     });
 }
 
 #[test]
 fn a_late_answer_does_not_close_a_silent_circuit_that_cools_down() {
     explore(&["the answer came first", "the cooldown came first"], || {
-        let ceiling = Duration::from_millis(10);
-        let breaker = breaker(1);
-        let config = Config::builder().ceiling(ceiling).build().unwrap();
-        let detector = Arc::new(Detector::new(Arc::clone(&breaker), config, 1));
-        let mut watcher = detector.watcher().unwrap();
-        let now = Instant::now() + SECOND;
-        let late = permit(&breaker);
-        let ticket = watcher.start(&late, now);
-        assert!(watcher.look(now + ceiling).is_some());
+        let (breaker, mut watcher, (late, ticket), now) = silence::silent();
         let other = beside(&breaker, |breaker| assert!(trip_for(&breaker, 2, "cooldown")));
-        watcher.answered(ticket, now + ceiling);
+        watcher.answered(ticket, now);
         late.success();
         other.join().unwrap();
         assert_cooling(&breaker, "cooldown", SECOND * 2);

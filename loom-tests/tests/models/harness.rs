@@ -226,6 +226,11 @@ pub(crate) fn go_on(waiting: Waiting) -> JoinHandle<(Answer, bool)> {
     thread::spawn(move || counting_polls(waiting))
 }
 
+/// The end of a race between a waiter and what it waits for.
+pub(crate) fn woken(waited: bool) -> &'static str {
+    if waited { "woken" } else { "found it resolved" }
+}
+
 pub(crate) fn passed(answer: &Answer) -> bool {
     answer.as_ref().is_ok_and(|permit| permit.kind() == PermitType::Normal)
 }

@@ -1,15 +1,16 @@
 //! Orders by hand: each wins against whatever happens at the same time, and what is from before it says nothing after.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use loom::thread;
-use loom_tests::silence::{Config, Detector};
 use loom_tests::sync::time::advance;
 use loom_tests::{Cause, CircuitBreaker, CircuitState, RejectionReason};
 
-use crate::by_name;
-use crate::harness::{OPEN_FOR, begin, beside, breaker, explore, fail, go_on, passed, permit, probing, reason, told};
+use crate::harness::{
+    LEASE, OPEN_FOR, begin, beside, breaker, explore, fail, go_on, passed, permit, probing, reason, told, woken,
+};
+use crate::{by_name, silence};
 
 fn assert_isolated(breaker: &CircuitBreaker) {
     let seen = breaker.snapshot();
@@ -190,6 +191,27 @@ fn of_two_orders_the_last_one_stands() {
 }
 
 #[test]
+fn a_reset_carries_on_the_error_of_the_probe_that_failed_and_not_of_a_late_one() {
+    explore(&["the probe failed before the reset", "the reset came first"], || {
+        let (breaker, slow) = probing();
+        advance(LEASE);
+        let next = Arc::clone(&breaker).try_acquire_owned().unwrap();
+        let other = thread::spawn(move || next.failure("test", "again"));
+        slow.failure("test", "late");
+        breaker.reset();
+        other.join().unwrap();
+        assert_eq!(breaker.state(), CircuitState::Closed);
+        if breaker.snapshot().failed_probe_count == 1 {
+            assert_eq!(told(&breaker), "again");
+            "the probe failed before the reset"
+        } else {
+            assert_eq!(told(&breaker), "first");
+            "the reset came first"
+        }
+    });
+}
+
+#[test]
 fn the_reason_of_an_isolation_outlasts_the_reset_that_ends_it() {
     explore(&["isolated", "closed"], || {
         let breaker = breaker(1);
@@ -215,12 +237,12 @@ fn a_waiter_is_rejected_when_the_circuit_is_isolated() {
         let waiter = go_on(begin(&breaker));
         breaker.isolate("by hand");
         probe.success();
-        let (answer, woken) = waiter.join().unwrap();
+        let (answer, slept) = waiter.join().unwrap();
         assert_eq!(reason(&answer), Some(RejectionReason::Reopened));
         let rejection = answer.unwrap_err();
         assert_eq!((rejection.cause(), rejection.retry_after()), (Some(Cause::Isolated), None));
         assert_isolated(&breaker);
-        if woken { "woken" } else { "found it resolved" }
+        woken(slept)
     });
 }
 
@@ -231,10 +253,10 @@ fn a_waiter_passes_when_the_circuit_is_reset() {
         let waiter = go_on(begin(&breaker));
         breaker.reset();
         probe.failure("test", "too late");
-        let (answer, woken) = waiter.join().unwrap();
+        let (answer, slept) = waiter.join().unwrap();
         assert!(passed(&answer));
         assert_eq!(breaker.state(), CircuitState::Closed);
-        if woken { "woken" } else { "found it resolved" }
+        woken(slept)
     });
 }
 
@@ -275,15 +297,10 @@ fn a_claim_and_an_isolation_leave_no_probe() {
 #[test]
 fn an_unanswered_request_from_before_a_reset_does_not_open_the_circuit_after_it() {
     explore(&["the alarm came first", "the order came first"], || {
-        let ceiling = Duration::from_millis(10);
         let breaker = breaker(1);
-        let config = Config::builder().ceiling(ceiling).build().unwrap();
-        let detector = Arc::new(Detector::new(Arc::clone(&breaker), config, 2));
-        let [mut watcher, mut other_core] = [(); 2].map(|()| detector.watcher().unwrap());
-        let now = Instant::now() + Duration::from_secs(1);
-        let calls = [permit(&breaker), permit(&breaker)];
-        let tickets = [watcher.start(&calls[0], now), other_core.start(&calls[1], now)];
-        let now = now + ceiling;
+        let ([mut watcher, mut other_core], now) = silence::watch(&breaker);
+        let calls = [silence::send(&breaker, &mut watcher, now), silence::send(&breaker, &mut other_core, now)];
+        let now = now + silence::CEILING;
         let look = thread::spawn(move || {
             watcher.look(now);
             watcher
@@ -295,7 +312,7 @@ fn an_unanswered_request_from_before_a_reset_does_not_open_the_circuit_after_it(
         other_core.look(now);
         watcher.look(now);
         assert_eq!((breaker.state(), breaker.trip_count()), (CircuitState::Closed, u64::from(alarmed)));
-        drop((calls, tickets));
+        drop(calls);
         if alarmed { "the alarm came first" } else { "the order came first" }
     });
 }
@@ -303,21 +320,13 @@ fn an_unanswered_request_from_before_a_reset_does_not_open_the_circuit_after_it(
 #[test]
 fn an_answer_after_all_does_not_end_an_isolation() {
     explore(&["the answer came first", "the order came first"], || {
-        let ceiling = Duration::from_millis(10);
-        let breaker = breaker(1);
-        let config = Config::builder().ceiling(ceiling).build().unwrap();
-        let detector = Arc::new(Detector::new(Arc::clone(&breaker), config, 1));
-        let mut watcher = detector.watcher().unwrap();
-        let now = Instant::now() + Duration::from_secs(1);
-        let late = permit(&breaker);
-        let ticket = watcher.start(&late, now);
-        assert!(watcher.look(now + ceiling).is_some());
+        let (breaker, mut watcher, (late, ticket), now) = silence::silent();
         let other = beside(&breaker, |breaker| {
             let closed = breaker.state() == CircuitState::Closed;
             breaker.isolate("by hand");
             closed
         });
-        watcher.answered(ticket, now + ceiling);
+        watcher.answered(ticket, now);
         late.success();
         let closed = other.join().unwrap();
         assert_isolated(&breaker);

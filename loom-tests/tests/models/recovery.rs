@@ -9,6 +9,7 @@ use loom_tests::{CircuitBreaker, CircuitState, OwnedPermit};
 
 use crate::harness::{
     LEASE, OPEN_FOR, begin, beside, claim, counting_polls, due_with, explore, go_on, passed, probes, settings, told,
+    woken,
 };
 
 /// A breaker that needs two good probes, and the first of them.
@@ -24,12 +25,12 @@ fn a_waiter_becomes_the_second_of_two_probes() {
         let (breaker, first) = first_of_two();
         let waiter = go_on(begin(&breaker));
         first.success();
-        let (answer, woken) = waiter.join().unwrap();
+        let (answer, slept) = waiter.join().unwrap();
         assert!(probes(&answer));
         assert_eq!(breaker.state(), CircuitState::HalfOpen);
         answer.unwrap().success();
         assert_eq!(breaker.state(), CircuitState::Closed);
-        if woken { "woken" } else { "found it resolved" }
+        woken(slept)
     });
 }
 

@@ -19,10 +19,10 @@ use crate::harness::{
     LEASE, OPEN_FOR, begin, beside, breaker, claim, explore, fail, go_on, permit, probes, reason, told,
 };
 
-const CEILING: Duration = Duration::from_millis(10);
+pub(crate) const CEILING: Duration = Duration::from_millis(10);
 
 /// So many cores that watch `breaker`, and a time for their first requests.
-fn watch<const CORES: usize>(breaker: &Arc<CircuitBreaker>) -> ([Watcher; CORES], Instant) {
+pub(crate) fn watch<const CORES: usize>(breaker: &Arc<CircuitBreaker>) -> ([Watcher; CORES], Instant) {
     let now = Instant::now() + Duration::from_secs(1);
     let config = Config::builder().ceiling(CEILING).build().unwrap();
     let detector = Arc::new(Detector::new(Arc::clone(breaker), config, CORES));
@@ -30,14 +30,14 @@ fn watch<const CORES: usize>(breaker: &Arc<CircuitBreaker>) -> ([Watcher; CORES]
 }
 
 /// A request that is sent, and its permit.
-fn send(breaker: &Arc<CircuitBreaker>, watcher: &mut Watcher, now: Instant) -> (OwnedPermit, Ticket) {
+pub(crate) fn send(breaker: &Arc<CircuitBreaker>, watcher: &mut Watcher, now: Instant) -> (OwnedPermit, Ticket) {
     let permit = permit(breaker);
     let ticket = watcher.start(&permit, now);
     (permit, ticket)
 }
 
 /// A breaker with threshold 1 and one core, silent in generation 1; a request that was sent before, and the time.
-fn silent() -> (Arc<CircuitBreaker>, Watcher, (OwnedPermit, Ticket), Instant) {
+pub(crate) fn silent() -> (Arc<CircuitBreaker>, Watcher, (OwnedPermit, Ticket), Instant) {
     let breaker = breaker(1);
     let ([mut watcher], now) = watch(&breaker);
     let call = send(&breaker, &mut watcher, now);

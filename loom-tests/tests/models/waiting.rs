@@ -11,12 +11,8 @@ use loom_tests::{CircuitState, PermitType, RejectionReason};
 
 use crate::harness::{
     Answer, LEASE, OPEN_FOR, Waiting, begin, beside, caller, claim, due_with, explore, explore_crowd, go_on, passed,
-    probes, probing, reason, settings, told,
+    probes, probing, reason, settings, told, woken,
 };
-
-fn woken(waited: bool) -> &'static str {
-    if waited { "woken" } else { "found it resolved" }
-}
 
 /// The waiter was rejected because its probe failed. Whether it had to be woken for that.
 fn rejected((answer, waited): (Answer, bool)) -> &'static str {

@@ -30,7 +30,7 @@ type Follows = (Event, Kind, Word);
 /// those of calls that this very word admitted.
 fn follows(word: Word, event: Event) -> Option<Transition> {
     const NOW: u32 = 500;
-    let open_ticks = LIMITS.open_ticks;
+    let open_ticks = LIMITS.longest_open_ticks;
     match event {
         Event::Call(now) => match word.admit(now, LIMITS) {
             Admit::Claim(claim) => Some(claim),
@@ -200,10 +200,10 @@ fn a_disabled_circuit_counts_nothing() {
 fn an_isolated_circuit_never_takes_a_probe() {
     for now in [0, 1, 86_400_000, u32::MAX / 2, u32::MAX] {
         let isolated = open_because(Cause::Isolated, 1, 0);
-        let left = open_left_for_sure(isolated.pack(), now, LIMITS.open_ticks);
+        let left = open_left_for_sure(isolated.pack(), now, LIMITS.longest_open_ticks);
         assert_eq!(left, Some((FOREVER, Cause::Isolated)));
         assert_eq!(isolated.admit(now, LIMITS), Admit::Reject { open_left: FOREVER, cause: Cause::Isolated });
-        assert_eq!(isolated.cooled_down(now, MAX_DEADLINE_TICKS, LIMITS.open_ticks), None);
+        assert_eq!(isolated.cooled_down(now, MAX_DEADLINE_TICKS, LIMITS.longest_open_ticks), None);
     }
 }
 
