@@ -7,8 +7,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
+use fusebox::{Abandoned, Config, ConfigBuilder};
 use fusebox_benches::contenders::{CALLS, Contender, Start, floors, peers, replaced, runtime, us};
 use fusebox_benches::{Options, Suite, exit, writable};
 
@@ -70,6 +72,23 @@ fn breaker<C: Contender>(suite: &mut Suite, name: &'static str, started: impl Fn
     add(suite, REJECTED, name, started(Start::Open), Expect::NonePasses, |_| false);
 }
 
+/// The settings that make a call that passes do more. No call fails often enough to open the circuit.
+fn policies(suite: &mut Suite) {
+    let seconds = Duration::from_secs;
+    let rate = || Config::builder().failure_rate(99).window(seconds(10));
+    let policies: [(&'static str, ConfigBuilder); 5] = [
+        ("fusebox, `failure_rate`", rate()),
+        ("fusebox, `failure_rate` and `slow_rate`", rate().slow_rate(99).slow_after(seconds(3600))),
+        ("fusebox, `failure_rate` of 1,000 calls", rate().window(1000)),
+        ("fusebox, `failure_memory`", Config::builder().failure_memory(seconds(60))),
+        ("fusebox, `abandoned`", Config::builder().abandoned(Abandoned::Failure)),
+    ];
+    for (name, policy) in policies {
+        add(suite, SUCCESS, name, us::with(policy.clone()), Expect::AllPass, |_| false);
+        add(suite, TENTH, name, us::with(policy), Expect::AllPass, |n| n % 10 == 0);
+    }
+}
+
 fn main() -> ExitCode {
     exit(measure(&Arguments::parse()))
 }
@@ -93,6 +112,7 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
     breaker(s, "fusebox, `acquire()` polled once", us::polled);
     breaker(s, "fusebox, owned permit", us::owned);
     breaker(s, "fusebox, by name", us::by_name);
+    policies(s);
     breaker(s, "recloser", peers::recloser);
     breaker(s, "failsafe", peers::failsafe);
     breaker(s, "breaker", peers::breaker);

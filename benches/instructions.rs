@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use fusebox::silence::{self, Detector};
-use fusebox::{CircuitBreaker, CircuitBreakerRegistry, Config};
+use fusebox::{Abandoned, CircuitBreaker, CircuitBreakerRegistry, Config, ConfigBuilder};
 use fusebox_benches::exit;
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,7 @@ struct Baseline {
 type Operation = (&'static str, fn(u32));
 
 /// The first is the empty loop, which is not counted with the others.
-const OPERATIONS: [Operation; 13] = [
+const OPERATIONS: [Operation; 22] = [
     ("loop", |rounds| repeat(rounds, |_| {})),
     ("permit + success", |rounds| {
         let breaker = closed();
@@ -85,6 +85,41 @@ const OPERATIONS: [Operation; 13] = [
     ("acquire().await, rejected", |rounds| {
         let breaker = open();
         repeat(rounds, |_| assert!(now(black_box(&breaker).acquire()).is_err()));
+    }),
+    ("rejected, cooldown", |rounds| {
+        let breaker = closed();
+        assert!(breaker.trip_for(Duration::from_hours(1), "429", "later"));
+        repeat(rounds, |_| assert!(black_box(&breaker).try_acquire().is_err()));
+    }),
+    ("rejected, isolated", |rounds| {
+        let breaker = closed();
+        breaker.isolate("maintenance");
+        repeat(rounds, |_| assert!(black_box(&breaker).try_acquire().is_err()));
+    }),
+    ("permit + success, failure_rate", |rounds| successes(rounds, rate())),
+    ("permit + success, failure_rate and slow_rate", |rounds| {
+        successes(rounds, rate().slow_rate(99).slow_after(Duration::from_hours(1)));
+    }),
+    ("permit + success, failure_rate of 1000 calls", |rounds| successes(rounds, rate().window(1000))),
+    ("permit + success, failure_memory", |rounds| {
+        successes(rounds, config().to_builder().failure_memory(Duration::from_mins(1)));
+    }),
+    ("permit + success, abandoned", |rounds| {
+        successes(rounds, config().to_builder().abandoned(Abandoned::Failure));
+    }),
+    ("permit + success, on a ramp", |rounds| {
+        let ramp = config().to_builder().ramp(Duration::from_hours(24)).ramp_from(100);
+        let breaker = CircuitBreaker::new("openai", ramp.build().expect("a valid configuration"));
+        assert!(breaker.trip_for(Duration::ZERO, "429", "now"));
+        breaker.try_acquire().expect("the probe").success();
+        repeat(rounds, |_| black_box(&breaker).try_acquire().expect("every call has its turn").success());
+    }),
+    ("permit + failure, failure_rate", |rounds| {
+        let breaker = CircuitBreaker::new("openai", rate().build().expect("a valid configuration"));
+        repeat(rounds, |round| {
+            let permit = black_box(&breaker).try_acquire().expect("closed");
+            if round % 128 == 0 { permit.success() } else { permit.failure("timeout", "no answer within 2 s") }
+        });
     }),
     ("silence: start + answered", |rounds| {
         let breaker = Arc::new(closed());
@@ -135,6 +170,16 @@ fn repeat(rounds: u32, mut operation: impl FnMut(u32)) {
 fn config() -> Config {
     // The highest threshold: neither 128 failures in a row nor 100,000 on 256 names may open a circuit.
     Config::builder().failure_threshold(1023).open_for(Duration::from_hours(1)).build().expect("a valid configuration")
+}
+
+/// A rate that is never reached: no more than 127 in 128 calls fail.
+fn rate() -> ConfigBuilder {
+    config().to_builder().failure_rate(100)
+}
+
+fn successes(rounds: u32, policy: ConfigBuilder) {
+    let breaker = CircuitBreaker::new("openai", policy.build().expect("a valid configuration"));
+    repeat(rounds, |_| black_box(&breaker).try_acquire().expect("closed").success());
 }
 
 fn closed() -> CircuitBreaker {

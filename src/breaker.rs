@@ -5,6 +5,7 @@
 
 mod call;
 mod history;
+mod measure;
 mod protocol;
 mod wait;
 
@@ -17,7 +18,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::clock::{Clock, duration};
 use crate::config::{Config, ConfigBuilder, ConfigError};
-use crate::error::{CircuitOpenError, LastError, Rejection, RejectionReason};
+use crate::error::{CircuitOpenError, LastError, Number, Rejection};
 use crate::permit::{OwnedPermit, Permit};
 use crate::settings::{Settings, cooldown_ticks};
 use crate::sync::unseen::AtomicU32;
@@ -58,8 +59,11 @@ pub struct CircuitBreaker {
     clock: Clock,
     waiting: Waiting,
     history: History,
+    /// When the call began that failed and began last, in milliseconds since the breaker was made. It is noted if
+    /// failures have a memory.
+    newest_failed: AtomicU64,
     /// By which a rejection is known to be its own.
-    number: u16,
+    number: Number,
     name: Arc<str>,
 }
 
@@ -77,9 +81,12 @@ impl ConfigBuilder<Arc<str>> {
 impl CircuitBreaker {
     /// A closed breaker. `name` is what logs and errors call the upstream.
     pub fn new(name: impl Into<Arc<str>>, config: Config) -> Self {
+        let settings = Settings::new(config);
+        let word = Word { measured: settings.measures().any(), ..Word::INITIAL };
         Self {
-            word: CachePadded::new(AtomicU64::new(Word::INITIAL.pack())),
-            settings: Settings::new(config),
+            word: CachePadded::new(AtomicU64::new(word.pack())),
+            settings,
+            newest_failed: AtomicU64::new(0),
             clock: Clock::new(),
             waiting: Waiting::new(),
             history: History::new(),
@@ -118,7 +125,7 @@ impl CircuitBreaker {
         self.try_acquire_word().map(|word| Permit::new(self, word))
     }
 
-    /// Asks for a permit, and waits for the result of a probe in flight.
+    /// Asks for a permit, and waits for the result of a probe in flight, or for its turn while the circuit recovers.
     ///
     /// # Errors
     ///
@@ -153,14 +160,7 @@ impl CircuitBreaker {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_through_silence(&self) -> Result<Permit<&Self>, Rejection> {
-        match self.try_acquire() {
-            Err(rejection)
-                if matches!(rejection.reason(), RejectionReason::Silent | RejectionReason::ProbeInFlight) =>
-            {
-                self.wait_through_silence(rejection).await.map(|word| Permit::new(self, word))
-            }
-            answer => answer,
-        }
+        self.acquire_word_through_silence().await.map(|word| Permit::new(self, word))
     }
 
     /// As [`acquire`](Self::acquire), for a permit that outlives the borrow. It costs a reference count.
@@ -325,7 +325,7 @@ impl CircuitBreaker {
     /// Replaces the settings, and keeps the state. An open circuit keeps the time at which it takes a probe, a probe
     /// its lease, unless what is left is longer than the new setting by more than a minute: then the circuit takes a
     /// probe at once, and the next call takes the probe over. A lower `failure_threshold` that has been reached opens
-    /// the circuit with the next failure.
+    /// the circuit with the next failure. The calls in the window are kept, unless the window is another one.
     ///
     /// # Examples
     ///
@@ -340,16 +340,27 @@ impl CircuitBreaker {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_config(&self, config: Config) {
-        self.settings.set(config);
+        self.settings.set(config, |measures| self.set_measured(measures.any()));
     }
 
-    /// The state as the last call left it: an open circuit becomes half-open with the first call after its open time.
+    /// The state as the last call left it: an open circuit becomes half-open with the first call after its open time. A
+    /// circuit whose ramp is over is closed.
     pub fn state(&self) -> CircuitState {
-        self.decoded().circuit_state()
+        self.state_of(self.decoded())
     }
 
-    /// Failures in a row; 0 while isolated or disabled. While open or half-open: those at its last trip. If several
-    /// callers tried to open it at the same moment, they may be those that another one saw.
+    fn state_of(&self, word: Word) -> CircuitState {
+        match word.circuit_state() {
+            CircuitState::Recovering if word.is_ramp_over(self.clock.now(), self.settings.ramp_ticks()) => {
+                CircuitState::Closed
+            }
+            state => state,
+        }
+    }
+
+    /// Failures in a row; 0 while isolated or disabled, and if there is no `failure_threshold`. While open or
+    /// half-open: those at its last trip. If several callers tried to open it at the same moment, they may be those
+    /// that another one saw.
     pub fn failure_count(&self) -> u32 {
         let word = self.decoded();
         word.failures().unwrap_or_else(|| self.past(word).counts.failures)
@@ -367,7 +378,7 @@ impl CircuitBreaker {
         let Past { counts: Counts { trips, failed_probes, failures }, last_error } = self.past(word);
         BreakerSnapshot {
             name: Arc::clone(&self.name),
-            state: word.circuit_state(),
+            state: self.state_of(word),
             cause: word.cause(),
             silent: word.cause() == Some(Cause::Silence),
             failure_count: word.failures().unwrap_or(failures),
@@ -379,6 +390,7 @@ impl CircuitBreaker {
                 .then(|| word.open_left(self.clock.now(), self.settings.longest_open_ticks()))
                 .filter(|left| *left != FOREVER)
                 .map(duration),
+            last_calls: self.last_calls(word),
             last_error,
         }
     }
@@ -394,8 +406,8 @@ impl CircuitBreaker {
         CircuitOpenError::new(Arc::clone(&self.name), rejection, counts.trips, last_error)
     }
 
-    pub(crate) fn failure_threshold(&self) -> u32 {
-        self.settings.failure_threshold()
+    pub(crate) fn silent_threshold(&self) -> u32 {
+        self.settings.silent_threshold()
     }
 
     pub(crate) fn shared_name(&self) -> &Arc<str> {
@@ -414,11 +426,9 @@ impl fmt::Debug for CircuitBreaker {
     }
 }
 
-fn next_number() -> u16 {
+fn next_number() -> Number {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    #[expect(clippy::cast_possible_truncation, reason = "of 65,536 breakers two may have the same")]
-    let number = MADE.fetch_add(1, Ordering::Relaxed) as u16;
-    number
+    Number::new(MADE.fetch_add(1, Ordering::Relaxed))
 }
 
 impl BreakerSnapshot {
@@ -426,6 +436,18 @@ impl BreakerSnapshot {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// The calls in a breaker's [window](crate::ConfigBuilder::window).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LastCalls {
+    /// How many there were.
+    pub calls: u64,
+    /// How many of them failed.
+    pub failures: u64,
+    /// How many of them were slow.
+    pub slow: u64,
 }
 
 /// A breaker as [`CircuitBreaker::snapshot`] saw it.
@@ -450,6 +472,8 @@ pub struct BreakerSnapshot {
     pub trip_count: u64,
     /// Probes that failed, ever.
     pub failed_probe_count: u64,
+    /// What is in the window. `None` if there is neither a `failure_rate` nor a `slow_rate`.
+    pub last_calls: Option<LastCalls>,
     /// While open: how long until a call becomes the next probe, zero if the next one does. `None` while isolated.
     pub next_probe_in: Option<Duration>,
     /// The failure that opened the circuit last.

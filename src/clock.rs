@@ -21,17 +21,41 @@ impl Clock {
         self.tick_at(Instant::now())
     }
 
+    /// The same, as a number that does not wrap.
+    pub(crate) fn millis(&self) -> u64 {
+        self.millis_at(Instant::now())
+    }
+
     /// As [`now`](Self::now), but cheaper, and up to [`COARSE_ERROR`](crate::word::step::COARSE_ERROR) behind it, never
     /// ahead. It is further behind if the system is too busy to update its clock.
+    #[inline]
     pub(crate) fn about_now(&self) -> u32 {
-        self.coarse.now().unwrap_or_else(|| self.now())
+        self.coarse.now().map_or_else(|| self.now(), tick)
+    }
+
+    /// As [`about_now`](Self::about_now), as a number that does not wrap.
+    #[inline]
+    pub(crate) fn about_millis(&self) -> u64 {
+        self.coarse.now().map_or_else(|| self.millis(), |millis| if millis > u64::MAX / 2 { 0 } else { millis })
     }
 
     pub(crate) fn tick_at(&self, instant: Instant) -> u32 {
-        #[expect(clippy::cast_possible_truncation, reason = "ticks wrap; the word's deadline rule allows for it")]
-        let tick = instant.saturating_duration_since(self.epoch).as_millis() as u32;
-        tick
+        tick(self.millis_at(instant))
     }
+
+    fn millis_at(&self, instant: Instant) -> u64 {
+        #[expect(clippy::cast_possible_truncation, reason = "it lasts for half a million years")]
+        let millis = instant.saturating_duration_since(self.epoch).as_millis() as u64;
+        millis
+    }
+}
+
+/// A time in ticks.
+#[inline]
+pub(crate) fn tick(millis: u64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "ticks wrap; the word's deadline rule allows for it")]
+    let tick = millis as u32;
+    tick
 }
 
 /// A configured duration in ticks, rounded up.

@@ -2,14 +2,22 @@
 //!
 //! Not here: how settings are replaced while calls are under way: `settings`.
 
+mod builder;
+
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
 use crate::word::step::MAX_DEADLINE_TICKS;
-use crate::word::{MAX_FAILURES, MAX_GOOD_PROBES};
+use crate::word::{MAX_FAILURES, MAX_SMALL_COUNT};
+pub use builder::ConfigBuilder;
 
+pub(crate) const DEFAULT_THRESHOLD: u32 = 3;
 pub(crate) const MIN_DURATION: Duration = Duration::from_millis(1);
+/// A window is divided into ten parts of whole ticks.
+const MIN_WINDOW: Duration = Duration::from_millis(10);
+/// The most calls that a window holds, and the highest minimum. A failure may look at all of them.
+const MAX_WINDOW_CALLS: u32 = 10_000;
 pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TICKS as u64);
 
 /// A breaker's settings. They are checked when they are built.
@@ -21,7 +29,7 @@ pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TIC
 /// use fusebox::Config;
 ///
 /// let config = Config::builder().failure_threshold(5).open_for(Duration::from_secs(10)).build()?;
-/// assert_eq!(config.failure_threshold(), 5);
+/// assert_eq!(config.failure_threshold(), Some(5));
 ///
 /// let error = Config::builder().failure_threshold(0).build().unwrap_err();
 /// assert_eq!(error.to_string(), "failure_threshold is 0, expected 1 to 1023");
@@ -29,28 +37,83 @@ pub(crate) const MAX_DURATION: Duration = Duration::from_millis(MAX_DEADLINE_TIC
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
-    pub(crate) failure_threshold: u32,
+    pub(crate) failure_threshold: Option<u32>,
+    pub(crate) failure_memory: Option<Duration>,
+    pub(crate) failure_rate: Option<u32>,
+    pub(crate) slow_rate: Option<u32>,
+    pub(crate) slow_after: Option<Duration>,
+    pub(crate) window: Window,
+    pub(crate) min_calls: u32,
+    pub(crate) abandoned: Abandoned,
     pub(crate) open_for: Duration,
     pub(crate) open_growth: u32,
     pub(crate) open_cap: Duration,
     pub(crate) open_jitter: u32,
     pub(crate) good_probes: u32,
+    pub(crate) ramp: Duration,
+    pub(crate) ramp_from: u32,
+    pub(crate) ramp_failures: Option<u32>,
     pub(crate) probe_lease: Duration,
     pub(crate) wait_limit: Duration,
     pub(crate) max_waiters: Option<usize>,
 }
 
+/// The calls whose outcomes make up a rate. Made from a `Duration` or a number of calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Window {
+    /// Those of so much time. It advances in steps of a tenth: the rate is of the tenth that has begun, and of the nine
+    /// before it.
+    Time(Duration),
+    /// So many, however long ago. All threads write to the same list, which costs more than a window of time.
+    Calls(u32),
+}
+
+impl From<Duration> for Window {
+    fn from(time: Duration) -> Self {
+        Self::Time(time)
+    }
+}
+
+impl From<u32> for Window {
+    fn from(calls: u32) -> Self {
+        Self::Calls(calls)
+    }
+}
+
+/// What dropping an unresolved permit for a normal call counts as. A probe has a rule of its own: see
+/// [`Permit`](crate::Permit#dropping).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Abandoned {
+    /// Nothing.
+    #[default]
+    Ignored,
+    /// A failure of type `dropped`, so that a timeout around a call is seen. Not if
+    /// [`cancel_on_drop`](crate::Permit::cancel_on_drop) was called.
+    Failure,
+}
+
 impl Default for Config {
-    /// 3 failures, open for 30 s every time, one good probe, a probe lease of 60 s, a wait limit of 60 s, any number of
-    /// waiters.
+    /// 3 failures in a row, no rates, open for 30 s every time, one good probe, no ramp, a probe lease of 60 s, a wait
+    /// limit of 60 s, any number of waiters.
     fn default() -> Self {
         Self {
-            failure_threshold: 3,
+            failure_threshold: Some(DEFAULT_THRESHOLD),
+            failure_memory: None,
+            failure_rate: None,
+            slow_rate: None,
+            slow_after: None,
+            window: Window::Time(Duration::from_secs(10)),
+            min_calls: 20,
+            abandoned: Abandoned::Ignored,
             open_for: Duration::from_secs(30),
             open_growth: 100,
             open_cap: Duration::from_secs(300),
             open_jitter: 0,
             good_probes: 1,
+            ramp: Duration::ZERO,
+            ramp_from: 10,
+            ramp_failures: None,
             probe_lease: Duration::from_secs(60),
             wait_limit: Duration::from_secs(60),
             max_waiters: None,
@@ -66,12 +129,47 @@ impl Config {
 
     /// Starts from these settings.
     pub fn to_builder(self) -> ConfigBuilder {
-        ConfigBuilder { target: (), config: self }
+        ConfigBuilder::starting_from(self)
     }
 
-    /// Failures in a row that open the circuit.
-    pub fn failure_threshold(&self) -> u32 {
+    /// Failures in a row that open the circuit. `None`: no number of them does.
+    pub fn failure_threshold(&self) -> Option<u32> {
         self.failure_threshold
+    }
+
+    /// How far apart two failures of a row may be. `None`: any time.
+    pub fn failure_memory(&self) -> Option<Duration> {
+        self.failure_memory
+    }
+
+    /// The percentage of failed calls that opens the circuit.
+    pub fn failure_rate(&self) -> Option<u32> {
+        self.failure_rate
+    }
+
+    /// The percentage of slow calls that opens the circuit.
+    pub fn slow_rate(&self) -> Option<u32> {
+        self.slow_rate
+    }
+
+    /// How long a call takes at least that counts as slow.
+    pub fn slow_after(&self) -> Option<Duration> {
+        self.slow_after
+    }
+
+    /// The calls whose outcomes make up a rate.
+    pub fn window(&self) -> Window {
+        self.window
+    }
+
+    /// How many calls there have to be in the window before a rate opens the circuit.
+    pub fn min_calls(&self) -> u32 {
+        self.min_calls
+    }
+
+    /// What dropping an unresolved permit for a normal call counts as.
+    pub fn abandoned(&self) -> Abandoned {
+        self.abandoned
     }
 
     /// How long the circuit stays open before it takes a probe.
@@ -99,6 +197,22 @@ impl Config {
         self.good_probes
     }
 
+    /// For how long after closing only a share of the calls passes. Zero: there is no ramp.
+    pub fn ramp(&self) -> Duration {
+        self.ramp
+    }
+
+    /// The percentage of calls that passes at the beginning of the ramp.
+    pub fn ramp_from(&self) -> u32 {
+        self.ramp_from
+    }
+
+    /// Failures in a row that open the circuit during the ramp. `None`: as many as `failure_threshold`, but no more
+    /// than 63.
+    pub fn ramp_failures(&self) -> Option<u32> {
+        self.ramp_failures
+    }
+
     /// How long a probe may stay unresolved before another call takes it over.
     pub fn probe_lease(&self) -> Duration {
         self.probe_lease
@@ -115,26 +229,55 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        const PERCENT: &str = "1 to 100 percent";
+        const TIME: &str = "1 ms to 24 h";
         let wrong = |field, value, expected| Err(ConfigError::new(field, value, expected));
         for (field, value, range, expected) in [
             ("failure_threshold", self.failure_threshold, 1..=MAX_FAILURES, "1 to 1023"),
-            ("open_growth", self.open_growth, 100..=1000, "100 (no growth) to 1000 percent"),
-            ("open_jitter", self.open_jitter, 0..=100, "0 to 100 percent"),
-            ("good_probes", self.good_probes, 1..=MAX_GOOD_PROBES, "1 to 63"),
+            ("failure_rate", self.failure_rate, 1..=100, PERCENT),
+            ("slow_rate", self.slow_rate, 1..=100, PERCENT),
+            ("min_calls", Some(self.min_calls), 1..=MAX_WINDOW_CALLS, "1 to 10000"),
+            ("open_growth", Some(self.open_growth), 100..=1000, "100 (no growth) to 1000 percent"),
+            ("open_jitter", Some(self.open_jitter), 0..=100, "0 to 100 percent"),
+            ("good_probes", Some(self.good_probes), 1..=MAX_SMALL_COUNT, "1 to 63"),
+            ("ramp_from", Some(self.ramp_from), 1..=100, PERCENT),
+            ("ramp_failures", self.ramp_failures, 1..=MAX_SMALL_COUNT, "1 to 63"),
         ] {
-            if !range.contains(&value) {
+            if let Some(value) = value
+                && !range.contains(&value)
+            {
                 return wrong(field, value.to_string(), expected);
             }
         }
         for (field, value, min, expected) in [
-            ("open_for", self.open_for, MIN_DURATION, "1 ms to 24 h"),
-            ("open_cap", self.open_cap, MIN_DURATION, "1 ms to 24 h"),
-            ("probe_lease", self.probe_lease, MIN_DURATION, "1 ms to 24 h"),
-            ("wait_limit", self.wait_limit, Duration::ZERO, "0 to 24 h"),
+            ("failure_memory", self.failure_memory, MIN_DURATION, TIME),
+            ("slow_after", self.slow_after, MIN_DURATION, TIME),
+            ("open_for", Some(self.open_for), MIN_DURATION, TIME),
+            ("open_cap", Some(self.open_cap), MIN_DURATION, TIME),
+            ("ramp", Some(self.ramp), Duration::ZERO, "0 (no ramp) to 24 h"),
+            ("probe_lease", Some(self.probe_lease), MIN_DURATION, TIME),
+            ("wait_limit", Some(self.wait_limit), Duration::ZERO, "0 to 24 h"),
         ] {
-            if !(min..=MAX_DURATION).contains(&value) {
+            if let Some(value) = value
+                && !(min..=MAX_DURATION).contains(&value)
+            {
                 return wrong(field, format!("{value:?}"), expected);
             }
+        }
+        match self.window {
+            Window::Time(time) if !(MIN_WINDOW..=MAX_DURATION).contains(&time) => {
+                return wrong("window", format!("{time:?}"), "10 ms to 24 h, or 1 to 10000 calls");
+            }
+            Window::Calls(calls) if !(1..=MAX_WINDOW_CALLS).contains(&calls) => {
+                return wrong("window", format!("{calls} calls"), "10 ms to 24 h, or 1 to 10000 calls");
+            }
+            Window::Calls(calls) if self.min_calls > calls => {
+                return wrong("min_calls", self.min_calls.to_string(), "1 to the calls that the window holds");
+            }
+            Window::Time(_) | Window::Calls(_) => {}
+        }
+        if self.slow_rate.is_some() && self.slow_after.is_none() {
+            return wrong("slow_after", "not set".to_owned(), "1 ms to 24 h, since slow_rate is set");
         }
         if open_time_varies(self.open_growth, self.open_jitter) && self.open_cap < self.open_for {
             return wrong("open_cap", format!("{:?}", self.open_cap), "open_for to 24 h");
@@ -146,114 +289,6 @@ impl Config {
 /// Whether not every open time is the same, so that they need a cap.
 pub(crate) const fn open_time_varies(growth: u32, jitter: u32) -> bool {
     growth > 100 || jitter > 0
-}
-
-/// Builds settings from the defaults and what is set. The builder of [`Config::builder`] builds a [`Config`], and the
-/// one of [`CircuitBreaker::builder`](crate::CircuitBreaker::builder) builds the breaker.
-///
-/// Durations are kept in whole milliseconds, rounded up.
-#[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until it is built"]
-pub struct ConfigBuilder<Target = ()> {
-    target: Target,
-    config: Config,
-}
-
-impl<Target> ConfigBuilder<Target> {
-    pub(crate) fn for_target(target: Target) -> Self {
-        Self { target, config: Config::default() }
-    }
-
-    /// What the builder is for, and the checked settings.
-    pub(crate) fn into_parts(self) -> Result<(Target, Config), ConfigError> {
-        self.config.check()?;
-        Ok((self.target, self.config))
-    }
-
-    /// Failures in a row that open the circuit: 1 to 1023, default 3.
-    pub fn failure_threshold(mut self, failures: u32) -> Self {
-        self.config.failure_threshold = failures;
-        self
-    }
-
-    /// How long the circuit stays open before it takes a probe: 1 ms to 24 h, default 30 s.
-    pub fn open_for(mut self, duration: Duration) -> Self {
-        self.config.open_for = duration;
-        self
-    }
-
-    /// Makes the open time grow: after each failed probe it is so many percent of the open time before. 100 to 1000,
-    /// default 100, which is no growth; 200 doubles it each time. It starts again from `open_for` once the circuit has
-    /// closed. See [`open_cap`](Self::open_cap).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use fusebox::Config;
-    ///
-    /// // 5 s, 10 s, 20 s, 40 s, 60 s, 60 s, ..., each up to a fifth longer, but never more than 60 s.
-    /// let seconds = Duration::from_secs;
-    /// let config =
-    ///     Config::builder().open_for(seconds(5)).open_growth(200).open_cap(seconds(60)).open_jitter(20).build()?;
-    /// # assert_eq!((config.open_growth(), config.open_cap(), config.open_jitter()), (200, seconds(60), 20));
-    /// # Ok::<(), fusebox::ConfigError>(())
-    /// ```
-    pub fn open_growth(mut self, percent: u32) -> Self {
-        self.config.open_growth = percent;
-        self
-    }
-
-    /// The longest open time, if it grows or has jitter: `open_for` to 24 h, default 5 min. A cooldown may be longer.
-    pub fn open_cap(mut self, duration: Duration) -> Self {
-        self.config.open_cap = duration;
-        self
-    }
-
-    /// Makes each open time up to so many percent longer, at random, so that breakers which opened together do not
-    /// probe together. 0 to 100, default 0.
-    pub fn open_jitter(mut self, percent: u32) -> Self {
-        self.config.open_jitter = percent;
-        self
-    }
-
-    /// How many probes in a row have to succeed before the circuit closes: 1 to 63, default 1. They come one at a time.
-    /// A cancelled probe does not count, and a failed one opens the circuit again. A waiter waits for the whole series,
-    /// or becomes one of the probes.
-    pub fn good_probes(mut self, probes: u32) -> Self {
-        self.config.good_probes = probes;
-        self
-    }
-
-    /// How long a probe may stay unresolved before another call takes it over: 1 ms to 24 h, default 60 s. It should be
-    /// longer than a healthy call takes, or a slow probe's answer comes too late to count.
-    pub fn probe_lease(mut self, duration: Duration) -> Self {
-        self.config.probe_lease = duration;
-        self
-    }
-
-    /// How long one call waits at most for a probe in flight: 0 (reject at once) to 24 h, default 60 s.
-    pub fn wait_limit(mut self, duration: Duration) -> Self {
-        self.config.wait_limit = duration;
-        self
-    }
-
-    /// How many calls may wait for a probe at the same time. Further ones are rejected. Default `None`: any number.
-    pub fn max_waiters(mut self, waiters: impl Into<Option<usize>>) -> Self {
-        self.config.max_waiters = waiters.into();
-        self
-    }
-}
-
-impl ConfigBuilder {
-    /// Builds the settings.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] for a value out of its range.
-    pub fn build(self) -> Result<Config, ConfigError> {
-        self.into_parts().map(|((), config)| config)
-    }
 }
 
 /// A setting is out of its range.

@@ -22,7 +22,10 @@ listed! {
         Silent,
         /// A probe is in flight, and the call did not ask to wait for it.
         ProbeInFlight,
-        /// The call waited for a probe, and the circuit is open again.
+        /// The circuit recovers, and the call has its turn later: see
+        /// [`ConfigBuilder::ramp`](crate::ConfigBuilder::ramp).
+        Recovering,
+        /// The call waited for a probe or for its turn, and the circuit is open again.
         Reopened,
         /// The call waited for a probe for as long as the wait limit allows.
         WaitLimit,
@@ -37,6 +40,7 @@ impl fmt::Display for RejectionReason {
             Self::Open => "the circuit is open",
             Self::Silent => "the circuit is open, calls go unanswered",
             Self::ProbeInFlight => "a probe is in flight",
+            Self::Recovering => "the circuit recovers, and lets only a share of the calls pass",
             Self::Reopened => "the circuit has opened again",
             Self::WaitLimit => "the probe took longer than the wait limit",
             Self::TooManyWaiters => "too many calls wait for the probe",
@@ -48,20 +52,33 @@ impl fmt::Display for RejectionReason {
 /// [`explain`](crate::CircuitBreaker::explain) tells the rest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rejection {
-    /// From the lowest bit: 8 bits for the reason, 16 for the number of the breaker, 8 for the cause (0 is none), and
-    /// 32 for the time in milliseconds. It is one word because one is made for each rejected call.
+    /// From the lowest bit: 8 bits for the reason, 16 for the [`Number`] of the breaker, 8 for the cause (0 is none),
+    /// and 32 for the time in milliseconds. It is one word because one is made for each rejected call.
     bits: u64,
+}
+
+/// By which a breaker knows its own rejections: a number of 16 bits, in the place where a rejection has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Number(u32);
+
+impl Number {
+    const MASK: u32 = 0xffff << 8;
+
+    /// Of 65,536 breakers two may have the same.
+    pub(crate) fn new(made: u32) -> Self {
+        Self(made << 8 & Self::MASK)
+    }
 }
 
 impl Rejection {
     #[inline]
-    pub(crate) fn new(breaker: u16, reason: RejectionReason, cause: Option<Cause>, ticks_left: u32) -> Self {
+    pub(crate) fn new(breaker: Number, reason: RejectionReason, cause: Option<Cause>, ticks_left: u32) -> Self {
         let cause = cause.map_or(0, |cause| cause as u64 + 1);
-        Self { bits: u64::from(ticks_left) << 32 | cause << 24 | u64::from(breaker) << 8 | reason as u64 }
+        Self { bits: u64::from(ticks_left) << 32 | cause << 24 | u64::from(breaker.0) | reason as u64 }
     }
 
-    pub(crate) fn is_by(self, breaker: u16) -> bool {
-        self.bits >> 8 & 0xffff == u64::from(breaker)
+    pub(crate) fn is_by(self, breaker: Number) -> bool {
+        self.bits & u64::from(Number::MASK) == u64::from(breaker.0)
     }
 
     /// The same rejection with another reason.
@@ -80,8 +97,9 @@ impl Rejection {
         cause.checked_sub(1).map(|cause| Cause::ALL[cause])
     }
 
-    /// How long until a call has a chance, at the latest: until the open time has passed, or until the lease of the
-    /// probe in flight ends. `None` if nobody knows, since the circuit is isolated. It is never too short: a call that
+    /// How long until a call has a chance, at the latest: until the open time has passed, until the lease of the probe
+    /// in flight ends, or until the call would have its turn while the circuit recovers; a call that comes then has the
+    /// chances of that time. `None` if nobody knows, since the circuit is isolated. It is never too short: a call that
     /// comes that much later is not rejected because of the same opening. It is in whole milliseconds. While more than
     /// 20 ms are left, it may be too long by a tick of the system's coarse clock, which is 10 ms at most.
     pub fn retry_after(&self) -> Option<Duration> {

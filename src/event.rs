@@ -5,7 +5,7 @@
 
 use crate::breaker::{CircuitBreaker, Past};
 use crate::error::Escaped;
-use crate::transition::{Cause, Transition};
+use crate::transition::{Cause, CircuitState, Transition};
 use crate::word::step::{self, Kind};
 
 /// Logs a transition as it was when it was made. It is a macro because `tracing` needs level and message at compile
@@ -46,6 +46,10 @@ pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: &Past
         }
         Kind::Reopen => transition!(WARN, breaker, told, past, "circuit opened again, the probe failed"),
         Kind::Extend => transition!(WARN, breaker, told, past, "circuit stays open for longer"),
+        Kind::Close if told.to == CircuitState::Recovering => {
+            transition!(INFO, breaker, told, past, "circuit recovering, the probe succeeded");
+        }
+        Kind::EndRamp => transition!(INFO, breaker, told, past, "circuit closed, the ramp is over"),
         Kind::Close => transition!(INFO, breaker, told, past, "circuit closed, the probe succeeded"),
         Kind::EndSilence => transition!(INFO, breaker, told, past, "circuit closed, an answer came after all"),
         Kind::Isolate => transition!(WARN, breaker, told, past, "circuit isolated by hand"),

@@ -18,10 +18,11 @@ mod settings;
 pub mod silence;
 mod sync;
 mod transition;
+mod window;
 mod word;
 
-pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
-pub use config::{Config, ConfigBuilder, ConfigError};
+pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, LastCalls, Outcome};
+pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use registry::{CircuitBreakerRegistry, ProbeGuard};

@@ -40,7 +40,8 @@ impl PermitType {
 /// # Dropping
 ///
 /// A permit may be dropped unresolved, by a panic or because its task was cancelled. A [`Normal`](PermitType::Normal)
-/// one then changes nothing. A [`Probe`](PermitType::Probe) counts as a failure of type `dropped`, unless
+/// one then changes nothing, unless [`Abandoned::Failure`](crate::Abandoned::Failure) was chosen. A
+/// [`Probe`](PermitType::Probe) counts as a failure of type `dropped`, unless
 /// [`cancel_on_drop`](Self::cancel_on_drop) was called.
 ///
 /// # Examples
@@ -63,7 +64,8 @@ impl PermitType {
 pub struct Permit<B: Deref<Target = CircuitBreaker>> {
     breaker: B,
     /// The word that granted it: one that lets calls pass for a normal permit, the claim for a probe. If a probe
-    /// cancels on drop, its `PROBE_BIT` is cleared here. A resolved permit has [`RESOLVED`].
+    /// cancels on drop, its `PROBE_BIT` is cleared here. If calls are measured, a normal one is
+    /// [`word::measured_permit`]. A resolved permit has [`RESOLVED`].
     word: u64,
 }
 
@@ -81,6 +83,10 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
 
     /// The word that granted it. From now on the caller has to resolve it.
     pub(crate) fn into_word(mut self) -> u64 {
+        self.take_word()
+    }
+
+    fn take_word(&mut self) -> u64 {
         std::mem::replace(&mut self.word, RESOLVED)
     }
 
@@ -92,11 +98,11 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     /// A permit for a caller that has none, made from the current word if that grants this kind.
     pub(crate) fn standing_in(breaker: B, kind: PermitType) -> Option<Self> {
         let word = breaker.load();
-        let in_place = match kind {
-            PermitType::Normal => word::passes(word),
-            PermitType::Probe => word::has_probe_in_flight(word),
+        let granted = match kind {
+            PermitType::Normal => word::is_normal(word).then(|| word::normal_permit(word)),
+            PermitType::Probe => word::has_probe_in_flight(word).then_some(word),
         };
-        in_place.then(|| Self::new(breaker, word))
+        granted.map(|granted| Self::new(breaker, granted))
     }
 
     /// Whether this is the probe.
@@ -190,24 +196,32 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     /// nothing. A probe is handed back, to the next call or to one that waits.
     #[inline]
     pub fn cancel(mut self) {
-        if !word::passes(self.word) {
-            let claimed = self.take_claim();
-            self.breaker.probe_cancelled(claimed);
+        if !word::is_plain(self.word) {
+            self.word = word::droppable(self.word);
         }
     }
 
     /// Makes dropping the permit the same as [`cancel`](Self::cancel). It is for a proxy, whose client may leave at any
     /// time: that is no failure of the upstream.
+    #[inline]
     pub fn cancel_on_drop(mut self) -> Self {
-        self.word &= !PROBE_BIT;
+        if !word::is_plain(self.word) {
+            self.word = word::droppable(self.word);
+        }
         self
     }
 
     /// As [`success`](Self::success). Returns whether it counted.
     #[inline]
-    pub(crate) fn succeed(mut self) -> bool {
+    pub(crate) fn succeed(self) -> bool {
+        if word::is_plain(self.word) { self.breaker.record_success(self.word) } else { self.succeed_otherwise() }
+    }
+
+    #[inline(never)]
+    fn succeed_otherwise(mut self) -> bool {
         if word::passes(self.word) {
-            self.breaker.record_success(self.word)
+            let granted = self.take_word();
+            self.breaker.record_success(granted)
         } else {
             let claimed = self.take_claim();
             self.breaker.probe_succeeded(claimed)
@@ -216,9 +230,20 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
 
     /// As [`failure`](Self::failure). Returns whether it counted.
     #[inline]
-    pub(crate) fn fail(mut self, error_type: &str, message: &dyn fmt::Display) -> bool {
-        if word::passes(self.word) {
+    pub(crate) fn fail(self, error_type: &str, message: &dyn fmt::Display) -> bool {
+        if word::is_plain(self.word) {
             self.breaker.record_failure(self.word, error_type, message)
+        } else {
+            self.fail_otherwise(error_type, message)
+        }
+    }
+
+    #[cold]
+    fn fail_otherwise(mut self, error_type: &str, message: &dyn fmt::Display) -> bool {
+        if word::passes(self.word) {
+            // Before the outcome is recorded: if formatting panics, the failure counts once.
+            let granted = self.take_word();
+            self.breaker.record_failure(granted, error_type, message)
         } else {
             self.probe_failure(error_type, message)
         }
@@ -230,6 +255,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         let error = Arc::new(LastError::new(error_type, message));
         let ticks = cooldown_ticks(duration);
         if word::passes(self.word) {
+            self.take_word();
             self.breaker.cool_down(ticks, &error)
         } else {
             let claimed = self.take_claim();
@@ -244,7 +270,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
 
     /// The word that the probe claimed. From now on this permit does not resolve it.
     fn take_claim(&mut self) -> u64 {
-        std::mem::replace(&mut self.word, RESOLVED) | PROBE_BIT
+        self.take_word() | PROBE_BIT
     }
 
     #[cold]
@@ -255,9 +281,13 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         self.breaker.probe_failed(claimed, &error)
     }
 
+    /// It was dropped unresolved, and is a probe or measured.
     #[cold]
-    fn drop_probe(&mut self) {
-        if self.word & PROBE_BIT == 0 {
+    fn drop_otherwise(&mut self) {
+        if word::passes(self.word) && !word::drop_fails(self.word) {
+            return;
+        }
+        if !word::passes(self.word) && self.word & PROBE_BIT == 0 {
             let claimed = self.take_claim();
             self.breaker.probe_cancelled(claimed);
         } else if std::thread::panicking() {
@@ -269,25 +299,32 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     }
 
     fn fail_dropped(&mut self) {
-        self.probe_failure("dropped", &"the probe was dropped unresolved");
+        if word::passes(self.word) {
+            let granted = self.take_word();
+            self.breaker.record_failure(granted, "dropped", &"the call was dropped unresolved");
+        } else {
+            self.probe_failure("dropped", &"the probe was dropped unresolved");
+        }
     }
 }
 
 impl<B: Deref<Target = CircuitBreaker>> Drop for Permit<B> {
     #[inline]
     fn drop(&mut self) {
-        if !word::passes(self.word) {
-            self.drop_probe();
+        if !word::is_plain(self.word) {
+            self.drop_otherwise();
         }
     }
 }
 
 impl<B: Deref<Target = CircuitBreaker>> fmt::Debug for Permit<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit")
-            .field("breaker", &self.breaker.name())
-            .field("kind", &self.kind())
-            .field("granted", &Word::unpack(self.word))
-            .finish()
+        let mut permit = f.debug_struct("Permit");
+        permit.field("breaker", &self.breaker.name()).field("kind", &self.kind());
+        match self.claim() {
+            Some(claimed) => permit.field("claimed", &Word::unpack(claimed)),
+            None => permit.field("generation", &word::generation(self.word)),
+        };
+        permit.finish()
     }
 }

@@ -113,7 +113,7 @@ impl CircuitBreakerRegistry {
     ///
     /// let breakers = CircuitBreakerRegistry::default();
     /// breakers.insert_breaker(CircuitBreaker::builder("openai").failure_threshold(5).build()?);
-    /// assert_eq!(breakers.get("openai").unwrap().config().failure_threshold(), 5);
+    /// assert_eq!(breakers.get("openai").unwrap().config().failure_threshold(), Some(5));
     /// # Ok::<(), fusebox::ConfigError>(())
     /// ```
     pub fn insert_breaker(&self, breaker: impl Into<Arc<CircuitBreaker>>) -> Arc<CircuitBreaker> {
@@ -306,17 +306,19 @@ impl AcquirePermit<'_> {
 /// The result, or the wait for it.
 #[cold]
 fn ask(breaker: &Arc<CircuitBreaker>) -> Result<Admission, Wait> {
-    match breaker.try_acquire_word() {
-        Ok(word) => Ok(Ok(PermitType::of(word))),
-        Err(rejection) if rejection.reason() == RejectionReason::ProbeInFlight => {
-            let breaker = Arc::clone(breaker);
-            Err(Box::pin(async move {
-                let permit = breaker.acquire().await;
-                permit.map(|permit| PermitType::of(permit.into_word())).map_err(|rejection| breaker.explain(rejection))
-            }))
+    // Not asked twice: on a ramp, a call has one chance.
+    if word::open_until(breaker.load()).is_some() {
+        match breaker.try_acquire_word() {
+            Ok(word) => return Ok(Ok(PermitType::of(word))),
+            Err(rejection) if rejection.reason() == RejectionReason::ProbeInFlight => {}
+            Err(rejection) => return Ok(Err(breaker.explain(rejection))),
         }
-        Err(rejection) => Ok(Err(breaker.explain(rejection))),
     }
+    let breaker = Arc::clone(breaker);
+    Err(Box::pin(async move {
+        let permit = breaker.acquire().await;
+        permit.map(|permit| PermitType::of(permit.into_word())).map_err(|rejection| breaker.explain(rejection))
+    }))
 }
 
 #[inline]

@@ -5,17 +5,29 @@
 use std::time::Duration;
 
 use crate::clock::{duration, ticks};
-use crate::config::{Config, MAX_DURATION, open_time_varies};
+use crate::config::{Abandoned, Config, DEFAULT_THRESHOLD, MAX_DURATION, Window, open_time_varies};
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
 use crate::sync::{Mutex, Ordering, random};
-use crate::word::step::Limits;
+use crate::window::{Tally, is_on};
+use crate::word::step::{Limits, Row};
+use crate::word::{MAX_FAILURES, MAX_SMALL_COUNT};
+
+/// What is not set. No such number is a valid setting.
+const NONE: u32 = u32::MAX;
 
 /// Each value is independent: a call that sees some old and some new values sees valid settings, even if they were
 /// never set together. Nothing else is published with them, so that Relaxed is enough, and no model needs to see them.
 pub(crate) struct Settings {
     /// Held by whoever replaces or reads all of them, so that none is lost between two writers. No call takes it.
-    all: Mutex<()>,
+    all: Mutex<Config>,
+    /// If none is set, the highest that the word can count to: a call may not know yet that it need not count.
     failure_threshold: AtomicU32,
+    /// `NONE` here, and in the others: it is not set.
+    memory_ticks: AtomicU32,
+    slow_after_ticks: AtomicU32,
+    /// What there is to do for a call that is measured: [`START`] and so on.
+    measures: AtomicU32,
+    pub(crate) tally: Tally,
     open_ticks: AtomicU32,
     open_growth: AtomicU32,
     open_cap_ticks: AtomicU32,
@@ -23,64 +35,175 @@ pub(crate) struct Settings {
     /// What follows from those four, for each call that is rejected.
     longest_open_ticks: AtomicU32,
     good_probes: AtomicU32,
+    ramp_ticks: AtomicU32,
+    ramp_from: AtomicU32,
+    ramp_threshold: AtomicU32,
     lease_ticks: AtomicU32,
     wait_limit_ticks: AtomicU32,
     /// `usize::MAX` stands for any number.
     max_waiters: AtomicUsize,
 }
 
-impl Settings {
-    pub(crate) fn new(config: Config) -> Self {
-        Self {
-            all: Mutex::new(()),
-            failure_threshold: AtomicU32::new(config.failure_threshold),
-            open_ticks: AtomicU32::new(ticks(config.open_for)),
-            open_growth: AtomicU32::new(config.open_growth),
-            open_cap_ticks: AtomicU32::new(ticks(config.open_cap)),
-            open_jitter: AtomicU32::new(config.open_jitter),
-            longest_open_ticks: AtomicU32::new(longest(config)),
-            good_probes: AtomicU32::new(config.good_probes),
-            lease_ticks: AtomicU32::new(ticks(config.probe_lease)),
-            wait_limit_ticks: AtomicU32::new(ticks(config.wait_limit)),
-            max_waiters: AtomicUsize::new(config.max_waiters.unwrap_or(usize::MAX)),
-        }
+/// What there is to do for a call that is measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Measures(u32);
+
+/// To note when it begins.
+const START: u32 = 1;
+/// To count it among the last calls.
+const COUNT: u32 = 1 << 1;
+/// To find out whether it is slow.
+const SLOW: u32 = 1 << 2;
+/// To count it as a failure if its permit is dropped.
+const DROP_FAILS: u32 = 1 << 3;
+/// To remember when it failed.
+const MEMORY: u32 = 1 << 4;
+/// To count no failures in a row.
+const NO_ROW: u32 = 1 << 5;
+
+impl Measures {
+    fn of(config: Config) -> Self {
+        let of = |is_on, measure| if is_on { measure } else { 0 };
+        let memory = config.failure_memory.is_some();
+        let slow = config.slow_rate.is_some();
+        Self(
+            of(memory || slow, START)
+                | of(is_on(config), COUNT)
+                | of(slow, SLOW)
+                | of(config.abandoned == Abandoned::Failure, DROP_FAILS)
+                | of(memory, MEMORY)
+                | of(config.failure_threshold.is_none(), NO_ROW),
+        )
     }
 
-    pub(crate) fn set(&self, config: Config) {
-        let _all = self.all.lock();
-        self.failure_threshold.store(config.failure_threshold, Ordering::Relaxed);
-        self.open_ticks.store(ticks(config.open_for), Ordering::Relaxed);
-        self.open_growth.store(config.open_growth, Ordering::Relaxed);
-        self.open_cap_ticks.store(ticks(config.open_cap), Ordering::Relaxed);
-        self.open_jitter.store(config.open_jitter, Ordering::Relaxed);
-        self.longest_open_ticks.store(longest(config), Ordering::Relaxed);
-        self.good_probes.store(config.good_probes, Ordering::Relaxed);
-        self.lease_ticks.store(ticks(config.probe_lease), Ordering::Relaxed);
-        self.wait_limit_ticks.store(ticks(config.wait_limit), Ordering::Relaxed);
+    /// Whether there are any: the word says so, and whoever does not find it there need not ask.
+    pub(crate) fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    pub(crate) fn start(self) -> bool {
+        self.0 & START != 0
+    }
+
+    pub(crate) fn count(self) -> bool {
+        self.0 & COUNT != 0
+    }
+
+    pub(crate) fn slow(self) -> bool {
+        self.0 & SLOW != 0
+    }
+
+    pub(crate) fn drop_fails(self) -> bool {
+        self.0 & DROP_FAILS != 0
+    }
+
+    pub(crate) fn memory(self) -> bool {
+        self.0 & MEMORY != 0
+    }
+
+    fn counts_a_row(self) -> bool {
+        self.0 & NO_ROW == 0
+    }
+}
+
+impl Settings {
+    pub(crate) fn new(config: Config) -> Self {
+        let settings = Self {
+            all: Mutex::new(config),
+            failure_threshold: AtomicU32::new(0),
+            memory_ticks: AtomicU32::new(0),
+            slow_after_ticks: AtomicU32::new(0),
+            measures: AtomicU32::new(0),
+            tally: Tally::new(),
+            open_ticks: AtomicU32::new(0),
+            open_growth: AtomicU32::new(0),
+            open_cap_ticks: AtomicU32::new(0),
+            open_jitter: AtomicU32::new(0),
+            longest_open_ticks: AtomicU32::new(0),
+            good_probes: AtomicU32::new(0),
+            ramp_ticks: AtomicU32::new(0),
+            ramp_from: AtomicU32::new(0),
+            ramp_threshold: AtomicU32::new(0),
+            lease_ticks: AtomicU32::new(0),
+            wait_limit_ticks: AtomicU32::new(0),
+            max_waiters: AtomicUsize::new(0),
+        };
+        settings.set(config, |_| {});
+        settings
+    }
+
+    /// `then` is told what there is to measure, before another writer can replace it.
+    pub(crate) fn set(&self, config: Config, then: impl FnOnce(Measures)) {
+        let mut all = self.all.lock();
+        *all = in_whole_ticks(config);
+        let measures = Measures::of(config);
+        let in_ticks = |duration: Option<Duration>| duration.map_or(NONE, ticks);
+        let ramp_failures = config.ramp_failures.or(config.failure_threshold.map(|most| most.min(MAX_SMALL_COUNT)));
+        for (setting, value) in [
+            (&self.failure_threshold, config.failure_threshold.unwrap_or(MAX_FAILURES)),
+            (&self.memory_ticks, in_ticks(config.failure_memory)),
+            (&self.slow_after_ticks, in_ticks(config.slow_after)),
+            (&self.measures, measures.0),
+            (&self.open_ticks, ticks(config.open_for)),
+            (&self.open_growth, config.open_growth),
+            (&self.open_cap_ticks, ticks(config.open_cap)),
+            (&self.open_jitter, config.open_jitter),
+            (&self.longest_open_ticks, longest(config)),
+            (&self.good_probes, config.good_probes),
+            (&self.ramp_ticks, ticks(config.ramp)),
+            (&self.ramp_from, config.ramp_from),
+            (&self.ramp_threshold, ramp_failures.unwrap_or(NONE)),
+            (&self.lease_ticks, ticks(config.probe_lease)),
+            (&self.wait_limit_ticks, ticks(config.wait_limit)),
+        ] {
+            setting.store(value, Ordering::Relaxed);
+        }
         self.max_waiters.store(config.max_waiters.unwrap_or(usize::MAX), Ordering::Relaxed);
+        self.tally.set(config);
+        then(measures);
     }
 
     pub(crate) fn get(&self) -> Config {
-        let _all = self.all.lock();
-        let max_waiters = self.max_waiters();
-        Config {
-            failure_threshold: self.failure_threshold(),
-            open_for: duration(self.open_ticks.load(Ordering::Relaxed)),
-            open_growth: self.open_growth.load(Ordering::Relaxed),
-            open_cap: duration(self.open_cap_ticks.load(Ordering::Relaxed)),
-            open_jitter: self.open_jitter.load(Ordering::Relaxed),
-            good_probes: self.good_probes(),
-            probe_lease: duration(self.lease_ticks.load(Ordering::Relaxed)),
-            wait_limit: self.wait_limit(),
-            max_waiters: (max_waiters < usize::MAX).then_some(max_waiters),
-        }
+        *self.all.lock()
     }
 
     // Each has a getter of its own: the compiler does not remove an unused relaxed load.
 
+    /// Where calls are not measured.
     #[inline]
     pub(crate) fn failure_threshold(&self) -> u32 {
         self.failure_threshold.load(Ordering::Relaxed)
+    }
+
+    /// How many calls have to go unanswered at least.
+    pub(crate) fn silent_threshold(&self) -> u32 {
+        if self.measures().counts_a_row() { self.failure_threshold() } else { DEFAULT_THRESHOLD }
+    }
+
+    pub(crate) fn row(&self) -> Row {
+        Row {
+            threshold: self.measures().counts_a_row().then(|| self.failure_threshold()),
+            memory: set(&self.memory_ticks),
+            ramp_threshold: set(&self.ramp_threshold),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn measures(&self) -> Measures {
+        Measures(self.measures.load(Ordering::Relaxed))
+    }
+
+    /// The duration in ticks from which on a call is slow. It is never reached if none is set.
+    pub(crate) fn slow_after_ticks(&self) -> u32 {
+        self.slow_after_ticks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn ramp_ticks(&self) -> u32 {
+        self.ramp_ticks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn ramp_from(&self) -> u32 {
+        self.ramp_from.load(Ordering::Relaxed)
     }
 
     /// How long the circuit is open after so many failed recoveries in a row.
@@ -104,7 +227,11 @@ impl Settings {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { longest_open_ticks: self.longest_open_ticks(), lease_ticks: self.lease_ticks.load(Ordering::Relaxed) }
+        Limits {
+            longest_open_ticks: self.longest_open_ticks(),
+            lease_ticks: self.lease_ticks.load(Ordering::Relaxed),
+            ramp_ticks: self.ramp_ticks(),
+        }
     }
 
     pub(crate) fn wait_limit(&self) -> Duration {
@@ -114,6 +241,27 @@ impl Settings {
     pub(crate) fn max_waiters(&self) -> usize {
         self.max_waiters.load(Ordering::Relaxed)
     }
+}
+
+fn set(setting: &AtomicU32) -> Option<u32> {
+    Some(setting.load(Ordering::Relaxed)).filter(|value| *value != NONE)
+}
+
+/// Durations as they are kept: rounded up.
+fn in_whole_ticks(mut config: Config) -> Config {
+    let rounded = |time: Duration| duration(ticks(time));
+    for time in
+        [&mut config.open_for, &mut config.open_cap, &mut config.ramp, &mut config.probe_lease, &mut config.wait_limit]
+    {
+        *time = rounded(*time);
+    }
+    for time in [&mut config.failure_memory, &mut config.slow_after] {
+        *time = time.map(rounded);
+    }
+    if let Window::Time(time) = &mut config.window {
+        *time = rounded(*time);
+    }
+    config
 }
 
 /// A cooldown in ticks. One that is too long for the word becomes the longest one: the probe asks again then.

@@ -3,13 +3,16 @@
 //! place.
 
 mod coarse;
+mod per_thread;
 mod random;
 
+pub(crate) use std::sync::OnceLock;
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 pub(crate) use arc_swap::ArcSwap;
 pub(crate) use coarse::CoarseClock;
 pub(crate) use parking_lot::Mutex;
+pub(crate) use per_thread::PerThread;
 pub(crate) use random::random;
 pub(crate) use tokio::sync::Notify;
 pub(crate) use tokio::time::{Instant, timeout_at};
@@ -17,5 +20,5 @@ pub(crate) use tokio::time::{Instant, timeout_at};
 /// Atomics that no rule depends on. No model sees them.
 pub(crate) mod unseen {
     pub(crate) use arc_swap::ArcSwap;
-    pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};
+    pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 }

@@ -27,17 +27,22 @@ pub enum CircuitState {
     Open,
     /// One probe decides whether the circuit closes or opens again; other calls wait for it or are rejected.
     HalfOpen,
+    /// The circuit has just closed, and a growing share of calls passes: see
+    /// [`ConfigBuilder::ramp`](crate::ConfigBuilder::ramp).
+    Recovering,
     /// Calls pass, whatever their outcomes: see [`CircuitBreaker::disable`](crate::CircuitBreaker::disable).
     Disabled,
 }
 
 impl CircuitState {
-    /// The name used in logs and on health pages: `closed`, `open`, `half_open` or `disabled`.
+    /// The name used in logs and on health pages: `closed`, `open`, `half_open`, `recovering` or
+    /// `disabled`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::Open => "open",
             Self::HalfOpen => "half_open",
+            Self::Recovering => "recovering",
             Self::Disabled => "disabled",
         }
     }
@@ -56,6 +61,10 @@ listed! {
     pub enum Cause {
         /// Calls failed: as many in a row as `failure_threshold`, or the probe.
         Failures,
+        /// Too many of the last calls failed: see [`ConfigBuilder::failure_rate`](crate::ConfigBuilder::failure_rate).
+        Rate,
+        /// Too many of the last calls were slow: see [`ConfigBuilder::slow_rate`](crate::ConfigBuilder::slow_rate).
+        Slow,
         /// Calls went unanswered: see [`silence`](crate::silence).
         Silence,
         /// A caller said for how long: see [`Permit::cool_down`](crate::Permit::cool_down) and
@@ -67,10 +76,13 @@ listed! {
 }
 
 impl Cause {
-    /// The name used in logs and on health pages: `failures`, `silence`, `cooldown` or `isolated`.
+    /// The name used in logs and on health pages: `failures`, `rate`, `slow`, `silence`, `cooldown` or
+    /// `isolated`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Failures => "failures",
+            Self::Rate => "rate",
+            Self::Slow => "slow",
             Self::Silence => "silence",
             Self::Cooldown => "cooldown",
             Self::Isolated => "isolated",
@@ -98,7 +110,7 @@ pub struct Transition {
     /// Why the circuit is open now. `None` unless it is.
     pub cause: Option<Cause>,
     /// The number of the opening, or of the order by hand, that this transition makes or belongs to. It is 0 before the
-    /// first one, and wraps after 262,143.
+    /// first one, and wraps after 131,071.
     pub generation: u32,
     /// How often the circuit went from closed to open, this transition included.
     pub trip_count: u64,

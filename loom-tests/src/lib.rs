@@ -16,6 +16,7 @@ mod production {
     pub(crate) mod transition;
     #[path = "proxy/upstream/wake.rs"]
     pub(crate) mod wake;
+    pub(crate) mod window;
     pub(crate) mod word;
 }
 pub mod sync;
@@ -67,10 +68,10 @@ pub mod relay {
     }
 }
 
-use production::{breaker, clock, config, error, event, permit, registry, settings, transition, word};
+use production::{breaker, clock, config, error, event, permit, registry, settings, transition, window, word};
 
-pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
-pub use config::{Config, ConfigBuilder, ConfigError};
+pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, LastCalls, Outcome};
+pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use production::silence;

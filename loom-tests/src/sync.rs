@@ -8,6 +8,7 @@
 
 mod cell;
 mod notify;
+mod per_thread;
 pub mod time;
 
 use std::cell::Cell;
@@ -16,18 +17,28 @@ use std::sync::PoisonError;
 pub use cell::ArcSwap;
 pub(crate) use loom::sync::atomic::fence;
 pub use notify::{Notified, Notify};
+pub(crate) use per_thread::PerThread;
 pub(crate) use std::sync::atomic::Ordering;
 pub(crate) use time::{CoarseClock, Instant, timeout_at};
 
 /// As in `src/sync.rs`.
 pub(crate) mod unseen {
     pub(crate) use arc_swap::ArcSwap;
-    pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};
+    pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 }
 
-/// No chance: a model explores what follows from each number by itself.
+thread_local! {
+    // All threads of a model are coroutines of one real thread.
+    static DRAWN: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Says what is drawn by chance from now on: a model explores what follows from each number by itself.
+pub fn draw(number: u32) {
+    DRAWN.set(number);
+}
+
 pub(crate) fn random() -> u32 {
-    0
+    DRAWN.get()
 }
 
 type ClockU64 = loom::sync::atomic::AtomicU64;
@@ -136,6 +147,12 @@ macro_rules! atomic {
     };
 }
 
+impl Default for AtomicU64 {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
 atomic!(AtomicU64, u64);
 atomic!(AtomicUsize, usize);
 
@@ -149,6 +166,29 @@ impl<T> Mutex<T> {
 
     pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Set once, and seen by those who see that it is set.
+pub(crate) struct OnceLock<T> {
+    value: std::sync::OnceLock<T>,
+    is_set: AtomicUsize,
+}
+
+impl<T> OnceLock<T> {
+    pub(crate) fn new() -> Self {
+        Self { value: std::sync::OnceLock::new(), is_set: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn get(&self) -> Option<&T> {
+        self.value.get().filter(|_| self.is_set.load(Ordering::Acquire) == 1)
+    }
+
+    /// By one thread at a time, here.
+    pub(crate) fn get_or_init(&self, init: impl FnOnce() -> T) -> &T {
+        let value = self.value.get_or_init(init);
+        self.is_set.store(1, Ordering::Release);
+        value
     }
 }
 

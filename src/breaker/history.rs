@@ -227,7 +227,7 @@ mod tests {
 
     /// The word after an opening.
     fn opened(generation: u32) -> Word {
-        Word { generation, state: State::Open { cause: Cause::Failures, until: 0, streak: 0 } }
+        Word { generation, measured: false, state: State::Open { cause: Cause::Failures, until: 0, streak: 0 } }
     }
 
     fn seen(history: &History, generation: u32) -> Option<String> {
@@ -236,10 +236,10 @@ mod tests {
 
     fn opening(generation: u32, kind: Kind) -> Transition {
         let state = match kind {
-            Kind::Trip => State::Closed { failures: 2, by_order: false },
+            Kind::Trip => State::Closed { failures: 2, told: 0, by_order: false },
             _ => State::HalfOpen { in_flight: true, lease_end: 0, streak: 0, good_probes: 0 },
         };
-        let before = Word { generation: generation - 1, state };
+        let before = Word { generation: generation - 1, measured: false, state };
         Transition { before, after: opened(generation), kind }
     }
 

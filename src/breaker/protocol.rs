@@ -25,9 +25,11 @@ use super::{CircuitBreaker, Past};
 use crate::error::{LastError, Rejection, RejectionReason};
 use crate::event;
 use crate::permit::Permit;
-use crate::sync::Ordering;
+use crate::settings::Measures;
+use crate::sync::{Ordering, random};
 use crate::transition::Cause;
-use crate::word::step::{self, Admit, Kind, Success, Transition};
+use crate::window::Call;
+use crate::word::step::{self, Admit, Failed, Kind, Success, Transition};
 use crate::word::{self, Failure, Word};
 
 /// A call that may not pass now.
@@ -37,6 +39,12 @@ pub(super) enum Blocked {
     ByProbe {
         generation: u32,
         lease_left: u32,
+    },
+    /// The circuit recovers in `generation`, and the call, which has drawn this number, has its turn later.
+    ByRamp {
+        generation: u32,
+        drawn: u32,
+        turn_left: u32,
     },
 }
 
@@ -115,13 +123,40 @@ impl CircuitBreaker {
         false
     }
 
+    /// The same, as long as the word is exactly `exact`, whether or not calls are measured.
+    fn commit_exactly(
+        &self,
+        exact: u64,
+        error: Option<&Arc<LastError>>,
+        next: impl Fn(Word) -> Option<Transition>,
+    ) -> bool {
+        let mut word = exact;
+        while word::is_same_state(word, exact)
+            && let Some(transition) = next(Word::unpack(word))
+        {
+            if self.commit(transition, error) {
+                return true;
+            }
+            word = self.look_again();
+        }
+        false
+    }
+
+    /// The settings have changed: from now on calls are measured, or no longer. By one writer at a time.
+    pub(super) fn set_measured(&self, measured: bool) {
+        let mut word = self.load();
+        while word::is_measured(word) != measured && !self.swap(word, word::with_measured(word, measured)) {
+            word = self.look_again();
+        }
+    }
+
     // ---- admitting ----
 
     /// The word that a permit is made of.
     #[inline]
     pub(crate) fn try_acquire_word(&self) -> Result<u64, Rejection> {
         let word = self.load();
-        if word::passes(word) { Ok(word) } else { self.try_acquire_blocked(word) }
+        if word::is_plain(word) { Ok(word) } else { self.try_acquire_blocked(word) }
     }
 
     #[cold]
@@ -129,6 +164,7 @@ impl CircuitBreaker {
         self.admit_at_once(word).map_err(|blocked| match blocked {
             Blocked::Rejected(rejection) => rejection,
             Blocked::ByProbe { lease_left, .. } => self.reject(RejectionReason::ProbeInFlight, None, lease_left),
+            Blocked::ByRamp { turn_left, .. } => self.reject(RejectionReason::Recovering, None, turn_left),
         })
     }
 
@@ -143,19 +179,30 @@ impl CircuitBreaker {
         Blocked::Rejected(self.reject(reason, Some(cause), open_left))
     }
 
-    /// [`admit`](Self::admit), for a call that has not waited and finds `word` not closed.
+    /// [`admit`](Self::admit), for a call that has not waited and finds `word` not plain.
     #[inline]
     pub(super) fn admit_at_once(&self, word: u64) -> Result<u64, Blocked> {
-        match step::open_left_for_sure(word, self.clock.about_now(), self.settings.longest_open_ticks()) {
-            Some((open_left, cause)) => Err(self.blocked_by_open(cause, open_left)),
-            None => self.admit(word, self.clock.now(), None),
+        if let Some((cause, until)) = word::open_until(word) {
+            let about_now = self.clock.about_now();
+            let open_left = step::open_left_for_sure(cause, until, about_now, self.settings.longest_open_ticks());
+            if let Some(open_left) = open_left {
+                return Err(self.blocked_by_open(cause, open_left));
+            }
         }
+        if word::passes(word) { Ok(self.granted(word)) } else { self.admit(word, self.clock.now(), None, random) }
     }
 
     /// Lets the call pass, makes it the probe, or says what is in the way. `waited_for` is the generation of the probe
     /// that the call has waited for: the call is rejected if the circuit has opened again, even if the new open time
-    /// has passed already. So a failed probe does not turn its waiters into a row of probes.
-    pub(super) fn admit(&self, mut word: u64, now: u32, waited_for: Option<u32>) -> Result<u64, Blocked> {
+    /// has passed already. So a failed probe does not turn its waiters into a row of probes. `draw` gives the number
+    /// that decides when the call has its turn on a ramp.
+    pub(super) fn admit(
+        &self,
+        mut word: u64,
+        now: u32,
+        waited_for: Option<u32>,
+        draw: impl FnOnce() -> u32,
+    ) -> Result<u64, Blocked> {
         let limits = self.settings.limits();
         loop {
             let before = Word::unpack(word);
@@ -163,31 +210,38 @@ impl CircuitBreaker {
                 let open_left = before.open_left(now, limits.longest_open_ticks);
                 return Err(Blocked::Rejected(self.reject(RejectionReason::Reopened, before.cause(), open_left)));
             }
-            let claim = match before.admit(now, limits) {
-                Admit::Pass => return Ok(word),
-                Admit::Claim(claim) => claim,
+            let transition = match before.admit(now, limits) {
+                Admit::Pass => return Ok(self.granted(word)),
+                Admit::Claim(transition) | Admit::EndRamp(transition) => transition,
                 Admit::Wait { lease_left } => {
                     return Err(Blocked::ByProbe { generation: before.generation, lease_left });
                 }
+                Admit::OnRamp { ramp_left } => {
+                    let drawn = draw();
+                    let turn = step::turn(limits.ramp_ticks, self.settings.ramp_from(), drawn);
+                    let turn_left = turn.saturating_sub(limits.ramp_ticks.saturating_sub(ramp_left));
+                    if turn_left == 0 {
+                        return Ok(self.granted(word));
+                    }
+                    return Err(Blocked::ByRamp { generation: before.generation, drawn, turn_left });
+                }
                 Admit::Reject { open_left, cause } => return Err(self.blocked_by_open(cause, open_left)),
             };
-            if self.commit(claim, None) {
-                return Ok(claim.after.pack());
+            if self.commit(transition, None) {
+                let after = transition.after.pack();
+                return Ok(if transition.is_claim() { after } else { self.granted(after) });
             }
             word = self.look_again();
         }
     }
 
-    /// Whether a call would be admitted now. It claims nothing.
+    /// Whether a call would be admitted now, or may be if chance will have it. It claims nothing.
     pub(super) fn would_admit(&self, word: u64) -> bool {
         if word::passes(word) {
             return true;
         }
-        if step::open_left_for_sure(word, self.clock.about_now(), self.settings.longest_open_ticks()).is_some() {
-            return false;
-        }
         let admit = Word::unpack(word).admit(self.clock.now(), self.settings.limits());
-        matches!(admit, Admit::Pass | Admit::Claim(_))
+        matches!(admit, Admit::Pass | Admit::Claim(_) | Admit::EndRamp(_) | Admit::OnRamp { .. })
     }
 
     // ---- recording ----
@@ -197,20 +251,56 @@ impl CircuitBreaker {
     #[inline]
     pub(crate) fn record_success(&self, granted: u64) -> bool {
         let word = self.word.load(Ordering::Relaxed);
-        word::is_clean(word) || self.end_row(word, granted)
+        word::is_clean(word) || self.succeeded(word, granted)
     }
 
+    /// The same, if something may have to be written.
+    #[inline(never)]
+    fn succeeded(&self, word: u64, granted: u64) -> bool {
+        let generation = word::generation(granted);
+        if !word::is_measured(word) || word::generation(word) != generation {
+            return self.end_row(word, granted, false, None);
+        }
+        let measures = self.settings.measures();
+        if measures.start() || !word::is_clean(word::with_measured(word, false)) {
+            return self.succeeded_late_or_slowly(word, granted, measures);
+        }
+        if measures.count() {
+            self.count_success(generation);
+        }
+        true
+    }
+
+    /// The same, if it matters when the call began, or if there is a row of failures.
+    #[inline(never)]
+    fn succeeded_late_or_slowly(&self, word: u64, granted: u64, measures: Measures) -> bool {
+        let slow = self.measured(measures, granted, false).filter(|call| call.slow);
+        if slow.is_none() && word::is_clean(word::with_measured(word, false)) {
+            return true;
+        }
+        // Again, to see what was noted before each failure that is counted.
+        let word = if measures.memory() { self.load() } else { word };
+        self.end_row(word, granted, measures.memory(), slow)
+    }
+
+    /// Ends a row of failures, unless the call began before the newest one that failed and failures have a memory; and
+    /// opens the circuit if the call is one slow call too many.
     #[cold]
-    fn end_row(&self, mut word: u64, granted: u64) -> bool {
-        let generation = Word::unpack(granted).generation;
+    #[inline(never)]
+    fn end_row(&self, mut word: u64, granted: u64, memory: bool, slow: Option<Call>) -> bool {
+        let generation = word::generation(granted);
         loop {
-            match Word::unpack(word).succeeded(generation) {
+            let outdated = memory && self.is_outdated(granted);
+            match Word::unpack(word).succeeded(generation, outdated) {
                 Success::Late => return false,
-                Success::Clean => return true,
-                Success::EndRow(end) if self.commit(end, None) => return true,
-                Success::EndRow(_) => word = self.look_again(),
+                Success::EndRow(end) if !self.commit(end, None) => word = self.look_again(),
+                Success::Clean | Success::EndRow(_) => break,
             }
         }
+        if let Some(call) = slow {
+            self.trip_by_rate(call, None);
+        }
+        true
     }
 
     /// A call that was admitted by the word `granted` failed.
@@ -220,7 +310,7 @@ impl CircuitBreaker {
         let failure_threshold = self.settings.failure_threshold();
         loop {
             let done = match word::failure(word, granted, failure_threshold) {
-                Failure::Late => return false,
+                Failure::Other => return self.failed(word, granted, error_type, message),
                 Failure::Count(counted) => self.swap(word, counted),
                 Failure::Trip => self.trip(word, error_type, message),
             };
@@ -231,18 +321,74 @@ impl CircuitBreaker {
         }
     }
 
+    /// The same, if the circuit is not closed in the generation of the call, or if calls are measured.
+    #[cold]
+    #[inline(never)]
+    fn failed(&self, mut word: u64, granted: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
+        let generation = word::generation(granted);
+        if word::generation(word) != generation {
+            return false;
+        }
+        let mut call = None;
+        if word::is_measured(word) {
+            let measures = self.settings.measures();
+            call = self.measured(measures, granted, true);
+            // Before the count: whoever finds the count finds this.
+            if measures.memory() {
+                self.note_failed(granted);
+            }
+        }
+        let (row, limits) = (self.settings.row(), self.settings.limits());
+        // A closed circuit never begins to recover, so that nobody asks for the time later.
+        let now = if row.memory.is_some() || !word::passes(word) { self.clock.now() } else { 0 };
+        loop {
+            let done = match Word::unpack(word).failed(generation, now, row, limits) {
+                Failed::Late => return false,
+                Failed::NotCounted => true,
+                Failed::Count(counted) => self.swap(word, counted.pack()),
+                Failed::EndRamp(end) => {
+                    self.commit(end, None);
+                    false
+                }
+                Failed::Trip if self.trip(word, error_type, message) => return true,
+                Failed::Trip => false,
+            };
+            if done {
+                break;
+            }
+            word = self.look_again();
+        }
+        if let Some(call) = call {
+            self.trip_by_rate(call, Some((error_type, message)));
+        }
+        true
+    }
+
     #[cold]
     fn trip(&self, word: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
         let error = Arc::new(LastError::new(error_type, message));
-        let trip = Word::unpack(word).tripped(Cause::Failures, self.clock.now(), self.settings.open_ticks_after(0));
-        self.commit(trip, Some(&error))
+        self.commit(self.tripped(Word::unpack(word), Cause::Failures), Some(&error))
+    }
+
+    fn tripped(&self, word: Word, cause: Cause) -> Transition {
+        word.tripped(cause, self.clock.now(), self.settings.limits(), |streak| self.settings.open_ticks_after(streak))
+    }
+
+    /// Opens the circuit because of calls that were admitted in `generation`. Failures and successes in between do not
+    /// matter, unless one of them ended that generation.
+    #[cold]
+    pub(super) fn trip_generation(&self, generation: u32, cause: Cause, error: &Arc<LastError>) -> bool {
+        self.commit_next(Some(error), |word| {
+            (word.can_trip() && word.generation == generation).then(|| self.tripped(word, cause))
+        })
     }
 
     /// The probe that holds `claimed` succeeded.
     #[cold]
     pub(crate) fn probe_succeeded(&self, claimed: u64) -> bool {
-        let succeeded = Word::unpack(claimed).probe_succeeded(self.settings.good_probes());
-        succeeded.is_some_and(|transition| self.commit(transition, None))
+        let (needed, ramp_ticks) = (self.settings.good_probes(), self.settings.ramp_ticks());
+        let now = self.clock.now();
+        self.commit_exactly(claimed, None, |word| word.probe_succeeded(needed, now, ramp_ticks))
     }
 
     /// The probe that holds `claimed` failed.
@@ -253,14 +399,14 @@ impl CircuitBreaker {
 
     fn reopen(&self, claimed: u64, cause: Cause, error: &Arc<LastError>) -> bool {
         let open_ticks = |streak| self.settings.open_ticks_after(streak);
-        let reopen = Word::unpack(claimed).probe_failed(cause, self.clock.now(), open_ticks);
-        reopen.is_some_and(|reopen| self.commit(reopen, Some(error)))
+        let now = self.clock.now();
+        self.commit_exactly(claimed, Some(error), |word| word.probe_failed(cause, now, open_ticks))
     }
 
     /// The probe that holds `claimed` was cancelled.
     #[cold]
     pub(crate) fn probe_cancelled(&self, claimed: u64) -> bool {
-        Word::unpack(claimed).probe_cancelled().is_some_and(|hand_back| self.commit(hand_back, None))
+        self.commit_exactly(claimed, None, Word::probe_cancelled)
     }
 
     // ---- cooldowns ----
@@ -270,15 +416,16 @@ impl CircuitBreaker {
     pub(crate) fn cool_down(&self, ticks: u32, error: &Arc<LastError>) -> bool {
         // Read once: of two cooldowns of one length that are told at once, the second one need not extend the first.
         let now = self.clock.now();
-        self.commit_next(Some(error), |word| word.cooled_down(now, ticks, self.settings.longest_open_ticks()))
+        self.commit_next(Some(error), |word| word.cooled_down(now, ticks, self.settings.limits()))
     }
 
     /// The probe that holds `claimed` asks for a cooldown. If it does not hold the probe any more, it is a caller like
     /// any other.
     #[cold]
     pub(crate) fn probe_cooled_down(&self, claimed: u64, ticks: u32, error: &Arc<LastError>) -> bool {
-        let reopen = Word::unpack(claimed).probe_cooled_down(self.clock.now(), ticks);
-        reopen.is_some_and(|reopen| self.commit(reopen, Some(error))) || self.cool_down(ticks, error)
+        let now = self.clock.now();
+        self.commit_exactly(claimed, Some(error), |word| word.probe_cooled_down(now, ticks))
+            || self.cool_down(ticks, error)
     }
 
     // ---- orders by hand ----
@@ -291,14 +438,9 @@ impl CircuitBreaker {
 
     // ---- silence ----
 
-    /// Calls that were admitted in `generation` go unanswered. Failures and successes in between do not matter, unless
-    /// one of them ended that generation.
-    #[cold]
+    /// Calls that were admitted in `generation` go unanswered.
     pub(crate) fn fall_silent(&self, generation: u32, error: &Arc<LastError>) -> bool {
-        self.commit_next(Some(error), |word| {
-            let trip = || word.tripped(Cause::Silence, self.clock.now(), self.settings.open_ticks_after(0));
-            word.is_closed_in(generation).then(trip)
-        })
+        self.trip_generation(generation, Cause::Silence, error)
     }
 
     /// The probe that holds `claimed` goes unanswered.
@@ -311,6 +453,6 @@ impl CircuitBreaker {
     /// meanwhile has claimed the probe, which decides then, or has ended the same silence.
     #[cold]
     pub(crate) fn end_silence(&self, silent: u64) -> bool {
-        Word::unpack(silent).silence_ended().is_some_and(|end| self.commit(end, None))
+        self.commit_exactly(silent, None, Word::silence_ended)
     }
 }

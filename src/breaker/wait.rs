@@ -1,4 +1,4 @@
-//! Waiting for a probe in flight.
+//! Waiting for a probe in flight, or for one's turn while the circuit recovers.
 //!
 //! Not here: whether a call may pass, which the word decides anew after each wakeup.
 
@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use crate::clock::duration;
 use crate::error::{Rejection, RejectionReason};
 use crate::permit::Permit;
-use crate::sync::{AtomicUsize, Instant, Notify, Ordering, timeout_at};
+use crate::sync::{AtomicUsize, Instant, Notify, Ordering, random, timeout_at};
 use crate::word;
 
 use super::CircuitBreaker;
@@ -74,11 +74,10 @@ impl<'a> Acquire<'a> {
             Some(wait) => wait.as_mut().poll(cx),
             None => match breaker.admit_at_once(breaker.load()) {
                 Ok(word) => Poll::Ready(Ok(word)),
-                Err(Blocked::Rejected(rejection)) => Poll::Ready(Err(rejection)),
-                Err(Blocked::ByProbe { generation, lease_left }) => {
-                    let wait = breaker.wait_for_probe(generation, lease_left);
-                    self.wait.insert(Box::pin(wait)).as_mut().poll(cx)
-                }
+                Err(blocked) => match breaker.what_to_wait_for(&blocked, false) {
+                    Err(rejection) => Poll::Ready(Err(rejection)),
+                    Ok(goal) => self.wait.insert(Box::pin(breaker.wait(goal))).as_mut().poll(cx),
+                },
             },
         };
         answer.map_ok(|word| Permit::new(breaker, word))
@@ -92,7 +91,7 @@ impl<'a> Future for Acquire<'a> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if self.wait.is_none() {
             let word = self.breaker.load();
-            if word::passes(word) {
+            if word::is_plain(word) {
                 return Poll::Ready(Ok(Permit::new(self.breaker, word)));
             }
         }
@@ -100,23 +99,42 @@ impl<'a> Future for Acquire<'a> {
     }
 }
 
+/// What a call waits for.
+struct Goal {
+    /// The generation of the probe, or of the ramp. `None` if it waits for the end of a silence.
+    waited_for: Option<u32>,
+    /// The number that decides when the call has its turn. It is drawn once, or a waiter would have more chances than
+    /// others.
+    drawn: Option<u32>,
+    /// The answer if there is no room.
+    full: Rejection,
+    through_silence: bool,
+}
+
 impl CircuitBreaker {
-    async fn wait_for_probe(&self, generation: u32, lease_left: u32) -> Result<u64, Rejection> {
-        let full = self.reject(RejectionReason::TooManyWaiters, None, lease_left);
-        self.wait(Some(generation), full, false).await
+    fn what_to_wait_for(&self, blocked: &Blocked, through_silence: bool) -> Result<Goal, Rejection> {
+        let (waited_for, drawn, left) = match *blocked {
+            Blocked::ByProbe { generation, lease_left } => (Some(generation), None, lease_left),
+            Blocked::ByRamp { generation, drawn, turn_left } => (Some(generation), Some(drawn), turn_left),
+            Blocked::Rejected(rejection) if through_silence && rejection.reason() == RejectionReason::Silent => {
+                let full = rejection.because(RejectionReason::TooManyWaiters);
+                return Ok(Goal { waited_for: None, drawn: None, full, through_silence });
+            }
+            Blocked::Rejected(rejection) => return Err(rejection),
+        };
+        let full = self.reject(RejectionReason::TooManyWaiters, None, left);
+        Ok(Goal { waited_for, drawn, full, through_silence })
     }
 
-    pub(super) async fn wait_through_silence(&self, rejection: Rejection) -> Result<u64, Rejection> {
-        self.wait(None, rejection.because(RejectionReason::TooManyWaiters), true).await
+    pub(super) async fn acquire_word_through_silence(&self) -> Result<u64, Rejection> {
+        match self.admit_at_once(self.load()) {
+            Ok(word) => Ok(word),
+            Err(blocked) => self.wait(self.what_to_wait_for(&blocked, true)?).await,
+        }
     }
 
-    /// `waited_for` is the generation of the probe that the call waits for. `full` is the answer if there is no room.
-    async fn wait(
-        &self,
-        mut waited_for: Option<u32>,
-        full: Rejection,
-        through_silence: bool,
-    ) -> Result<u64, Rejection> {
+    async fn wait(&self, goal: Goal) -> Result<u64, Rejection> {
+        let Goal { mut waited_for, mut drawn, full, through_silence } = goal;
         let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else { return Err(full) };
         let give_up = Instant::now() + self.settings.wait_limit();
         loop {
@@ -124,12 +142,22 @@ impl CircuitBreaker {
             let notified = self.waiting.notify.notified();
             // Once: after a second reading, the wait would begin later than the time that `left` counts from.
             let now = Instant::now();
-            let (left, late) = match self.admit(self.load(), self.clock.tick_at(now), waited_for) {
+            let draw = || *drawn.get_or_insert_with(random);
+            let (left, late) = match self.admit(self.load(), self.clock.tick_at(now), waited_for, draw) {
                 Ok(word) => return Ok(word),
                 Err(Blocked::ByProbe { generation, lease_left }) => {
                     waited_for = Some(generation);
                     let left = duration(lease_left);
                     (left, self.reject(RejectionReason::WaitLimit, None, lease_left))
+                }
+                Err(Blocked::ByRamp { generation, turn_left, .. }) => {
+                    waited_for = Some(generation);
+                    let (left, late) = (duration(turn_left), self.reject(RejectionReason::Recovering, None, turn_left));
+                    // Its turn does not come any earlier, so there is no point in waiting for less.
+                    if now + left > give_up {
+                        return Err(late);
+                    }
+                    (left, late)
                 }
                 Err(Blocked::Rejected(rejection))
                     if through_silence && rejection.reason() == RejectionReason::Silent =>

@@ -347,7 +347,7 @@ impl fmt::Display for GatewayConfig {
             let limits = [("connect", connect), ("first byte", first_byte), ("idle", idle), ("total", total)];
             let limits = limits.map(|(name, limit)| format!("{name} {}", time(limit)));
             writeln!(f, "  timeouts   {}", limits.join(", "))?;
-            let (failures, open_for) = (breaker.failure_threshold(), time(breaker.open_for()));
+            let (failures, open_for) = (breaker.failure_threshold().unwrap_or_default(), time(breaker.open_for()));
             writeln!(f, "  breaker    opens after {failures} failures in a row, for {open_for}")?;
             match provider.silence {
                 None => writeln!(f, "  silence    is not detected")?,

@@ -152,7 +152,7 @@ impl Detector {
 
     /// Whether this much silence keeps a circuit open.
     pub(super) fn stands(&self, silent: Silent, now: u64) -> bool {
-        silent.members >= self.breaker.failure_threshold()
+        silent.members >= self.breaker.silent_threshold()
             && (self.is_surprising(silent) || self.is_too_long(silent, now))
     }
 
@@ -160,7 +160,7 @@ impl Detector {
     pub(super) fn alarms(&self, silent: Silent, is_calm: bool, now: u64) -> bool {
         let floor = Duration::from_millis(self.floor_ms.load(Ordering::Relaxed).into());
         let believed = is_calm && self.has_learnt() && self.is_surprising(silent) && silent.age(now) >= floor;
-        silent.members >= self.breaker.failure_threshold() && (believed || self.is_too_long(silent, now))
+        silent.members >= self.breaker.silent_threshold() && (believed || self.is_too_long(silent, now))
     }
 
     fn is_surprising(&self, silent: Silent) -> bool {

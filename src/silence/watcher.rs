@@ -306,7 +306,7 @@ impl Watcher {
         let silent = detector.silent(newest);
         let alarming = detector.alarms(silent, self.is_calm(now), now);
         let before = Word::unpack(word);
-        if alarming && before.circuit_state() == CircuitState::Closed {
+        if alarming && before.can_trip() {
             let error = self.error(silent, now);
             detector.note_alarm(newest, next_generation(before.generation));
             detector.breaker.fall_silent(before.generation, &error);

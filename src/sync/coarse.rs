@@ -1,11 +1,11 @@
 //! A cheap clock for rejecting calls. Reading it costs a fifth of reading an `Instant`, but it advances in steps: on
 //! Linux of 1 to 10 ms, by the kernel's timer. So it may decide that a call is rejected, and never that a call passes:
-//! see [`open_left_for_sure`](crate::word::Snapshot::open_left_for_sure).
+//! see [`open_left_for_sure`](crate::word::step::open_left_for_sure).
 
-/// Milliseconds since it was made, modulo 2^32.
+/// Milliseconds since it was made, modulo 2^64.
 pub(crate) struct CoarseClock {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    epoch: u32,
+    epoch: u64,
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -14,26 +14,30 @@ impl CoarseClock {
         // The epoch comes from the precise clock, rounded up. An epoch from the coarse clock, which lags, could put
         // this clock ahead of the precise one, and a caller would be told to come back too early.
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        Self { epoch: ticks(now).wrapping_add(1) }
+        Self { epoch: ticks(now) + 1 }
     }
 
-    /// `None` if the system has no such clock, or if tests may pause tokio's time in this build: the system's clock
-    /// would not pause.
+    /// For an instant after it was made, it wraps below zero. `None` if the system has no such clock, or if tests may
+    /// pause tokio's time in this build: the system's clock would not pause.
     #[inline]
-    pub(crate) fn now(&self) -> Option<u32> {
+    pub(crate) fn now(&self) -> Option<u64> {
         (!TIME_CAN_BE_PAUSED).then(|| system_ticks().wrapping_sub(self.epoch))
     }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn system_ticks() -> u32 {
+fn system_ticks() -> u64 {
     ticks(rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse))
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks wrap, and are not negative")]
-fn ticks(time: rustix::time::Timespec) -> u32 {
-    (time.tv_sec as u32).wrapping_mul(1000).wrapping_add(time.tv_nsec as u32 / 1_000_000)
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "neither is negative, and a second is short"
+)]
+fn ticks(time: rustix::time::Timespec) -> u64 {
+    (time.tv_sec as u64).wrapping_mul(1000).wrapping_add(u64::from(time.tv_nsec as u32 / 1_000_000))
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -42,7 +46,7 @@ impl CoarseClock {
         Self {}
     }
 
-    pub(crate) fn now(&self) -> Option<u32> {
+    pub(crate) fn now(&self) -> Option<u64> {
         None
     }
 }
@@ -86,12 +90,9 @@ mod tests {
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     #[test]
-    fn a_tick_is_a_millisecond_and_after_the_last_one_comes_the_first() {
+    fn a_tick_is_a_millisecond() {
         let ticks = |tv_sec, tv_nsec| super::ticks(rustix::time::Timespec { tv_sec, tv_nsec });
         assert_eq!(ticks(0, 999_999), 0);
         assert_eq!(ticks(2, 999_999_999), 2999);
-        // 2^32 ms are 4,294,967.296 s.
-        assert_eq!(ticks(4_294_967, 295_000_000), u32::MAX);
-        assert_eq!(ticks(4_294_967, 296_000_000), 0);
     }
 }

@@ -2,29 +2,31 @@
 //!
 //! Not here: whether a step happens, which the breaker's compare-and-swap decides; where the bits are: `word`.
 //!
-//! | event                         | `Closed`       | `Open`                      | `HalfOpen`, free | `HalfOpen`, a probe in flight     |
-//! |-------------------------------|----------------|-----------------------------|------------------|-----------------------------------|
-//! | a call comes                  | passes         | rejected; later the `Claim` | `Claim`          | waits; after the lease `TakeOver` |
-//! | a normal call succeeds        | `EndRow`       | -                           | -                | -                                 |
-//! | a normal call fails           | counts; `Trip` | -                           | -                | -                                 |
-//! | calls go unanswered           | `Trip`         | -                           | -                | -                                 |
-//! | a silent call is answered     | -              | `EndSilence` if silent      | -                | -                                 |
-//! | a caller asks for a cooldown  | `Trip`         | `Extend` if it ends later   | `Reopen`         | -                                 |
-//! | the probe succeeds            | -              | -                           | -                | `GoodProbe`; the last `Close`     |
-//! | the probe fails, or is silent | -              | -                           | -                | `Reopen`                          |
-//! | the probe asks for a cooldown | -              | -                           | -                | `Reopen`                          |
-//! | the probe is cancelled        | -              | -                           | -                | `HandBack`                        |
-//! | an order by hand              | the order      | the order                   | the order        | the order                         |
+//! | event                         | `Closed`       | `Recovering`   | `Open`                  | `HalfOpen`, free | `HalfOpen`, probe in flight       |
+//! |-------------------------------|----------------|----------------|-------------------------|------------------|-----------------------------------|
+//! | a call comes                  | passes         | its turn; later `EndRamp` | rejected; later `Claim` | `Claim` | waits; after the lease `TakeOver` |
+//! | a normal call succeeds        | `EndRow`       | `EndRow`       | -                       | -                | -                                 |
+//! | a normal call fails           | counts; `Trip` | counts; `Trip` | -                       | -                | -                                 |
+//! | a rate is reached             | `Trip`         | `Trip`         | -                       | -                | -                                 |
+//! | calls go unanswered           | `Trip`         | `Trip`         | -                       | -                | -                                 |
+//! | a silent call is answered     | -              | -              | `EndSilence` if silent  | -                | -                                 |
+//! | a caller asks for a cooldown  | `Trip`         | `Trip`         | `Extend` if it ends later | `Reopen`       | -                                 |
+//! | the probe succeeds            | -              | -              | -                       | -                | `GoodProbe`; the last `Close`     |
+//! | the probe fails, or is silent | -              | -              | -                       | -                | `Reopen`                          |
+//! | the probe asks for a cooldown | -              | -              | -                       | -                | `Reopen`                          |
+//! | the probe is cancelled        | -              | -              | -                       | -                | `HandBack`                        |
+//! | an order by hand              | the order      | the order      | the order               | the order        | the order                         |
 //!
-//! The orders are `Isolate`, `Disable`, `Reset` and `Remove`. While the circuit is disabled, calls pass, and nothing
-//! but an order happens. An isolated circuit is open, never takes a probe, and can be neither extended nor closed but
-//! by an order.
+//! `Close` leads to `Recovering` if there is a ramp, and to `Closed` otherwise. A failure that finds the ramp over
+//! makes `EndRamp` first, and then counts. The orders are `Isolate`, `Disable`, `Reset` and `Remove`. While the circuit
+//! is disabled, calls pass, and nothing but an order happens. An isolated circuit is open, never takes a probe, and can
+//! be neither extended nor closed but by an order.
 //!
 //! A normal call's outcome counts only in the generation that admitted the call. A probe's outcome counts only if the
 //! word is still exactly the one that the probe claimed. A cooldown is news of the moment in which it is told, so it
 //! counts in every generation.
 
-use super::{MAX_STREAK, State, Word, generation_is_older, next_generation};
+use super::{MAX_STREAK, State, Word, generation_is_older, next_generation, told_at};
 use crate::transition::Cause;
 
 /// The longest that a deadline may lie ahead: far below the 49.7 days after which ticks wrap, so that a deadline ahead
@@ -44,11 +46,25 @@ pub(crate) const COARSE_ERROR: u32 = 20;
 
 /// What a step needs of the configuration, in ticks.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_field_names, reason = "the unit is part of each")]
 pub(crate) struct Limits {
     /// The longest that failures or silence keep the circuit open, 1 to [`MAX_DEADLINE_TICKS`].
     pub(crate) longest_open_ticks: u32,
     /// 1 to [`MAX_DEADLINE_TICKS`].
     pub(crate) lease_ticks: u32,
+    /// 0 if there is no ramp, up to [`MAX_DEADLINE_TICKS`].
+    pub(crate) ramp_ticks: u32,
+}
+
+/// How failures in a row are counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// So many of them open a closed circuit. `None`: none are counted.
+    pub(crate) threshold: Option<u32>,
+    /// Failures that are further apart, in ticks, are no row. `None`: they are, however far.
+    pub(crate) memory: Option<u32>,
+    /// So many of them open a recovering circuit. `None`: none are counted.
+    pub(crate) ramp_threshold: Option<u32>,
 }
 
 /// A step that may be made: the word that it starts from, the word that it leads to, and what it is.
@@ -79,8 +95,10 @@ pub(crate) enum Kind {
     Extend,
     /// The probe succeeded, and the circuit needs more good probes to close. The next call may be the probe.
     GoodProbe,
-    /// A half-open circuit closes: the last probe that it needed succeeded.
+    /// A half-open circuit closes, or begins to recover: the last probe that it needed succeeded.
     Close,
+    /// A recovering circuit closes: its ramp is over.
+    EndRamp,
     /// A silent circuit closes: an answer came after all.
     EndSilence,
     // Orders by hand.
@@ -102,12 +120,13 @@ impl Kind {
 
 impl Transition {
     const fn new(kind: Kind, before: Word, after: State) -> Self {
-        Self { before, after: Word { generation: before.generation, state: after }, kind }
+        Self { before, after: Word { state: after, ..before }, kind }
     }
 
     /// Every opening and every order begins a generation, so that no call from before it counts after it.
     const fn opening(kind: Kind, before: Word, after: State) -> Self {
-        Self { before, after: Word { generation: next_generation(before.generation), state: after }, kind }
+        let generation = next_generation(before.generation);
+        Self { before, after: Word { generation, state: after, ..before }, kind }
     }
 
     pub(crate) const fn begins_a_generation(self) -> bool {
@@ -129,10 +148,12 @@ impl Transition {
         }
     }
 
-    /// Whether calls may wait for it. They wait while a probe is in flight or the circuit is silent. A claim ends
-    /// neither: a waiter learns by its own timer that a lease has ended.
+    /// Whether calls may wait for it. They wait while a probe is in flight, the circuit is silent or it recovers. A
+    /// claim ends none of that: a waiter learns by its own timer that a lease has ended.
     pub(crate) const fn ends_a_wait(self) -> bool {
-        !self.is_claim() && !matches!(self.before.state, State::Closed { .. } | State::Disabled)
+        !self.is_claim()
+            && !matches!(self.kind, Kind::EndRow)
+            && !matches!(self.before.state, State::Closed { .. } | State::Disabled)
     }
 
     /// The failures in a row that it opens a closed circuit with.
@@ -156,6 +177,10 @@ pub(crate) enum Admit {
     Wait { lease_left: u32 },
     /// Open for so many more ticks.
     Reject { open_left: u32, cause: Cause },
+    /// Recovering: whether the call passes is a matter of chance and of the ticks that are left.
+    OnRamp { ramp_left: u32 },
+    /// Recovering, and the ramp is over: after this transition the call passes.
+    EndRamp(Transition),
 }
 
 /// What a success of a normal call does.
@@ -170,16 +195,29 @@ pub(crate) enum Success {
     EndRow(Transition),
 }
 
-/// Ticks until an open circuit takes its probe, and why it is open, by a clock that may be off by [`COARSE_ERROR`]:
-/// `None` where a better clock could see no tick left. Asked of the raw word, for each call that is rejected.
+/// What a failure of a normal call does.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// The circuit is no longer closed or recovering in the generation of the call.
+    Late,
+    /// Failures in a row do not matter.
+    NotCounted,
+    /// One more, below the threshold: the word that follows.
+    Count(Word),
+    /// The ramp is over: after this transition the failure counts.
+    EndRamp(Transition),
+    /// The threshold is reached: see [`Word::tripped`].
+    Trip,
+}
+
+/// Ticks until an open circuit takes its probe, by a clock that may be off by [`COARSE_ERROR`]: `None` where a better
+/// clock could see no tick left. Asked of the raw word, for each call that is rejected.
 #[inline]
-pub(crate) const fn open_left_for_sure(word: u64, about_now: u32, longest: u32) -> Option<(u32, Cause)> {
-    match super::open_until(word) {
-        Some((cause, until)) => match open_ticks_left(cause, until, about_now, longest) {
-            0..=COARSE_ERROR => None,
-            open_left => Some((open_left, cause)),
-        },
-        None => None,
+pub(crate) const fn open_left_for_sure(cause: Cause, until: u32, about_now: u32, longest: u32) -> Option<u32> {
+    match open_ticks_left(cause, until, about_now, longest) {
+        0..=COARSE_ERROR => None,
+        open_left => Some(open_left),
     }
 }
 
@@ -193,7 +231,7 @@ impl Word {
     pub(crate) const fn open_left(self, now: u32, longest: u32) -> u32 {
         match self.state {
             State::Open { cause, until, .. } => open_ticks_left(cause, until, now, longest),
-            State::Closed { .. } | State::HalfOpen { .. } | State::Disabled => 0,
+            State::Closed { .. } | State::HalfOpen { .. } | State::Recovering { .. } | State::Disabled => 0,
         }
     }
 
@@ -202,6 +240,12 @@ impl Word {
         let new_lease_end = now.wrapping_add(limits.lease_ticks);
         let (kind, lease_end, streak, good_probes) = match self.state {
             State::Closed { .. } | State::Disabled => return Admit::Pass,
+            State::Recovering { until, .. } => {
+                return match ticks_left(until, now, limits.ramp_ticks) {
+                    0 => Admit::EndRamp(self.closes(Kind::EndRamp)),
+                    ramp_left => Admit::OnRamp { ramp_left },
+                };
+            }
             State::Open { cause, streak, .. } => match self.open_left(now, limits.longest_open_ticks) {
                 0 => (Kind::Claim, new_lease_end, streak, 0),
                 open_left => return Admit::Reject { open_left, cause },
@@ -219,21 +263,75 @@ impl Word {
         Admit::Claim(Transition::new(kind, self, State::HalfOpen { in_flight: true, lease_end, streak, good_probes }))
     }
 
-    /// A normal call that was admitted in `generation` succeeded.
-    pub(crate) const fn succeeded(self, generation: u32) -> Success {
-        match self.state {
-            State::Closed { failures: 0, .. } if self.generation == generation => Success::Clean,
-            State::Closed { by_order, .. } if self.generation == generation => {
-                let clean = State::Closed { failures: 0, by_order };
-                Success::EndRow(Transition::new(Kind::EndRow, self, clean))
-            }
-            _ => Success::Late,
-        }
+    /// Whether a recovering circuit's ramp is over, so that it is closed for all who ask.
+    pub(crate) const fn is_ramp_over(self, now: u32, ramp_ticks: u32) -> bool {
+        matches!(self.state, State::Recovering { until, .. } if ticks_left(until, now, ramp_ticks) == 0)
     }
 
-    /// A closed circuit opens.
-    pub(crate) const fn tripped(self, cause: Cause, now: u32, open_ticks: u32) -> Transition {
-        self.opens(Kind::Trip, cause, now.wrapping_add(open_ticks), 0)
+    /// A normal call that was admitted in `generation` succeeded. `outdated`: it began before the newest call that
+    /// failed, and so says nothing about the time since.
+    pub(crate) const fn succeeded(self, generation: u32, outdated: bool) -> Success {
+        if self.generation != generation {
+            return Success::Late;
+        }
+        let clean = match self.state {
+            State::Closed { failures: 0, .. } | State::Recovering { failures: 0, .. } => return Success::Clean,
+            State::Closed { .. } | State::Recovering { .. } if outdated => return Success::Clean,
+            State::Closed { by_order, .. } => State::Closed { failures: 0, told: 0, by_order },
+            State::Recovering { until, streak, .. } => State::Recovering { until, streak, failures: 0 },
+            State::Open { .. } | State::HalfOpen { .. } | State::Disabled => return Success::Late,
+        };
+        Success::EndRow(Transition::new(Kind::EndRow, self, clean))
+    }
+
+    /// A normal call that was admitted in `generation` failed. [`failure`](super::failure) is the same, where calls are
+    /// not measured and the circuit is closed.
+    pub(crate) fn failed(self, generation: u32, now: u32, row: Row, limits: Limits) -> Failed {
+        if self.generation != generation {
+            return Failed::Late;
+        }
+        let (failures, threshold) = match self.state {
+            State::Closed { failures, told, .. } => {
+                let goes_on = row.memory.is_none_or(|memory| is_within(told, now, memory));
+                (if goes_on { failures + 1 } else { 1 }, row.threshold)
+            }
+            State::Recovering { .. } if self.is_ramp_over(now, limits.ramp_ticks) => {
+                return Failed::EndRamp(self.closes(Kind::EndRamp));
+            }
+            State::Recovering { failures, .. } => (failures + 1, row.ramp_threshold),
+            State::Open { .. } | State::HalfOpen { .. } | State::Disabled => return Failed::Late,
+        };
+        let Some(threshold) = threshold else { return Failed::NotCounted };
+        if failures >= threshold {
+            return Failed::Trip;
+        }
+        let state = match self.state {
+            State::Recovering { until, streak, .. } => State::Recovering { until, streak, failures },
+            State::Closed { told, by_order, .. } => {
+                let told = if row.memory.is_some() { later_told(told, now) } else { 0 };
+                State::Closed { failures, told, by_order }
+            }
+            other => other,
+        };
+        Failed::Count(Word { state, ..self })
+    }
+
+    /// A closed or recovering circuit opens. `open_ticks` says how long after so many failed recoveries in a row: this
+    /// is another one, if the circuit recovers.
+    pub(crate) fn tripped(
+        self,
+        cause: Cause,
+        now: u32,
+        limits: Limits,
+        open_ticks: impl FnOnce(u32) -> u32,
+    ) -> Transition {
+        let streak = match self.state {
+            State::Recovering { streak, .. } if !self.is_ramp_over(now, limits.ramp_ticks) => {
+                (streak + 1).min(MAX_STREAK)
+            }
+            _ => 0,
+        };
+        self.opens(Kind::Trip, cause, now.wrapping_add(open_ticks(streak)), streak)
     }
 
     /// A silent call was answered after all. `None` where that decides nothing.
@@ -246,11 +344,15 @@ impl Word {
 
     /// A caller asks for a cooldown of `ticks`. `None` if the circuit is open for as long already, or if a probe is in
     /// flight, which decides. If the probe is free, this call knows what a probe would find out.
-    pub(crate) const fn cooled_down(self, now: u32, ticks: u32, longest: u32) -> Option<Transition> {
+    pub(crate) const fn cooled_down(self, now: u32, ticks: u32, limits: Limits) -> Option<Transition> {
         let until = now.wrapping_add(ticks);
         match self.state {
-            State::Closed { .. } => Some(self.opens(Kind::Trip, Cause::Cooldown, until, 0)),
-            State::Open { streak, .. } if self.open_left(now, longest) < ticks => {
+            // The upstream lives, so this is no failed recovery, and no complete one.
+            State::Recovering { streak, .. } if !self.is_ramp_over(now, limits.ramp_ticks) => {
+                Some(self.opens(Kind::Trip, Cause::Cooldown, until, streak))
+            }
+            State::Closed { .. } | State::Recovering { .. } => Some(self.opens(Kind::Trip, Cause::Cooldown, until, 0)),
+            State::Open { streak, .. } if self.open_left(now, limits.longest_open_ticks) < ticks => {
                 Some(self.opens(Kind::Extend, Cause::Cooldown, until, streak))
             }
             State::HalfOpen { in_flight: false, streak, .. } => {
@@ -265,7 +367,7 @@ impl Word {
         let after = match order {
             Kind::Isolate => State::Open { cause: Cause::Isolated, until: 0, streak: 0 },
             Kind::Disable => State::Disabled,
-            _ => State::Closed { failures: 0, by_order: true },
+            _ => State::Closed { failures: 0, told: 0, by_order: true },
         };
         Transition::opening(order, self, after)
     }
@@ -273,11 +375,13 @@ impl Word {
     // Of the word that a probe claimed. `None` if no probe is in flight, as in the word of a permit that stands in for
     // a probe by name.
 
-    /// The probe succeeded, and `needed` good ones in a row close the circuit.
-    pub(crate) const fn probe_succeeded(self, needed: u32) -> Option<Transition> {
+    /// The probe succeeded, and `needed` good ones in a row close the circuit, or begin the ramp if there is one.
+    pub(crate) const fn probe_succeeded(self, needed: u32, now: u32, ramp_ticks: u32) -> Option<Transition> {
         match self.state {
-            State::HalfOpen { in_flight: true, good_probes, .. } if good_probes + 1 >= needed => {
-                Some(self.closes(Kind::Close))
+            State::HalfOpen { in_flight: true, streak, good_probes, .. } if good_probes + 1 >= needed => {
+                let until = now.wrapping_add(ramp_ticks);
+                let ramp = State::Recovering { until, streak, failures: 0 };
+                Some(Transition::new(Kind::Close, self, if ramp_ticks == 0 { State::CLEAN } else { ramp }))
             }
             State::HalfOpen { in_flight: true, lease_end, streak, good_probes } => {
                 let free = State::HalfOpen { in_flight: false, lease_end, streak, good_probes: good_probes + 1 };
@@ -331,7 +435,7 @@ impl Word {
     }
 
     const fn closes(self, kind: Kind) -> Transition {
-        Transition::new(kind, self, State::Closed { failures: 0, by_order: false })
+        Transition::new(kind, self, State::CLEAN)
     }
 }
 
@@ -340,7 +444,7 @@ impl Word {
 #[inline]
 const fn open_ticks_left(cause: Cause, until: u32, now: u32, longest: u32) -> u32 {
     match cause {
-        Cause::Failures | Cause::Silence => ticks_left(until, now, longest),
+        Cause::Failures | Cause::Rate | Cause::Slow | Cause::Silence => ticks_left(until, now, longest),
         Cause::Cooldown => ticks_left(until, now, MAX_DEADLINE_TICKS),
         Cause::Isolated => FOREVER,
     }
@@ -351,6 +455,37 @@ const fn open_ticks_left(cause: Cause, until: u32, now: u32, longest: u32) -> u3
 const fn ticks_left(deadline: u32, now: u32, ahead: u32) -> u32 {
     let left = deadline.wrapping_sub(now);
     if left <= ahead + CLOCK_SLACK { left } else { 0 }
+}
+
+/// Whether a failure that is told `now` goes on with a row whose newest failure was `told`. A row from before the
+/// memory was set has no such time, and goes on.
+const fn is_within(told: u32, now: u32, memory: u32) -> bool {
+    told == 0 || told_since(told, now) <= memory
+}
+
+/// Ticks from `told` to `now`: 0 if `now` is an older reading of the clock.
+const fn told_since(told: u32, now: u32) -> u32 {
+    let since = told_at(now).wrapping_sub(told) & (u32::MAX >> 1);
+    if since > (u32::MAX >> 1) - CLOCK_SLACK { 0 } else { since }
+}
+
+/// The later one of the two.
+const fn later_told(told: u32, now: u32) -> u32 {
+    if told != 0 && told_since(told, now) == 0 { told } else { told_at(now) }
+}
+
+/// How long after the beginning of a ramp a call has its turn, whose number was drawn by chance out of all numbers: the
+/// share that passes grows evenly from `from` percent to all.
+pub(crate) const fn turn(ramp_ticks: u32, from: u32, drawn: u32) -> u32 {
+    // 16 bits of the number are enough, and no product overflows.
+    let drawn = (drawn >> 16) as u64 * 100;
+    let from = (from as u64) << 16;
+    if drawn < from {
+        return 0;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "less than the ramp")]
+    let turn = (ramp_ticks as u64 * (drawn - from) / ((100 << 16) - from)) as u32;
+    turn
 }
 
 /// `lease_end`, or one tick after `old` where that is not later: no two probes of a generation may have the same word,

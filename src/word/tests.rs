@@ -1,20 +1,28 @@
 //! The word's fields, and each step by itself, at its edges. The table of all steps is in `word::step`. What threads do
 //! to each other is for the models in `loom-tests`.
 
-use super::step::{self, Admit, COARSE_ERROR, Limits, MAX_DEADLINE_TICKS, Success};
+use super::step::{self, Admit, COARSE_ERROR, Failed, Limits, MAX_DEADLINE_TICKS, Row, Success};
 use super::*;
 
-pub(super) const LIMITS: Limits = Limits { longest_open_ticks: 30_000, lease_ticks: 60_000 };
+pub(super) const LIMITS: Limits = Limits { longest_open_ticks: 30_000, lease_ticks: 60_000, ramp_ticks: 10_000 };
 const LAST_GENERATION: u32 = GENERATION_LIMIT - 1;
 /// More than the clock may be behind.
 const SLACK: u32 = 65_536;
 
+pub(super) fn of(generation: u32, state: State) -> Word {
+    Word { generation, measured: false, state }
+}
+
 pub(super) fn closed(generation: u32, failures: u32) -> Word {
-    Word { generation, state: State::Closed { failures, by_order: false } }
+    of(generation, State::Closed { failures, told: 0, by_order: false })
 }
 
 pub(super) fn open_because(cause: Cause, generation: u32, until: u32) -> Word {
-    Word { generation, state: State::Open { cause, until, streak: 0 } }
+    of(generation, State::Open { cause, until, streak: 0 })
+}
+
+pub(super) fn recovering(generation: u32, until: u32, failures: u32) -> Word {
+    of(generation, State::Recovering { until, streak: 0, failures })
 }
 
 pub(super) fn open(generation: u32, until: u32) -> Word {
@@ -26,7 +34,7 @@ pub(super) fn silent(generation: u32, until: u32) -> Word {
 }
 
 pub(super) fn half_open(generation: u32, in_flight: bool, lease_end: u32) -> Word {
-    Word { generation, state: State::HalfOpen { in_flight, lease_end, streak: 0, good_probes: 0 } }
+    of(generation, State::HalfOpen { in_flight, lease_end, streak: 0, good_probes: 0 })
 }
 
 pub(super) fn probing(generation: u32, lease_end: u32) -> Word {
@@ -44,6 +52,7 @@ pub(super) fn with_streak(word: Word, streak: u32) -> Word {
         State::HalfOpen { in_flight, lease_end, good_probes, .. } => {
             State::HalfOpen { in_flight, lease_end, streak, good_probes }
         }
+        State::Recovering { until, failures, .. } => State::Recovering { until, streak, failures },
         State::Closed { .. } | State::Disabled => panic!("it has none"),
     };
     Word { state, ..word }
@@ -61,25 +70,31 @@ pub(super) fn every_state() -> Vec<Word> {
     for generation in [0, 1, LAST_GENERATION] {
         for failures in [0, 1, MAX_FAILURES] {
             for by_order in [false, true] {
-                words.push(Word { generation, state: State::Closed { failures, by_order } });
+                for told in [0, 1, u32::MAX >> 1] {
+                    words.push(of(generation, State::Closed { failures, told, by_order }));
+                }
             }
         }
-        words.push(Word { generation, state: State::Disabled });
+        words.push(of(generation, State::Disabled));
         for deadline in [0, 1, u32::MAX] {
             for streak in [0, 1, MAX_STREAK] {
                 for cause in Cause::ALL {
                     words.push(with_streak(open_because(*cause, generation, deadline), streak));
                 }
                 for in_flight in [false, true] {
-                    for good_probes in [0, 1, MAX_GOOD_PROBES] {
+                    for good_probes in [0, 1, MAX_SMALL_COUNT] {
                         let state = State::HalfOpen { in_flight, lease_end: deadline, streak, good_probes };
-                        words.push(Word { generation, state });
+                        words.push(of(generation, state));
                     }
+                }
+                for failures in [0, 1, MAX_SMALL_COUNT] {
+                    words.push(with_streak(recovering(generation, deadline, failures), streak));
                 }
             }
         }
     }
-    words
+    let measured: Vec<_> = words.iter().map(|word| Word { measured: true, ..*word }).collect();
+    [words, measured].concat()
 }
 
 // ---- the fields ----
@@ -100,7 +115,11 @@ fn the_raw_questions_agree_with_the_decoded_word() {
     for word in every_state() {
         let raw = word.pack();
         assert_eq!(passes(raw), matches!(word.state, State::Closed { .. } | State::Disabled), "{word:?}");
-        assert_eq!(is_clean(raw), matches!(word.state, State::Closed { failures: 0, .. }), "{word:?}");
+        let clean = matches!(word.state, State::Closed { failures: 0, .. });
+        assert_eq!(is_clean(raw), clean && !word.measured, "{word:?}");
+        assert_eq!(is_plain(raw), passes(raw) && !word.measured, "{word:?}");
+        assert_eq!(is_normal(raw), word.can_trip() || word.state == State::Disabled, "{word:?}");
+        assert_eq!((is_measured(raw), generation(raw)), (word.measured, word.generation), "{word:?}");
         assert_eq!(has_probe_in_flight(raw), word.has_probe_in_flight(), "{word:?}");
         assert_eq!(open_until(raw).map(|(cause, _)| cause), word.cause(), "{word:?}");
     }
@@ -110,6 +129,38 @@ fn the_raw_questions_agree_with_the_decoded_word() {
 fn a_probe_bit_that_is_cleared_leaves_a_free_probe() {
     assert_eq!(Word::unpack(probing(3, 9).pack() & !PROBE_BIT), free(3, 9));
     assert_eq!(free(3, 9).pack() | PROBE_BIT, probing(3, 9).pack());
+}
+
+#[test]
+fn the_permit_of_a_measured_call_remembers_its_generation_its_start_and_what_dropping_it_means() {
+    for word in every_state().into_iter().filter(|word| is_normal(word.pack())) {
+        let raw = word.pack();
+        assert!(passes(normal_permit(raw)));
+        assert_eq!((generation(normal_permit(raw)), is_measured(normal_permit(raw))), (word.generation, word.measured));
+        for start in [None, Some(0), Some(u32::MAX)] {
+            for fails in [false, true] {
+                let permit = measured_permit(raw, start, fails);
+                assert!(passes(permit) && !is_plain(permit) && generation(permit) == word.generation);
+                assert_eq!((started(permit), drop_fails(permit)), (start, fails));
+                assert_eq!((started(droppable(permit)), drop_fails(droppable(permit))), (start, false));
+            }
+        }
+    }
+    // What a word counts is not taken for what a permit remembers.
+    let plain = closed(1, 3).pack();
+    assert_eq!((started(plain), drop_fails(plain), droppable(plain)), (None, false, plain));
+}
+
+#[test]
+fn settings_that_are_replaced_leave_the_state_as_it_is() {
+    for word in every_state() {
+        let (on, off) = (with_measured(word.pack(), true), with_measured(word.pack(), false));
+        assert!(is_same_state(on, off) && is_same_state(on, word.pack()));
+        assert_eq!(Word::unpack(on), Word { measured: true, ..word });
+        for other in [closed(9, 1), probing(9, 1)] {
+            assert!(!is_same_state(on, other.pack()));
+        }
+    }
 }
 
 // ---- calls ----
@@ -169,8 +220,12 @@ fn a_probe_claimed_after_weeks_of_idling_gets_a_whole_lease() {
 
 // ---- deadlines ----
 
+fn tripped(word: Word, cause: Cause, now: u32) -> step::Transition {
+    word.tripped(cause, now, LIMITS, |_| LIMITS.longest_open_ticks)
+}
+
 fn tripped_at(now: u32) -> Word {
-    closed(0, 2).tripped(Cause::Failures, now, LIMITS.longest_open_ticks).after
+    tripped(closed(0, 2), Cause::Failures, now).after
 }
 
 #[test]
@@ -183,16 +238,11 @@ fn a_reading_from_just_before_the_trip_sees_the_circuit_open() {
 
 #[test]
 fn a_coarse_clock_rejects_only_what_a_better_one_would() {
-    let open = open(1, 30_000);
-    let left = |word: Word, about_now| step::open_left_for_sure(word.pack(), about_now, LIMITS.longest_open_ticks);
-    assert_eq!(left(open, 0), Some((30_000, Cause::Failures)));
-    assert_eq!(left(silent(1, 30_000), 0), Some((30_000, Cause::Silence)));
-    assert_eq!(left(open, 30_000 - COARSE_ERROR - 1), Some((COARSE_ERROR + 1, Cause::Failures)));
+    let left = |about_now| step::open_left_for_sure(Cause::Failures, 30_000, about_now, LIMITS.longest_open_ticks);
+    assert_eq!(left(0), Some(30_000));
+    assert_eq!(left(30_000 - COARSE_ERROR - 1), Some(COARSE_ERROR + 1));
     for about_now in [30_000 - COARSE_ERROR, 29_999, 30_000, 30_001, 90_000_000] {
-        assert_eq!(left(open, about_now), None);
-    }
-    for other in [closed(1, 2), probing(1, 30_000), free(1, 30_000)] {
-        assert_eq!(left(other, 0), None);
+        assert_eq!(left(about_now), None);
     }
 }
 
@@ -225,10 +275,10 @@ fn an_open_time_that_passed_weeks_ago_does_not_block() {
 
 #[test]
 fn a_success_counts_in_its_own_generation_alone() {
-    assert_eq!(closed(1, 0).succeeded(1), Success::Clean);
-    assert_eq!(closed(1, 2).succeeded(0), Success::Late);
+    assert_eq!(closed(1, 0).succeeded(1, false), Success::Clean);
+    assert_eq!(closed(1, 2).succeeded(0, false), Success::Late);
     for other in [open(1, 9), silent(1, 9), probing(1, 9), free(1, 9)] {
-        assert_eq!(other.succeeded(1), Success::Late);
+        assert_eq!(other.succeeded(1, false), Success::Late);
     }
 }
 
@@ -240,10 +290,10 @@ fn a_failure_counts_in_its_own_generation_and_trips_at_the_threshold() {
     assert_eq!(failure(closed(1, 1), closed(1, 2)), Failure::Count(closed(1, 2).pack()));
     assert_eq!(failure(closed(1, 2), closed(1, 0)), Failure::Trip);
     for granted in [closed(0, 0), closed(2, 0), closed(0, 2)] {
-        assert_eq!(failure(closed(1, 2), granted), Failure::Late);
+        assert_eq!(failure(closed(1, 2), granted), Failure::Other);
     }
     for other in [open(1, 9), silent(1, 9), probing(1, 9), free(1, 9)] {
-        assert_eq!(failure(other, closed(1, 0)), Failure::Late);
+        assert_eq!(failure(other, closed(1, 0)), Failure::Other);
     }
 }
 
@@ -255,13 +305,13 @@ fn the_highest_threshold_is_reached_without_leaving_its_field() {
         word = closed(3, count);
     }
     assert_eq!(failure(word.pack(), closed(3, 0).pack(), MAX_FAILURES), Failure::Trip);
-    assert_eq!(word.tripped(Cause::Failures, 0, LIMITS.longest_open_ticks).failures(), Some(MAX_FAILURES));
+    assert_eq!(tripped(word, Cause::Failures, 0).failures(), Some(MAX_FAILURES));
 }
 
 #[test]
 fn a_trip_tells_the_failures_in_a_row_that_it_follows() {
-    assert_eq!(closed(0, 2).tripped(Cause::Failures, 0, 9).failures(), Some(3));
-    assert_eq!(closed(0, 2).tripped(Cause::Silence, 0, 9).failures(), Some(2));
+    assert_eq!(tripped(closed(0, 2), Cause::Failures, 0).failures(), Some(3));
+    assert_eq!(tripped(closed(0, 2), Cause::Silence, 0).failures(), Some(2));
     assert_eq!(probing(1, 9).probe_failed(Cause::Failures, 0, |_| 9).unwrap().failures(), None);
 }
 
@@ -277,8 +327,100 @@ fn failed_recoveries_in_a_row_are_counted_up_to_the_end_of_their_field() {
         assert_eq!(open, with_streak(self::open(open.generation, 30_000), expected));
         word = claim(open, 30_000);
     }
-    let next = word.probe_succeeded(1).unwrap().after.tripped(Cause::Failures, 0, LIMITS.longest_open_ticks).after;
+    let next = tripped(word.probe_succeeded(1, 0, 0).unwrap().after, Cause::Failures, 0).after;
     assert_eq!(next, open(next.generation, 30_000), "a circuit that has closed forgets them");
+}
+
+// ---- a memory ----
+
+const ROW: Row = Row { threshold: Some(3), memory: Some(1000), ramp_threshold: Some(2) };
+
+fn told(generation: u32, failures: u32, told: u32) -> Word {
+    of(generation, State::Closed { failures, told, by_order: false })
+}
+
+#[test]
+fn failures_further_apart_than_the_memory_are_no_row() {
+    let failed = |word: Word, now| word.failed(1, now, ROW, LIMITS);
+    assert_eq!(failed(closed(1, 0), 5000), Failed::Count(told(1, 1, 5000)));
+    assert_eq!(failed(told(1, 1, 5000), 6000), Failed::Count(told(1, 2, 6000)));
+    assert_eq!(failed(told(1, 2, 6000), 7000), Failed::Trip);
+    assert_eq!(failed(told(1, 2, 6000), 7001), Failed::Count(told(1, 1, 7001)));
+    assert_eq!(failed(told(1, 2, 6000), 6000 + 20 * 86_400_000), Failed::Count(told(1, 1, 6000 + 20 * 86_400_000)));
+    // An older reading of the clock.
+    assert_eq!(failed(told(1, 1, 6000), 5990), Failed::Count(told(1, 2, 6000)));
+    // A row from before there was a memory.
+    assert_eq!(failed(closed(1, 2), 90_000), Failed::Trip);
+    // Ticks wrap.
+    assert_eq!(failed(told(1, 2, u32::MAX >> 1), 400), Failed::Trip);
+    assert_eq!(failed(closed(1, 0), 0), Failed::Count(told(1, 1, 1)));
+}
+
+#[test]
+fn failures_are_not_counted_without_a_threshold_or_outside_of_their_generation() {
+    let none = Row { threshold: None, ..ROW };
+    assert_eq!(closed(1, 2).failed(1, 0, none, LIMITS), Failed::NotCounted);
+    for other in [closed(2, 0), open(1, 9), probing(1, 9), free(1, 9), of(1, State::Disabled)] {
+        assert_eq!(other.failed(1, 0, ROW, LIMITS), Failed::Late, "{other:?}");
+    }
+}
+
+#[test]
+fn a_success_of_a_call_from_before_the_newest_failed_one_ends_no_row() {
+    for word in [closed(1, 2), recovering(1, 9, 2)] {
+        assert_eq!(word.succeeded(1, true), Success::Clean);
+        assert!(matches!(word.succeeded(1, false), Success::EndRow(end) if end.after.failures() == Some(0)));
+    }
+}
+
+// ---- a ramp ----
+
+#[test]
+fn a_recovering_circuit_counts_failures_of_its_own_and_keeps_its_failed_recoveries() {
+    let failed = |word: Word, now| word.failed(1, now, ROW, LIMITS);
+    let word = with_streak(recovering(1, 10_000, 0), 3);
+    let counted = with_streak(recovering(1, 10_000, 1), 3);
+    assert_eq!(failed(word, 100), Failed::Count(counted));
+    assert_eq!(failed(counted, 200), Failed::Trip);
+    let trip = tripped(counted, Cause::Failures, 200);
+    assert_eq!((trip.after, trip.failures()), (with_streak(open(2, 30_200), 4), Some(2)));
+    assert!(trip.ends_a_wait());
+    // The upstream lives.
+    let cooled = counted.cooled_down(200, 40_000, LIMITS).unwrap();
+    assert_eq!(cooled.after, with_streak(open_because(Cause::Cooldown, 2, 40_200), 3));
+}
+
+#[test]
+fn a_failure_after_the_ramp_ends_it_first_and_a_trip_after_it_is_no_failed_recovery() {
+    let word = with_streak(recovering(1, 10_000, 1), 3);
+    let Failed::EndRamp(end) = word.failed(1, 10_000, ROW, LIMITS) else { panic!("it is over") };
+    assert_eq!(end.after, closed(1, 0));
+    assert_eq!(word.admit(9_999, LIMITS), Admit::OnRamp { ramp_left: 1 });
+    assert_eq!(word.admit(10_000, LIMITS), Admit::EndRamp(end));
+    assert_eq!(tripped(word, Cause::Silence, 10_000).after, silent(2, 40_000));
+    assert_eq!(word.cooled_down(10_000, 5, LIMITS).unwrap().after, open_because(Cause::Cooldown, 2, 10_005));
+    assert!(word.is_ramp_over(10_000, 10_000) && !word.is_ramp_over(9_999, 10_000));
+}
+
+#[test]
+fn a_probe_begins_the_ramp_if_there_is_one() {
+    let word = with_streak(probing(1, 9), 3);
+    assert_eq!(word.probe_succeeded(1, 500, 10_000).unwrap().after, with_streak(recovering(1, 10_500, 0), 3));
+    assert_eq!(word.probe_succeeded(1, 500, 0).unwrap().after, closed(1, 0));
+}
+
+#[test]
+fn the_share_of_calls_that_have_had_their_turn_grows_evenly() {
+    const DRAWS: u32 = 1000;
+    let turns: Vec<_> = (0..DRAWS).map(|n| step::turn(10_000, 20, n * (u32::MAX / DRAWS))).collect();
+    for (after, percent) in [(0, 20_usize), (2_500, 40), (5_000, 60), (7_500, 80), (9_999, 100)] {
+        let passed = turns.iter().filter(|turn| **turn <= after).count();
+        assert!(passed.abs_diff(percent * 10) <= 1, "after {after} ticks {passed} of 1000");
+    }
+    for from in [1, 99, 100] {
+        let turns = [0, u32::MAX].map(|drawn| step::turn(MAX_DEADLINE_TICKS, from, drawn));
+        assert!(turns[0] == 0 && turns[1] < MAX_DEADLINE_TICKS, "{turns:?}");
+    }
 }
 
 // ---- generations ----
@@ -311,10 +453,10 @@ fn only_a_later_opening_counts_as_reopened() {
 
 #[test]
 fn a_state_and_a_cause_have_one_name_everywhere() {
-    use CircuitState::{Closed, HalfOpen, Open};
-    let states = [Closed, Open, HalfOpen, CircuitState::Disabled].map(|state| state.to_string());
-    assert_eq!(states, ["closed", "open", "half_open", "disabled"]);
+    use CircuitState::{Closed, Disabled, HalfOpen, Open, Recovering};
+    let states = [Closed, Open, HalfOpen, Recovering, Disabled].map(|state| state.to_string());
+    assert_eq!(states, ["closed", "open", "half_open", "recovering", "disabled"]);
     assert_eq!(format!("{Open:<7}|"), "open   |");
     let causes: Vec<_> = Cause::ALL.iter().map(ToString::to_string).collect();
-    assert_eq!(causes, ["failures", "silence", "cooldown", "isolated"]);
+    assert_eq!(causes, ["failures", "rate", "slow", "silence", "cooldown", "isolated"]);
 }

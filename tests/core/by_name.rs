@@ -155,11 +155,11 @@ async fn inserting_a_known_name_keeps_its_breaker_and_state() {
     let breakers = registry();
     trip_by_name(&breakers, NAME);
     let own = |name| CircuitBreaker::builder(name).failure_threshold(9).build().unwrap();
-    assert_eq!(breakers.insert_breaker(own(NAME)).config().failure_threshold(), 3);
+    assert_eq!(breakers.insert_breaker(own(NAME)).config().failure_threshold(), Some(3));
     breakers.insert_all([NAME, "new", "newer"]);
     assert_eq!(breakers.state(NAME), Some(CircuitState::Open));
-    assert_eq!(breakers.insert_breaker(own("newest")).config().failure_threshold(), 9);
-    assert_eq!(breakers.insert("newest").config().failure_threshold(), 9);
+    assert_eq!(breakers.insert_breaker(own("newest")).config().failure_threshold(), Some(9));
+    assert_eq!(breakers.insert("newest").config().failure_threshold(), Some(9));
     assert_eq!(breakers.snapshots().len(), 6);
 }
 

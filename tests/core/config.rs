@@ -10,7 +10,7 @@ const TICK: Duration = Duration::from_millis(1);
 #[test]
 fn the_defaults_are_those_that_the_documentation_states() {
     let config = Config::default();
-    assert_eq!((config.failure_threshold(), config.open_for()), (3, Duration::from_secs(30)));
+    assert_eq!((config.failure_threshold(), config.open_for()), (Some(3), Duration::from_secs(30)));
     assert_eq!((config.probe_lease(), config.wait_limit()), (Duration::from_secs(60), Duration::from_secs(60)));
     assert_eq!((config.open_growth(), config.open_jitter(), config.good_probes()), (100, 0, 1));
     assert_eq!((config.open_cap(), config.max_waiters()), (Duration::from_secs(300), None));
@@ -25,13 +25,13 @@ fn the_defaults_are_those_that_the_documentation_states() {
 
 #[test]
 fn both_ends_of_each_range_are_valid_and_values_beyond_are_errors_that_name_the_field() {
-    let threshold = |n| Config::builder().failure_threshold(n);
+    let threshold = |n: Option<u32>| Config::builder().failure_threshold(n);
     let open_for = |duration| Config::builder().open_for(duration);
     let lease = |duration| Config::builder().probe_lease(duration);
     let wait = |duration| Config::builder().wait_limit(duration);
     let right = [
-        threshold(1),
-        threshold(1023),
+        threshold(Some(1)),
+        threshold(Some(1023)),
         open_for(TICK),
         open_for(DAY),
         lease(TICK),
@@ -46,6 +46,16 @@ fn both_ends_of_each_range_are_valid_and_values_beyond_are_errors_that_name_the_
         Config::builder().open_growth(200).open_for(DAY).open_cap(DAY),
         Config::builder().open_for(DAY).open_cap(TICK),
         Config::builder().good_probes(63),
+        threshold(None),
+        Config::builder().failure_rate(1).slow_rate(100).slow_after(TICK),
+        Config::builder().failure_memory(TICK),
+        Config::builder().failure_memory(DAY).slow_after(DAY),
+        Config::builder().window(Duration::from_millis(10)).min_calls(10_000),
+        Config::builder().window(DAY).min_calls(1),
+        Config::builder().window(1).min_calls(1),
+        Config::builder().window(10_000).min_calls(10_000),
+        Config::builder().ramp(DAY).ramp_from(100).ramp_failures(63),
+        Config::builder().ramp(TICK).ramp_from(1).ramp_failures(1),
     ];
     for builder in right {
         assert!(builder.clone().build().is_ok(), "{builder:?}");
@@ -53,9 +63,9 @@ fn both_ends_of_each_range_are_valid_and_values_beyond_are_errors_that_name_the_
     let too_short = Duration::from_micros(999);
     let too_long = DAY + Duration::from_nanos(1);
     let growing = Config::builder().open_growth(200);
-    let wrong: [(ConfigBuilder, &str); 17] = [
-        (threshold(0), "failure_threshold is 0, expected 1 to 1023"),
-        (threshold(1024), "failure_threshold is 1024, expected 1 to 1023"),
+    let wrong: [(ConfigBuilder, &str); 35] = [
+        (threshold(Some(0)), "failure_threshold is 0, expected 1 to 1023"),
+        (threshold(Some(1024)), "failure_threshold is 1024, expected 1 to 1023"),
         (open_for(too_short), "open_for is 999µs, expected 1 ms to 24 h"),
         (open_for(too_long), "open_for is 86400.000000001s, expected 1 ms to 24 h"),
         (lease(too_short), "probe_lease is 999µs, expected 1 ms to 24 h"),
@@ -71,6 +81,24 @@ fn both_ends_of_each_range_are_valid_and_values_beyond_are_errors_that_name_the_
         (Config::builder().open_jitter(1).open_cap(TICK), "open_cap is 1ms, expected open_for to 24 h"),
         (Config::builder().good_probes(0), "good_probes is 0, expected 1 to 63"),
         (Config::builder().good_probes(64), "good_probes is 64, expected 1 to 63"),
+        (Config::builder().failure_rate(0), "failure_rate is 0, expected 1 to 100 percent"),
+        (Config::builder().failure_rate(101), "failure_rate is 101, expected 1 to 100 percent"),
+        (Config::builder().slow_rate(0).slow_after(DAY), "slow_rate is 0, expected 1 to 100 percent"),
+        (Config::builder().slow_rate(50), "slow_after is not set, expected 1 ms to 24 h, since slow_rate is set"),
+        (Config::builder().slow_after(Duration::ZERO), "slow_after is 0ns, expected 1 ms to 24 h"),
+        (Config::builder().window(Duration::ZERO), "window is 0ns, expected 10 ms to 24 h, or 1 to 10000 calls"),
+        (Config::builder().window(9 * TICK), "window is 9ms, expected 10 ms to 24 h, or 1 to 10000 calls"),
+        (Config::builder().window(too_long), "window is 86400.000000001s, expected 10 ms to 24 h, or 1 to 10000 calls"),
+        (Config::builder().window(0), "window is 0 calls, expected 10 ms to 24 h, or 1 to 10000 calls"),
+        (Config::builder().window(10_001), "window is 10001 calls, expected 10 ms to 24 h, or 1 to 10000 calls"),
+        (Config::builder().min_calls(0), "min_calls is 0, expected 1 to 10000"),
+        (Config::builder().window(10).min_calls(11), "min_calls is 11, expected 1 to the calls that the window holds"),
+        (Config::builder().failure_memory(Duration::ZERO), "failure_memory is 0ns, expected 1 ms to 24 h"),
+        (Config::builder().failure_memory(too_long), "failure_memory is 86400.000000001s, expected 1 ms to 24 h"),
+        (Config::builder().ramp(too_long), "ramp is 86400.000000001s, expected 0 (no ramp) to 24 h"),
+        (Config::builder().ramp_from(0), "ramp_from is 0, expected 1 to 100 percent"),
+        (Config::builder().ramp_from(101), "ramp_from is 101, expected 1 to 100 percent"),
+        (Config::builder().ramp_failures(64), "ramp_failures is 64, expected 1 to 63"),
     ];
     for (builder, message) in wrong {
         let error = builder.build().unwrap_err();

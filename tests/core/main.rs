@@ -17,6 +17,8 @@ mod pitfalls;
 mod policies;
 mod property;
 mod public;
+mod ramp;
+mod rates;
 mod silence;
 mod simulated;
 #[cfg(not(miri))]

@@ -1,15 +1,18 @@
 //! Any sequence of calls, outcomes (late ones too) and passing time, against a plain model of the state machine that
 //! shares nothing with the word: no bits, no generations, no wrapping ticks.
 
+mod model;
+
 use std::time::Duration;
 
 use fusebox::{
-    BreakerSnapshot, Cause, CircuitBreakerRegistry, CircuitState, Config, OwnedPermit, PermitType, ProbeGuard,
-    RejectionReason,
+    Abandoned, CircuitBreakerRegistry, Config, OwnedPermit, PermitType, ProbeGuard, Rejection, RejectionReason, Window,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tokio::time::advance;
+
+use model::{Circuit, Held, Model};
 
 const NAME: &str = "openai";
 const OPEN_FOR: u64 = 30_000;
@@ -32,11 +35,14 @@ enum Step {
     Acquire,
     /// Of any permit that is held, however old.
     Resolve(prop::sample::Index, Outcome),
+    /// Of the permit that was granted last, if there is one.
+    ResolveLast(Outcome),
     /// By name, by a caller that may be mistaken about what it holds.
     Record(Outcome),
     RecordProbe(Outcome),
     TripFor(u64),
     Order(Order),
+    Replace(Settings),
     Wait(u64),
 }
 
@@ -47,21 +53,107 @@ enum Order {
     Reset,
 }
 
-/// The settings that a script runs with.
+/// Settings, which a script may replace. Times are in milliseconds, rates in percent.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
-    failure_threshold: u32,
+    failure_threshold: Option<u32>,
+    failure_memory: Option<u64>,
+    failure_rate: Option<u32>,
+    slow_rate: Option<u32>,
+    window: Window,
+    min_calls: u32,
+    abandoned: Abandoned,
     open_growth: u32,
     good_probes: u32,
+    ramp: u64,
+    ramp_from: u32,
+}
+
+const SLOW_AFTER: u64 = 20_000;
+
+impl Settings {
+    fn counts(&self) -> bool {
+        self.failure_rate.is_some() || self.slow_rate.is_some()
+    }
+
+    fn notes_the_start(&self) -> bool {
+        self.failure_memory.is_some() || self.slow_rate.is_some()
+    }
+
+    fn config(&self) -> Config {
+        let millis = Duration::from_millis;
+        Config::builder()
+            .failure_threshold(self.failure_threshold)
+            .failure_memory(self.failure_memory.map(millis))
+            .failure_rate(self.failure_rate)
+            .slow_rate(self.slow_rate)
+            .slow_after(millis(SLOW_AFTER))
+            .window(self.window)
+            .min_calls(self.min_calls)
+            .abandoned(self.abandoned)
+            .open_growth(self.open_growth)
+            .good_probes(self.good_probes)
+            .ramp(millis(self.ramp))
+            .ramp_from(self.ramp_from)
+            .build()
+            .expect("valid settings")
+    }
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
+    let time = |millis| Window::Time(Duration::from_millis(millis));
+    let window = prop_oneof![Just(time(10_000)), Just(time(90_000)), Just(Window::Calls(4)), Just(Window::Calls(7))];
+    let rate = || prop_oneof![2 => Just(None), 1 => prop_oneof![Just(100), Just(50), Just(34)].prop_map(Some)];
+    let row = prop_oneof![6 => (1..4_u32).prop_map(Some), 1 => Just(None)];
+    let memory = prop_oneof![2 => Just(None), 1 => prop_oneof![Just(1), Just(25_000), Just(86_400_000)].prop_map(Some)];
+    let abandoned = prop_oneof![Just(Abandoned::Ignored), Just(Abandoned::Failure)];
     let growth = prop_oneof![Just(100_u32), Just(150), Just(300)];
-    (1..4_u32, growth, 1..4_u32).prop_map(|(failure_threshold, open_growth, good_probes)| Settings {
-        failure_threshold,
-        open_growth,
-        good_probes,
-    })
+    let ramp =
+        prop_oneof![2 => Just((0, 10)), 1 => Just((40_000, 1)), 1 => Just((40_000, 100)), 1 => Just((200_000, 50))];
+    (row, memory, (rate(), rate(), window, 1..5_u32), abandoned, growth, 1..4_u32, ramp).prop_map(
+        |(row, memory, (failure_rate, slow_rate, window, min_calls), abandoned, open_growth, good_probes, ramp)| {
+            Settings {
+                failure_threshold: row,
+                failure_memory: memory,
+                failure_rate,
+                slow_rate,
+                window,
+                min_calls,
+                abandoned,
+                open_growth,
+                good_probes,
+                ramp: ramp.0,
+                ramp_from: ramp.1,
+            }
+        },
+    )
+}
+
+/// Rates alone, so that no row of failures comes first.
+fn rates() -> impl Strategy<Value = Settings> {
+    let time = |millis| Window::Time(Duration::from_millis(millis));
+    let window = prop_oneof![Just(time(10_000)), Just(time(90_005)), (5..30_u32).prop_map(Window::Calls)];
+    let rate = || prop_oneof![1 => Just(None), 4 => (20..=100_u32).prop_map(Some)];
+    (settings(), rate(), rate(), window, 1..20_u32).prop_map(
+        |(settings, failure_rate, slow_rate, window, min_calls)| {
+            let min_calls = if let Window::Calls(calls) = window { min_calls.min(calls) } else { min_calls };
+            Settings { failure_threshold: None, failure_rate, slow_rate, window, min_calls, ..settings }
+        },
+    )
+}
+
+/// A whole call, or time that passes.
+fn call_or_time() -> impl Strategy<Value = Vec<Step>> {
+    let call = |outcome| vec![Step::Acquire, Step::ResolveLast(outcome)];
+    let slow = |outcome| vec![Step::Acquire, Step::Wait(SLOW_AFTER), Step::ResolveLast(outcome)];
+    prop_oneof![
+        20 => Just(call(Outcome::Success)),
+        12 => Just(call(Outcome::Failure)),
+        3 => Just(slow(Outcome::Success)),
+        2 => Just(slow(Outcome::Failure)),
+        1 => Just(vec![Step::Order(Order::Reset)]),
+        5 => prop_oneof![Just(100), Just(1000), Just(9000), Just(OPEN_FOR)].prop_map(|millis| vec![Step::Wait(millis)]),
+    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -77,6 +169,8 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let time = prop_oneof![
         Just(1),
+        Just(1000),
+        Just(SLOW_AFTER),
         Just(OPEN_FOR - 1),
         Just(OPEN_FOR),
         Just(LEASE - 1),
@@ -91,244 +185,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop_oneof![Just(Success), Just(Failure), Just(Drop), cooldown().prop_map(CoolDown)]
             .prop_map(Step::RecordProbe),
         1 => cooldown().prop_map(Step::TripFor),
+        1 => settings().prop_map(Step::Replace),
         1 => prop_oneof![1 => Just(Order::Isolate), 1 => Just(Order::Disable), 3 => Just(Order::Reset)]
             .prop_map(Step::Order),
         3 => time.prop_map(Step::Wait),
     ]
-}
-
-enum Circuit {
-    Closed,
-    Open { until: u64, cause: Cause },
-    HalfOpen { probe: Option<Probe>, last_lease_end: u64, good: u32 },
-    Isolated,
-    Disabled,
-}
-
-#[derive(Clone, Copy)]
-struct Probe {
-    number: u64,
-    lease_end: u64,
-}
-
-/// What a caller was given.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Held {
-    Normal { openings: u64 },
-    Probe { number: u64 },
-}
-
-struct Model {
-    settings: Settings,
-    now: u64,
-    circuit: Circuit,
-    failures: u32,
-    trips: u64,
-    failed_probe_count: u64,
-    /// Failed recoveries in a row.
-    failed_recoveries: u32,
-    /// Openings of every kind, ever.
-    openings: u64,
-    probes: u64,
-    last_error: Option<&'static str>,
-}
-
-impl Model {
-    fn new(settings: Settings) -> Self {
-        Self {
-            settings,
-            now: 0,
-            circuit: Circuit::Closed,
-            failures: 0,
-            trips: 0,
-            failed_probe_count: 0,
-            failed_recoveries: 0,
-            openings: 0,
-            probes: 0,
-            last_error: None,
-        }
-    }
-
-    /// Why a call would be rejected now, and for how long.
-    fn rejection(&self) -> Option<(RejectionReason, Option<Cause>, Option<u64>)> {
-        match self.circuit {
-            Circuit::Isolated => Some((RejectionReason::Open, Some(Cause::Isolated), None)),
-            Circuit::Open { until, cause } if self.now < until => {
-                Some((RejectionReason::Open, Some(cause), Some(until - self.now)))
-            }
-            Circuit::HalfOpen { probe: Some(probe), .. } if self.now < probe.lease_end => {
-                Some((RejectionReason::ProbeInFlight, None, Some(probe.lease_end - self.now)))
-            }
-            _ => None,
-        }
-    }
-
-    fn acquire(&mut self) -> Held {
-        if matches!(self.circuit, Circuit::Closed | Circuit::Disabled) {
-            return Held::Normal { openings: self.openings };
-        }
-        self.probes += 1;
-        // No two probes of one opening have the same lease.
-        let (lease_end, good) = match self.circuit {
-            Circuit::HalfOpen { last_lease_end, good, .. } => ((self.now + LEASE).max(last_lease_end + 1), good),
-            _ => (self.now + LEASE, 0),
-        };
-        let probe = Some(Probe { number: self.probes, lease_end });
-        self.circuit = Circuit::HalfOpen { probe, last_lease_end: lease_end, good };
-        Held::Probe { number: self.probes }
-    }
-
-    fn resolve(&mut self, held: Held, outcome: Outcome) {
-        match held {
-            Held::Normal { openings } if openings == self.openings => {
-                self.record(outcome);
-            }
-            Held::Probe { number } if self.probe() == Some(number) => {
-                self.record_probe(outcome);
-            }
-            // A cooldown is news of the moment in which it is told.
-            Held::Normal { .. } | Held::Probe { .. } => {
-                if let Outcome::CoolDown(millis) = outcome {
-                    self.cool_down(millis);
-                }
-            }
-        }
-    }
-
-    /// Whether it counts.
-    fn cool_down(&mut self, millis: u64) -> bool {
-        match self.circuit {
-            Circuit::Closed => self.trips += 1,
-            Circuit::Open { until, .. } if until.saturating_sub(self.now) < millis => {}
-            Circuit::HalfOpen { probe: None, .. } => self.failed_probe_count += 1,
-            _ => return false,
-        }
-        self.open("429", Cause::Cooldown, millis);
-        true
-    }
-
-    fn probe(&self) -> Option<u64> {
-        match self.circuit {
-            Circuit::HalfOpen { probe, .. } => probe.map(|probe| probe.number),
-            _ => None,
-        }
-    }
-
-    fn order(&mut self, order: Order) {
-        self.openings += 1;
-        self.failures = 0;
-        self.circuit = match order {
-            Order::Isolate => {
-                self.last_error = Some("isolated");
-                Circuit::Isolated
-            }
-            Order::Disable => Circuit::Disabled,
-            Order::Reset => Circuit::Closed,
-        };
-        self.failed_recoveries = 0;
-    }
-
-    /// Whether it counts.
-    fn record(&mut self, outcome: Outcome) -> bool {
-        if !matches!(self.circuit, Circuit::Closed) {
-            return false;
-        }
-        match outcome {
-            Outcome::Success => self.failures = 0,
-            Outcome::Failure => {
-                self.failures += 1;
-                if self.failures == self.settings.failure_threshold {
-                    self.trips += 1;
-                    self.open("5xx", Cause::Failures, OPEN_FOR);
-                }
-            }
-            Outcome::CoolDown(millis) => {
-                self.cool_down(millis);
-            }
-            Outcome::Cancel | Outcome::Drop | Outcome::CancelOnDrop => {}
-        }
-        true
-    }
-
-    fn record_probe(&mut self, outcome: Outcome) -> bool {
-        let Circuit::HalfOpen { probe: Some(Probe { lease_end, .. }), good, .. } = self.circuit else {
-            return false;
-        };
-        match outcome {
-            Outcome::Success if good + 1 == self.settings.good_probes => self.close(),
-            Outcome::Success => {
-                self.circuit = Circuit::HalfOpen { probe: None, last_lease_end: lease_end, good: good + 1 };
-            }
-            Outcome::Failure | Outcome::Drop => {
-                self.failed_probe_count += 1;
-                self.failed_recoveries += 1;
-                let error = if matches!(outcome, Outcome::Drop) { "dropped" } else { "5xx" };
-                self.open(error, Cause::Failures, self.open_time());
-            }
-            Outcome::CoolDown(millis) => {
-                self.failed_probe_count += 1;
-                self.open("429", Cause::Cooldown, millis);
-            }
-            Outcome::Cancel | Outcome::CancelOnDrop => {
-                self.circuit = Circuit::HalfOpen { probe: None, last_lease_end: lease_end, good };
-            }
-        }
-        true
-    }
-
-    fn open_time(&self) -> u64 {
-        (0..self.failed_recoveries).fold(OPEN_FOR, |time, _| {
-            if self.settings.open_growth > 100 {
-                (time * u64::from(self.settings.open_growth)).div_ceil(100).min(OPEN_CAP)
-            } else {
-                time
-            }
-        })
-    }
-
-    fn open(&mut self, error: &'static str, cause: Cause, time: u64) {
-        self.openings += 1;
-        self.last_error = Some(error);
-        self.circuit = Circuit::Open { until: self.now + time, cause };
-    }
-
-    fn close(&mut self) {
-        self.failures = 0;
-        self.failed_recoveries = 0;
-        self.circuit = Circuit::Closed;
-    }
-
-    fn check(&self, breakers: &CircuitBreakerRegistry) -> Result<(), TestCaseError> {
-        let breaker = breakers.get(NAME).unwrap();
-        let seen = breaker.snapshot();
-        let (state, open_left) = match self.circuit {
-            Circuit::Closed => (CircuitState::Closed, None),
-            Circuit::Open { until, .. } => {
-                (CircuitState::Open, Some(Duration::from_millis(until.saturating_sub(self.now))))
-            }
-            Circuit::HalfOpen { .. } => (CircuitState::HalfOpen, None),
-            Circuit::Isolated => (CircuitState::Open, None),
-            Circuit::Disabled => (CircuitState::Disabled, None),
-        };
-        let cause = match self.circuit {
-            Circuit::Open { cause, .. } => Some(cause),
-            Circuit::Isolated => Some(Cause::Isolated),
-            _ => None,
-        };
-        prop_assert_eq!(seen.cause, cause);
-        let BreakerSnapshot { failure_count, trip_count, failed_probe_count, probe_in_flight, next_probe_in, .. } =
-            seen;
-        prop_assert_eq!((seen.state, next_probe_in), (state, open_left));
-        prop_assert_eq!(
-            (failure_count, trip_count, failed_probe_count),
-            (self.failures, self.trips, self.failed_probe_count)
-        );
-        prop_assert_eq!(probe_in_flight, self.probe().is_some());
-        prop_assert_eq!(seen.last_error.as_deref().map(fusebox::LastError::error_type), self.last_error);
-        prop_assert_eq!(breaker.would_allow(), self.rejection().is_none());
-        prop_assert_eq!(breakers.state(NAME), Some(state));
-        Ok(())
-    }
 }
 
 fn resolve(permit: OwnedPermit, outcome: Outcome) {
@@ -364,10 +225,18 @@ fn record_probe(breakers: &CircuitBreakerRegistry, outcome: Outcome) -> Option<b
     }
 }
 
+/// On a ramp, chance decides.
+fn check_turn(model: &Model, rejected: Rejection) -> Result<(), TestCaseError> {
+    let Circuit::Recovering { until } = model.circuit else {
+        return Err(TestCaseError::fail("there is no ramp"));
+    };
+    let left = u64::try_from(rejected.retry_after().expect("a turn has a time").as_millis()).unwrap();
+    prop_assert!(!model.is_ramp_over() && model.settings.ramp_from < 100 && 0 < left && left < until - model.now + 1);
+    Ok(())
+}
+
 async fn follow(settings: Settings, steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let Settings { failure_threshold, open_growth, good_probes } = settings;
-    let config = Config::builder().failure_threshold(failure_threshold).open_growth(open_growth);
-    let config = config.good_probes(good_probes).build().unwrap();
+    let config = settings.config();
     let breakers = CircuitBreakerRegistry::with_config([NAME], config);
     let mut model = Model::new(settings);
     let mut held: Vec<(OwnedPermit, Held)> = Vec::new();
@@ -383,6 +252,9 @@ async fn follow(settings: Settings, steps: Vec<Step>) -> Result<(), TestCaseErro
                         prop_assert_eq!(permit.kind() == PermitType::Probe, is_probe);
                         held.push((permit, claimed));
                     }
+                    Err(rejected) if rejected.reason() == RejectionReason::Recovering => {
+                        check_turn(&model, rejected)?;
+                    }
                     Err(rejected) => {
                         let left = rejected.retry_after().map(|left| u64::try_from(left.as_millis()).unwrap());
                         prop_assert_eq!(Some((rejected.reason(), rejected.cause(), left)), expected);
@@ -394,6 +266,12 @@ async fn follow(settings: Settings, steps: Vec<Step>) -> Result<(), TestCaseErro
                 let (permit, claimed) = held.swap_remove(index.index(held.len()));
                 resolve(permit, outcome);
                 model.resolve(claimed, outcome);
+            }
+            Step::ResolveLast(outcome) => {
+                if let Some((permit, claimed)) = held.pop() {
+                    resolve(permit, outcome);
+                    model.resolve(claimed, outcome);
+                }
             }
             Step::Record(outcome) => {
                 prop_assert_eq!(record(&breakers, outcome), model.record(outcome));
@@ -416,6 +294,10 @@ async fn follow(settings: Settings, steps: Vec<Step>) -> Result<(), TestCaseErro
                 }
                 model.order(order);
             }
+            Step::Replace(settings) => {
+                breakers.get(NAME).unwrap().set_config(settings.config());
+                model.replace(settings);
+            }
             Step::Wait(millis) => {
                 advance(Duration::from_millis(millis)).await;
                 model.now += millis;
@@ -428,6 +310,15 @@ async fn follow(settings: Settings, steps: Vec<Step>) -> Result<(), TestCaseErro
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_the_window_and_the_order_of_outcomes_a_rate_opens_it_when_the_plain_model_says(
+        settings in rates(),
+        steps in vec(call_or_time(), 1..200),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(follow(settings, steps.concat()))?;
+    }
 
     #[test]
     fn whatever_happens_the_breaker_is_where_the_plain_model_is(settings in settings(), steps in vec(step(), 1..80)) {

@@ -67,13 +67,13 @@ async fn debug_output_shows_fields_and_not_bits() {
     let breaker = breaker();
     fail(&breaker, "5xx");
     let shown = format!("{breaker:?}");
-    for part in ["name: \"openai\"", "state: Closed { failures: 1,", "generation: 0", "failure_threshold: 3"] {
+    for part in ["name: \"openai\"", "state: Closed { failures: 1,", "generation: 0", "failure_threshold: Some(3)"] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
     breaker.try_acquire().unwrap().success();
     let permit = probe(&breaker).await;
     let shown = format!("{permit:?}");
-    for part in ["breaker: \"openai\"", "kind: Probe", "in_flight: true", "generation: 1"] {
+    for part in ["breaker: \"openai\"", "kind: Probe", "generation: 1"] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
     permit.failure("timeout", "2 s");

@@ -23,7 +23,7 @@ pub(crate) fn fail(breaker: &CircuitBreaker, error_type: &str) {
 
 /// Closed -> Open.
 pub(crate) fn trip(breaker: &CircuitBreaker) {
-    for _ in 0..breaker.config().failure_threshold() {
+    for _ in 0..breaker.config().failure_threshold().expect("it has one") {
         fail(breaker, "5xx");
     }
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fusebox::silence::{Config, Detector, TICK};
-use fusebox::{CircuitBreaker, CircuitBreakerRegistry, CircuitState, PermitType};
+use fusebox::silence::{self, Detector, TICK};
+use fusebox::{CircuitBreaker, CircuitBreakerRegistry, CircuitState, Config, PermitType, Window};
 
 const THREADS: usize = 4;
 const ROUNDS: usize = if cfg!(miri) { 80 } else { 20_000 };
@@ -128,7 +128,7 @@ fn a_silence_of_all_cores_ends_with_the_newest_answer() {
     const LEARNT: usize = 100 / THREADS;
     let breaker = CircuitBreaker::builder("a").open_for(Duration::from_secs(3600)).build().unwrap();
     let breaker = Arc::new(breaker);
-    let detector = Arc::new(Detector::new(Arc::clone(&breaker), Config::builder().build().unwrap(), THREADS));
+    let detector = Arc::new(Detector::new(Arc::clone(&breaker), silence::Config::builder().build().unwrap(), THREADS));
     let barrier = Barrier::new(THREADS);
     let together = |act: &mut dyn FnMut()| {
         barrier.wait();
@@ -224,4 +224,62 @@ fn of_two_threads_that_replace_the_settings_one_has_its_way_whole() {
             });
         }
     });
+}
+
+#[test]
+fn the_failure_that_completes_a_rate_opens_the_circuit_whatever_thread_it_is_on() {
+    for window in [Window::Time(Duration::from_secs(3600)), Window::Calls(400)] {
+        for _ in 0..if cfg!(miri) { 2 } else { 200 } {
+            let calls = if cfg!(miri) { 12 } else { 100 };
+            let config = Config::builder().failure_threshold(None).failure_rate(100).window(window);
+            let config = config.min_calls(u32::try_from(THREADS * calls).unwrap()).build().unwrap();
+            let breaker = CircuitBreaker::new("a", config);
+            thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        for _ in 0..calls {
+                            breaker.try_acquire().unwrap().failure("5xx", "test");
+                        }
+                    });
+                }
+            });
+            assert_eq!((breaker.state(), breaker.trip_count()), (CircuitState::Open, 1));
+        }
+    }
+}
+
+/// Counts a thread that has ended, by a panic too.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn settings_that_are_replaced_all_the_time_lose_no_failure() {
+    let breaker = CircuitBreaker::builder("a").failure_threshold(1023).build().unwrap();
+    let (plain, measured) = (breaker.config(), breaker.config().to_builder().failure_rate(100).min_calls(10_000));
+    let measured = measured.failure_memory(Duration::from_secs(3600)).build().unwrap();
+    let failures = if cfg!(miri) { 20 } else { 300 };
+    let done = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while done.load(Ordering::Relaxed) < 2 {
+                breaker.set_config(measured);
+                breaker.set_config(plain);
+                thread::yield_now();
+            }
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let _done = Done(&done);
+                for _ in 0..failures {
+                    breaker.try_acquire().unwrap().failure("5xx", "test");
+                }
+            });
+        }
+    });
+    assert_eq!(breaker.failure_count(), 2 * failures);
 }

@@ -211,7 +211,7 @@ fn a_provider_may_have_timeouts_and_a_breaker_of_its_own() {
     .unwrap();
     let a = &config.providers[0];
     assert_eq!((a.timeouts.idle, a.timeouts.first_byte), (Duration::from_secs(7), Duration::from_secs(1)));
-    assert_eq!((a.breaker.failure_threshold(), a.breaker.open_for()), (7, Duration::from_secs(9)));
+    assert_eq!((a.breaker.failure_threshold(), a.breaker.open_for()), (Some(7), Duration::from_secs(9)));
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn a_probes_lease_outlasts_the_gateways_own_limits() {
                 timeouts={first_byte='4s', idle='3s'}";
     let config = GatewayConfig::from_toml(text).unwrap();
     let breaker = &config.providers[0].breaker;
-    assert_eq!((breaker.failure_threshold(), breaker.open_for()), (5, Duration::from_secs(7)));
+    assert_eq!((breaker.failure_threshold(), breaker.open_for()), (Some(5), Duration::from_secs(7)));
     assert_eq!((breaker.probe_lease(), breaker.max_waiters()), (Duration::from_secs(11), Some(1000)));
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use fusebox::{CircuitBreaker, CircuitBreakerRegistry, Config, PermitType};
+use fusebox::{CircuitBreaker, CircuitBreakerRegistry, Config, ConfigBuilder, PermitType};
 
 use super::{Async, AsyncCall, Contender, HOUR, NAME, Plain, Start, names, poll_once, upstream};
 
@@ -37,6 +37,16 @@ pub fn borrowed(start: Start) -> impl Contender {
         let Ok(permit) = breaker.try_acquire() else { return false };
         call!(permit, fails)
     }))
+}
+
+/// With a policy besides failures in a row, which the calls never reach.
+pub fn with(policy: ConfigBuilder) -> impl Contender {
+    let config = policy.failure_threshold(1023).open_for(HOUR).build().expect("a valid configuration");
+    let breaker = CircuitBreaker::new(NAME, config);
+    Plain(move |fails| {
+        let Ok(permit) = breaker.try_acquire() else { return false };
+        call!(permit, fails)
+    })
 }
 
 /// A permit that could go to another task.

@@ -45,8 +45,8 @@ impl CoarseClock {
         Self
     }
 
-    pub(crate) fn now(&self) -> Option<u32> {
-        Some(u32::try_from(CLOCK.millis.load(Relaxed)).expect("a model is over soon") + COARSE_ERROR)
+    pub(crate) fn now(&self) -> Option<u64> {
+        Some(CLOCK.millis.load(Relaxed) + u64::from(COARSE_ERROR))
     }
 }
 

@@ -25,6 +25,15 @@ pub(crate) enum Order {
     Reset,
 }
 
+/// The settings that a history runs with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policies {
+    pub(crate) good_probes: u32,
+    /// Whether a permit for a normal call that is dropped counts as a failure.
+    pub(crate) abandoned_fails: bool,
+    pub(crate) ramp: bool,
+}
+
 /// A call as it was made, at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -42,6 +51,8 @@ pub(crate) enum Kind {
     /// A cooldown of so long. The number is its message.
     TripFor(Time, usize),
     Order(Order),
+    /// Replaces the settings, by some that measure calls or do not, and change nothing else.
+    Replace,
     Look,
     WouldAllow,
     /// When all is over.

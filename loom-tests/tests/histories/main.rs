@@ -16,6 +16,7 @@ mod production {
     pub(crate) mod registry;
     pub(crate) mod settings;
     pub(crate) mod transition;
+    pub(crate) mod window;
     pub(crate) mod word;
 }
 mod call;
@@ -23,7 +24,7 @@ mod run;
 mod spec;
 mod sync;
 
-use production::{breaker, clock, config, error, event, permit, registry, settings, transition, word};
+use production::{breaker, clock, config, error, event, permit, registry, settings, transition, window, word};
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,7 @@ fn every_history_of_real_threads_is_explained_by_one_call_after_the_other() {
         overlapping += usize::from(history.overlaps());
         waited += history.waits;
         let at = Instant::now();
-        let mut tester = LinearizabilityTester::new(Spec::new(run::FAILURE_THRESHOLD, script.good_probes));
+        let mut tester = LinearizabilityTester::new(Spec::new(run::FAILURE_THRESHOLD, script.policies));
         for event in &history.events {
             match event.clone() {
                 run::Event::Invoke(thread, call) => tester.on_invoke(thread, call),

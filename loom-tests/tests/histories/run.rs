@@ -10,8 +10,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::breaker::CircuitBreaker;
-use crate::call::{Answer, Call, Kind, Order, Outcome, Time, Value};
-use crate::config::Config;
+use crate::call::{Answer, Call, Kind, Order, Outcome, Policies, Time, Value};
+use crate::config::{Abandoned, Config};
 use crate::error::Rejection;
 use crate::permit::{OwnedPermit, PermitType};
 use crate::registry::CircuitBreakerRegistry;
@@ -21,6 +21,8 @@ use crate::sync::time::advance;
 
 pub(crate) const FAILURE_THRESHOLD: u32 = 2;
 const THREADS: usize = 3;
+/// It is not over before the history is.
+const RAMP: Duration = Duration::from_secs(24 * 60 * 60);
 const NAME: &str = "a";
 
 /// A thread that waits longer than this waits for ever: nothing here sleeps.
@@ -36,6 +38,7 @@ enum Step {
     Record(PermitType, Outcome),
     TripFor(Time),
     Order(Order),
+    Replace(bool),
     Look,
     WouldAllow,
     /// Not a call: the clock goes on.
@@ -45,7 +48,7 @@ enum Step {
 /// How a history begins, and what each thread does then.
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
-    pub(crate) good_probes: u32,
+    pub(crate) policies: Policies,
     before: Before,
     threads: Vec<Vec<Step>>,
 }
@@ -75,8 +78,13 @@ pub(crate) fn script() -> impl Strategy<Value = Script> {
         2 => Just(Before::Hung),
         2 => Just(Before::ClosedAgain),
     ];
-    (1..3_u32, before, vec(vec(step(), 2..8), THREADS)).prop_map(|(good_probes, before, threads)| Script {
+    let policies = (1..3_u32, any::<bool>(), any::<bool>()).prop_map(|(good_probes, abandoned_fails, ramp)| Policies {
         good_probes,
+        abandoned_fails,
+        ramp,
+    });
+    (policies, before, vec(vec(step(), 2..8), THREADS)).prop_map(|(policies, before, threads)| Script {
+        policies,
         before,
         threads,
     })
@@ -101,6 +109,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop_oneof![Just(1), Just(OPEN_FOR), Just(LEASE)].prop_map(Step::TripFor),
         1 => prop_oneof![Just(Order::Isolate), Just(Order::Disable), Just(Order::Reset), Just(Order::Reset)]
             .prop_map(Step::Order),
+        1 => any::<bool>().prop_map(Step::Replace),
         1 => Just(Step::Look),
         1 => Just(Step::WouldAllow),
         2 => prop_oneof![Just(1), Just(OPEN_FOR), Just(LEASE)].prop_map(Step::Advance),
@@ -227,6 +236,12 @@ impl Caller {
                 }
                 Value::Done
             }),
+            Step::Replace(with_rate) => self.call(Kind::Replace, |_| {
+                let rate = with_rate.then_some(100);
+                let config = breaker.config().to_builder().failure_rate(rate).min_calls(10_000).build();
+                breaker.set_config(config.expect("a sound configuration"));
+                Value::Done
+            }),
             Step::Look => self.look(),
             Step::WouldAllow => self.call(Kind::WouldAllow, |_| Value::Allowed(breaker.would_allow())),
             Step::Advance(by) => advance(Duration::from_millis(by)),
@@ -299,7 +314,9 @@ pub(crate) fn follow(script: &Script, n: usize) -> History {
         .failure_threshold(FAILURE_THRESHOLD)
         .open_for(Duration::from_millis(OPEN_FOR))
         .probe_lease(Duration::from_millis(LEASE))
-        .good_probes(script.good_probes)
+        .good_probes(script.policies.good_probes)
+        .abandoned(if script.policies.abandoned_fails { Abandoned::Failure } else { Abandoned::Ignored })
+        .ramp(if script.policies.ramp { RAMP } else { Duration::ZERO })
         .build()
         .expect("a sound configuration");
     let breakers = CircuitBreakerRegistry::with_config([NAME], config);
@@ -378,7 +395,7 @@ fn prepare(script: &Script, first: &mut Caller) {
             first.step(Step::TryAcquire);
             trip(first);
             first.step(Step::Advance(OPEN_FOR));
-            for _ in 0..script.good_probes {
+            for _ in 0..script.policies.good_probes {
                 first.step(Step::TryAcquire);
                 let (probe, permit) = first.held.pop().expect("the circuit takes its probe");
                 first.resolve(probe, permit, Outcome::Success);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use stateright::semantics::SequentialSpec;
 
-use crate::call::{Answer, Call, Holder, Kind, Order, Outcome, Time, Value};
+use crate::call::{Answer, Call, Holder, Kind, Order, Outcome, Policies, Time, Value};
 use crate::error::RejectionReason;
 use crate::permit::PermitType;
 use crate::transition::CircuitState;
@@ -38,6 +38,8 @@ impl Limit {
 #[derive(Clone, Copy, Debug)]
 enum Circuit {
     Closed,
+    /// A ramp that does not end before the history does, and on which every call has its turn at once.
+    Recovering,
     Open(Limit),
     /// The lease of the probe that is in flight, or of the last one that was; and the good probes until now.
     HalfOpen {
@@ -59,7 +61,7 @@ enum Held {
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     failure_threshold: u32,
-    good_probes: u32,
+    policies: Policies,
     circuit: Circuit,
     failure_count: u32,
     /// Whether an order by hand was the last thing that began a generation.
@@ -73,10 +75,10 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    pub(crate) fn new(failure_threshold: u32, good_probes: u32) -> Self {
+    pub(crate) fn new(failure_threshold: u32, policies: Policies) -> Self {
         Self {
             failure_threshold,
-            good_probes,
+            policies,
             circuit: Circuit::Closed,
             failure_count: 0,
             by_order: false,
@@ -91,7 +93,9 @@ impl Spec {
 
     fn grant(&mut self, holder: Holder, kind: PermitType, call: &Call, answer: &Answer) -> bool {
         let held = match (self.circuit, kind) {
-            (Circuit::Closed | Circuit::Disabled, PermitType::Normal) => Held::Normal { openings: self.openings },
+            (Circuit::Closed | Circuit::Recovering | Circuit::Disabled, PermitType::Normal) => {
+                Held::Normal { openings: self.openings }
+            }
             (Circuit::Open(limit), PermitType::Probe) if limit.may_be_over(answer) => {
                 self.claim(Limit::set(call, answer, LEASE), 0)
             }
@@ -147,19 +151,22 @@ impl Spec {
 
     /// Whether it counts.
     fn record(&mut self, outcome: Outcome, number: usize, call: &Call, answer: &Answer) -> bool {
-        if !matches!(self.circuit, Circuit::Closed) {
+        if !matches!(self.circuit, Circuit::Closed | Circuit::Recovering) {
             return false;
         }
-        match outcome {
-            Outcome::Success => self.failure_count = 0,
-            Outcome::Failure => {
-                self.failure_count += 1;
-                if self.failure_count == self.failure_threshold {
-                    self.trips += 1;
-                    self.open(number.to_string(), Limit::set(call, answer, OPEN_FOR));
-                }
+        let error = match outcome {
+            Outcome::Success => {
+                self.failure_count = 0;
+                return true;
             }
-            Outcome::Cancel | Outcome::Drop => {}
+            Outcome::Failure => number.to_string(),
+            Outcome::Drop if self.policies.abandoned_fails => "dropped".to_owned(),
+            Outcome::Cancel | Outcome::Drop => return true,
+        };
+        self.failure_count += 1;
+        if self.failure_count == self.failure_threshold {
+            self.trips += 1;
+            self.open(error, Limit::set(call, answer, OPEN_FOR));
         }
         true
     }
@@ -169,12 +176,12 @@ impl Spec {
             return false;
         };
         match outcome {
-            Outcome::Success if good + 1 < self.good_probes => {
+            Outcome::Success if good + 1 < self.policies.good_probes => {
                 self.circuit = Circuit::HalfOpen { probe: None, lease, good: good + 1 };
             }
             Outcome::Success => {
                 self.failure_count = 0;
-                self.circuit = Circuit::Closed;
+                self.circuit = if self.policies.ramp { Circuit::Recovering } else { Circuit::Closed };
             }
             Outcome::Failure | Outcome::Drop => {
                 self.failed_probes += 1;
@@ -190,13 +197,13 @@ impl Spec {
     /// Whether a cooldown may have counted, or may have not.
     fn trip_for(&mut self, millis: Time, number: usize, counted: bool, call: &Call, answer: &Answer) -> bool {
         match self.circuit {
-            Circuit::Closed if counted => self.trips += 1,
+            Circuit::Closed | Circuit::Recovering if counted => self.trips += 1,
             // So much was left of the open time at the least, and at the most.
             Circuit::Open(limit) if counted && limit.earliest < answer.at + millis => {}
             Circuit::Open(limit) => return !counted && limit.latest >= call.at + millis,
             Circuit::HalfOpen { probe: None, .. } if counted => self.failed_probes += 1,
             Circuit::HalfOpen { probe: Some(_), .. } | Circuit::Isolated | Circuit::Disabled => return !counted,
-            Circuit::Closed | Circuit::HalfOpen { probe: None, .. } => return false,
+            Circuit::Closed | Circuit::Recovering | Circuit::HalfOpen { probe: None, .. } => return false,
         }
         self.open(number.to_string(), Limit::set(call, answer, millis));
         true
@@ -226,6 +233,7 @@ impl Spec {
     fn state(&self) -> CircuitState {
         match self.circuit {
             Circuit::Closed => CircuitState::Closed,
+            Circuit::Recovering => CircuitState::Recovering,
             Circuit::Open(_) | Circuit::Isolated => CircuitState::Open,
             Circuit::HalfOpen { .. } => CircuitState::HalfOpen,
             Circuit::Disabled => CircuitState::Disabled,
@@ -234,7 +242,9 @@ impl Spec {
 
     fn would_allow(&self, allowed: bool, call: &Call, answer: &Answer) -> bool {
         match self.circuit {
-            Circuit::Closed | Circuit::Disabled | Circuit::HalfOpen { probe: None, .. } => allowed,
+            Circuit::Closed | Circuit::Recovering | Circuit::Disabled | Circuit::HalfOpen { probe: None, .. } => {
+                allowed
+            }
             Circuit::Isolated => !allowed,
             Circuit::Open(limit) | Circuit::HalfOpen { lease: limit, .. } if allowed => limit.may_be_over(answer),
             Circuit::Open(limit) | Circuit::HalfOpen { lease: limit, .. } => limit.may_be_running(call),
@@ -282,14 +292,17 @@ impl SequentialSpec for Spec {
             (Kind::TripFor(millis, number), Value::Counted(counted)) => {
                 self.trip_for(*millis, *number, *counted, call, answer)
             }
+            (Kind::Replace, Value::Done) => true,
             (Kind::Order(order), Value::Done) => {
                 self.order(*order);
                 true
             }
-            // While the circuit is not closed, the failures are those of its last trip, or of one that lost to that.
+            // While the circuit is open or half-open, the failures are those of its last trip, or of one that lost to
+            // that.
             (Kind::Look, Value::Seen { state, failure_count, probe_in_flight }) => {
                 (*state, *probe_in_flight) == (self.state(), self.probe().is_some())
-                    && (*state != CircuitState::Closed || *failure_count == self.failure_count)
+                    && (!matches!(*state, CircuitState::Closed | CircuitState::Recovering)
+                        || *failure_count == self.failure_count)
             }
             (Kind::WouldAllow, Value::Allowed(allowed)) => self.would_allow(*allowed, call, answer),
             (Kind::Final, Value::Final { trip_count, failed_probe_count, last_error }) => {

@@ -1,20 +1,24 @@
 //! What real threads use in place of `src/sync.rs`: the same, but for a clock that moves only when a thread moves it.
 
+#[path = "../../../src/sync/per_thread.rs"]
+mod per_thread;
 #[path = "../../src/sync/time.rs"]
 pub(crate) mod time;
 
 use std::sync::{LazyLock, PoisonError};
 
-pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::OnceLock;
+pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 pub(crate) use arc_swap::ArcSwap;
 pub(crate) use parking_lot::Mutex;
+pub(crate) use per_thread::PerThread;
 pub(crate) use time::{CoarseClock, Instant, timeout_at};
 pub(crate) use tokio::sync::Notify;
 
 /// As in `src/sync.rs`.
 pub(crate) mod unseen {
-    pub(crate) use std::sync::atomic::{AtomicU32, AtomicUsize};
+    pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 }
 
 /// No chance: a history has to be repeatable.

@@ -10,6 +10,8 @@ mod entering;
 mod generations;
 mod harness;
 mod orders;
+mod ramp;
+mod rates;
 mod recovery;
 mod relay;
 mod silence;

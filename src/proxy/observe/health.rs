@@ -24,8 +24,8 @@ pub enum HealthStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ProviderHealth {
-    /// `closed`, `open`, `half_open` or `disabled`. A circuit whose open time has passed is shown as half-open: its
-    /// next request is the probe.
+    /// `closed`, `recovering`, `open`, `half_open` or `disabled`. A circuit whose open time has passed is shown as
+    /// half-open: its next request is the probe.
     pub state: &'static str,
     /// How many failures in a row were counted.
     pub failure_count: u32,

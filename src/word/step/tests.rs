@@ -1,9 +1,13 @@
 //! The table of every state against every event, and the orders.
 
-use super::{Admit, FOREVER, Kind, MAX_DEADLINE_TICKS, Success, Transition, open_left_for_sure};
-use crate::transition::Cause;
-use crate::word::tests::{LIMITS, closed, every_state, open, open_because, probing, silent, with_streak};
+use super::{Admit, FOREVER, Failed, Kind, MAX_DEADLINE_TICKS, Row, Success, Transition, open_left_for_sure};
+use crate::transition::{Cause, CircuitState};
+use crate::word::tests::{
+    LIMITS, closed, every_state, of, open, open_because, probing, recovering, silent, with_streak,
+};
 use crate::word::{Failure, State, Word, failure, next_generation};
+
+const ROW: Row = Row { threshold: Some(3), memory: None, ramp_threshold: Some(2) };
 
 /// What happens to a circuit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,6 +16,7 @@ enum Event {
     Call(u32),
     Success,
     Failure,
+    Rate,
     Silence,
     LateAnswer,
     /// For 20 s, or for 40 s.
@@ -33,21 +38,31 @@ fn follows(word: Word, event: Event) -> Option<Transition> {
     let open_ticks = LIMITS.longest_open_ticks;
     match event {
         Event::Call(now) => match word.admit(now, LIMITS) {
-            Admit::Claim(claim) => Some(claim),
-            Admit::Pass | Admit::Wait { .. } | Admit::Reject { .. } => None,
+            Admit::Claim(transition) | Admit::EndRamp(transition) => Some(transition),
+            Admit::Pass | Admit::Wait { .. } | Admit::Reject { .. } | Admit::OnRamp { .. } => None,
         },
-        Event::Success => match word.succeeded(word.generation) {
+        Event::Success => match word.succeeded(word.generation, false) {
             Success::EndRow(end) => Some(end),
             Success::Late | Success::Clean => None,
         },
-        Event::Failure => match failure(word.pack(), closed(word.generation, 0).pack(), 3) {
-            Failure::Trip => Some(word.tripped(Cause::Failures, NOW, open_ticks)),
-            Failure::Late | Failure::Count(_) => None,
-        },
-        Event::Silence => word.is_closed_in(word.generation).then(|| word.tripped(Cause::Silence, NOW, open_ticks)),
+        Event::Failure => {
+            let failed = word.failed(word.generation, NOW, ROW, LIMITS);
+            let on_the_hot_path = failure(word.pack(), closed(word.generation, 0).pack(), 3);
+            match failed {
+                Failed::Trip => Some(word.tripped(Cause::Failures, NOW, LIMITS, |_| open_ticks)),
+                Failed::EndRamp(end) => Some(end),
+                Failed::Count(counted) if word.circuit_state() == CircuitState::Closed => {
+                    assert_eq!(on_the_hot_path, Failure::Count(counted.pack()));
+                    None
+                }
+                Failed::Late | Failed::NotCounted | Failed::Count(_) => None,
+            }
+        }
+        Event::Rate => word.can_trip().then(|| word.tripped(Cause::Rate, NOW, LIMITS, |_| open_ticks)),
+        Event::Silence => word.can_trip().then(|| word.tripped(Cause::Silence, NOW, LIMITS, |_| open_ticks)),
         Event::LateAnswer => word.silence_ended(),
-        Event::Cooldown(ticks) => word.cooled_down(NOW, ticks, open_ticks),
-        Event::ProbeSuccess => word.probe_succeeded(2),
+        Event::Cooldown(ticks) => word.cooled_down(NOW, ticks, LIMITS),
+        Event::ProbeSuccess => word.probe_succeeded(2, NOW, 0),
         Event::ProbeFailure => word.probe_failed(Cause::Failures, NOW, |_| open_ticks),
         Event::ProbeSilence => word.probe_failed(Cause::Silence, NOW, |_| open_ticks),
         Event::ProbeCooldown => word.probe_cooled_down(NOW, 40_000),
@@ -60,11 +75,12 @@ fn follows(word: Word, event: Event) -> Option<Transition> {
 fn every_event_in_every_state_makes_the_transition_of_the_table_or_none() {
     const EARLY: Event = Event::Call(600);
     const AFTER: Event = Event::Call(90_000);
-    const EVENTS: [Event; 14] = [
+    const EVENTS: [Event; 15] = [
         EARLY,
         AFTER,
         Event::Success,
         Event::Failure,
+        Event::Rate,
         Event::Silence,
         Event::LateAnswer,
         Event::Cooldown(20_000),
@@ -77,14 +93,14 @@ fn every_event_in_every_state_makes_the_transition_of_the_table_or_none() {
         Event::Cooldown(0),
     ];
     let cooling = |until| open_because(Cause::Cooldown, 2, until);
-    let probing_with = |in_flight, lease_end, good_probes| Word {
-        generation: 1,
-        state: State::HalfOpen { in_flight, lease_end, streak: 3, good_probes },
-    };
+    let rate = |until| open_because(Cause::Rate, 2, until);
+    let probing_with =
+        |in_flight, lease_end, good_probes| of(1, State::HalfOpen { in_flight, lease_end, streak: 3, good_probes });
     let table: &[(Word, &[Follows])] = &[
         (
             closed(1, 0),
             &[
+                (Event::Rate, Kind::Trip, rate(30_500)),
                 (Event::Silence, Kind::Trip, silent(2, 30_500)),
                 (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
                 (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
@@ -96,6 +112,33 @@ fn every_event_in_every_state_makes_the_transition_of_the_table_or_none() {
             &[
                 (Event::Success, Kind::EndRow, closed(1, 0)),
                 (Event::Failure, Kind::Trip, open(2, 30_500)),
+                (Event::Rate, Kind::Trip, rate(30_500)),
+                (Event::Silence, Kind::Trip, silent(2, 30_500)),
+                (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
+                (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
+                (Event::Cooldown(0), Kind::Trip, cooling(500)),
+            ],
+        ),
+        (
+            with_streak(recovering(1, 10_400, 1), 3),
+            &[
+                (AFTER, Kind::EndRamp, closed(1, 0)),
+                (Event::Success, Kind::EndRow, with_streak(recovering(1, 10_400, 0), 3)),
+                (Event::Failure, Kind::Trip, with_streak(open(2, 30_500), 4)),
+                (Event::Rate, Kind::Trip, with_streak(rate(30_500), 4)),
+                (Event::Silence, Kind::Trip, with_streak(silent(2, 30_500), 4)),
+                (Event::Cooldown(20_000), Kind::Trip, with_streak(cooling(20_500), 3)),
+                (Event::Cooldown(40_000), Kind::Trip, with_streak(cooling(40_500), 3)),
+                (Event::Cooldown(0), Kind::Trip, with_streak(cooling(500), 3)),
+            ],
+        ),
+        (
+            recovering(1, 500, 0),
+            &[
+                (EARLY, Kind::EndRamp, closed(1, 0)),
+                (AFTER, Kind::EndRamp, closed(1, 0)),
+                (Event::Failure, Kind::EndRamp, closed(1, 0)),
+                (Event::Rate, Kind::Trip, rate(30_500)),
                 (Event::Silence, Kind::Trip, silent(2, 30_500)),
                 (Event::Cooldown(20_000), Kind::Trip, cooling(20_500)),
                 (Event::Cooldown(40_000), Kind::Trip, cooling(40_500)),
@@ -114,7 +157,7 @@ fn every_event_in_every_state_makes_the_transition_of_the_table_or_none() {
                 (Event::Cooldown(40_000), Kind::Extend, cooling(40_500)),
             ],
         ),
-        (Word { generation: 1, state: State::Disabled }, &[]),
+        (of(1, State::Disabled), &[]),
         (open_because(Cause::Isolated, 1, 0), &[]),
         (
             // Its end is far beyond the longest open time.
@@ -179,10 +222,10 @@ fn an_order_is_carried_out_in_every_state_and_begins_a_generation() {
         for (order, state) in [
             (Kind::Isolate, State::Open { cause: Cause::Isolated, until: 0, streak: 0 }),
             (Kind::Disable, State::Disabled),
-            (Kind::Reset, State::Closed { failures: 0, by_order: true }),
-            (Kind::Remove, State::Closed { failures: 0, by_order: true }),
+            (Kind::Reset, State::Closed { failures: 0, told: 0, by_order: true }),
+            (Kind::Remove, State::Closed { failures: 0, told: 0, by_order: true }),
         ] {
-            let after = Word { generation, state };
+            let after = Word { generation, state, ..before };
             assert_eq!(before.ordered(order), Transition { before, after, kind: order });
             assert!(after.is_by_order());
         }
@@ -191,19 +234,19 @@ fn an_order_is_carried_out_in_every_state_and_begins_a_generation() {
 
 #[test]
 fn a_disabled_circuit_counts_nothing() {
-    let disabled = Word { generation: 3, state: State::Disabled };
-    assert_eq!(failure(disabled.pack(), disabled.pack(), 1), Failure::Late);
-    assert_eq!(disabled.succeeded(3), Success::Late);
+    let disabled = of(3, State::Disabled);
+    assert_eq!(failure(disabled.pack(), disabled.pack(), 1), Failure::Other);
+    assert_eq!(disabled.failed(3, 0, ROW, LIMITS), Failed::Late);
+    assert_eq!(disabled.succeeded(3, false), Success::Late);
 }
 
 #[test]
 fn an_isolated_circuit_never_takes_a_probe() {
     for now in [0, 1, 86_400_000, u32::MAX / 2, u32::MAX] {
         let isolated = open_because(Cause::Isolated, 1, 0);
-        let left = open_left_for_sure(isolated.pack(), now, LIMITS.longest_open_ticks);
-        assert_eq!(left, Some((FOREVER, Cause::Isolated)));
+        assert_eq!(open_left_for_sure(Cause::Isolated, 0, now, LIMITS.longest_open_ticks), Some(FOREVER));
         assert_eq!(isolated.admit(now, LIMITS), Admit::Reject { open_left: FOREVER, cause: Cause::Isolated });
-        assert_eq!(isolated.cooled_down(now, MAX_DEADLINE_TICKS, LIMITS.longest_open_ticks), None);
+        assert_eq!(isolated.cooled_down(now, MAX_DEADLINE_TICKS, LIMITS), None);
     }
 }
 
@@ -211,7 +254,9 @@ fn an_isolated_circuit_never_takes_a_probe() {
 fn an_order_in_the_word_outlasts_a_row_of_failures() {
     let reset = closed(1, 2).ordered(Kind::Reset).after;
     let Failure::Count(counted) = failure(reset.pack(), reset.pack(), 3) else { panic!("below the threshold") };
-    let Success::EndRow(end) = Word::unpack(counted).succeeded(reset.generation) else { panic!("one was counted") };
+    let Success::EndRow(end) = Word::unpack(counted).succeeded(reset.generation, false) else {
+        panic!("one was counted")
+    };
     assert!(Word::unpack(counted).is_by_order());
     assert_eq!(end.after, reset);
 }

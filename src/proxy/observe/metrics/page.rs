@@ -79,12 +79,21 @@ impl Metrics {
     }
 }
 
-const STATES: [CircuitState; 4] =
-    [CircuitState::Closed, CircuitState::HalfOpen, CircuitState::Open, CircuitState::Disabled];
+const STATES: [CircuitState; 5] = [
+    CircuitState::Closed,
+    CircuitState::Recovering,
+    CircuitState::HalfOpen,
+    CircuitState::Open,
+    CircuitState::Disabled,
+];
 
 /// Does not compile with a state that it does not know, so that none can be missing above.
 const _: fn(CircuitState) = |state| match state {
-    CircuitState::Closed | CircuitState::HalfOpen | CircuitState::Open | CircuitState::Disabled => {}
+    CircuitState::Closed
+    | CircuitState::Recovering
+    | CircuitState::HalfOpen
+    | CircuitState::Open
+    | CircuitState::Disabled => {}
 };
 
 fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
