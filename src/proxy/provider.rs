@@ -4,9 +4,7 @@
 
 use std::ops::Index;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use tokio::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::config::ProviderConfig;
 use super::observe::metrics::ProviderMetrics;
@@ -60,9 +58,6 @@ pub(crate) struct Provider {
     pub(crate) metrics: Arc<ProviderMetrics>,
     /// `None` if silence detection is switched off.
     pub(crate) silence: Option<Arc<Detectors>>,
-    created: Instant,
-    /// When the newest failed request was sent, in microseconds since `created`.
-    newest_failure: AtomicU64,
     breaks_off: AtomicBool,
 }
 
@@ -74,25 +69,16 @@ impl Provider {
         silence: Option<Arc<Detectors>>,
         breaks_off: bool,
     ) -> Self {
-        Self {
-            config,
-            breaker,
-            metrics,
-            silence,
-            created: Instant::now(),
-            newest_failure: AtomicU64::new(0),
-            breaks_off: AtomicBool::new(breaks_off),
-        }
+        Self { config, breaker, metrics, silence, breaks_off: AtomicBool::new(breaks_off) }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// Notes that a request that was sent at `sent` failed. Call it before the breaker is told: the failure may open
+    /// Notes that a request failed. Call it before the breaker is told: the failure may open
     /// the circuit, and the next probe asks how.
-    pub(crate) fn note_failure(&self, sent: Instant, breaks_off: bool) {
-        self.newest_failure.fetch_max(self.micros(sent), Ordering::Relaxed);
+    pub(crate) fn note_failure(&self, breaks_off: bool) {
         // Late failures do not change why the circuit is open.
         if self.breaker.state() != CircuitState::Open {
             self.breaks_off.store(breaks_off, Ordering::Relaxed);
@@ -107,21 +93,9 @@ impl Provider {
         }
     }
 
-    /// Whether a request failed that was sent after `sent`. A request from before an outage may be answered during it.
-    /// Such an answer says nothing about the present, and must not end a row of failures.
-    pub(crate) fn has_failed_since(&self, sent: Instant) -> bool {
-        self.newest_failure.load(Ordering::Relaxed) > self.micros(sent)
-    }
-
     /// Whether the last failure, with no success since, was an answer that began well and broke off. Of such a provider
-    /// a good first byte
-    /// proves nothing.
+    /// a good first byte proves nothing.
     pub(crate) fn breaks_off(&self) -> bool {
         self.breaks_off.load(Ordering::Relaxed)
-    }
-
-    /// Never 0, which stands for no failure.
-    fn micros(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.created).as_micros()).unwrap_or(u64::MAX).saturating_add(1)
     }
 }

@@ -1,5 +1,7 @@
 //! Bodies on their way through.
 
+use std::time::Duration;
+
 use http_body_util::BodyExt;
 use serde_json::json;
 
@@ -122,6 +124,9 @@ async fn a_success_of_a_request_sent_before_a_failure_does_not_reset_the_count()
     let (mut sender, response) = streamed();
     let gateway = Gateway::answering(vec![response, answer(500), answer(200)], "", "", "").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
+    // Requests of one millisecond count as sent together.
+    let begun = std::time::Instant::now();
+    gateway.until(|_| begun.elapsed() >= Duration::from_millis(2)).await;
     gateway.ask().await;
     drop(sender);
     response.into_body().collect().await.unwrap();

@@ -89,9 +89,12 @@ struct Silence {
 
 impl Default for Defaults {
     /// A client should wait less long than a library's caller may, and the gateway should not hold any number of
-    /// waiting clients.
+    /// waiting clients. Failures have a memory, since a request from before an outage may be answered during it.
     fn default() -> Self {
-        let breaker = Config::builder().wait_limit(Duration::from_secs(10)).max_waiters(1000);
+        let breaker = Config::builder()
+            .failure_memory(Duration::from_secs(600))
+            .wait_limit(Duration::from_secs(10))
+            .max_waiters(1000);
         let silence = Silence { enabled: true, config: silence::Config::builder() };
         Self { connections: Connections::default(), timeouts: Timeouts::default(), breaker, silence }
     }
@@ -159,6 +162,9 @@ fn read_timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
 fn read_breaker(mut section: Section<'_, '_>, builder: &mut ConfigBuilder) {
     if let Some(failures) = section.any_count("failure_threshold") {
         check(&mut section, builder, |builder| builder.failure_threshold(failures));
+    }
+    if let Some(duration) = section.any_duration("failure_memory") {
+        check(&mut section, builder, |builder| builder.failure_memory(duration));
     }
     if let Some(duration) = section.any_duration("open_for") {
         check(&mut section, builder, |builder| builder.open_for(duration));

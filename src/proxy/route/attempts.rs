@@ -154,7 +154,7 @@ impl Attempts {
         provider.metrics.end(outcome, took);
         attempt.ticket = None;
         if let Some(permit) = attempt.permit.take() {
-            resolve(permit, provider, attempt.started, outcome, message);
+            resolve(permit, provider, outcome, message);
         }
         // Last: a subscriber that panics must leave nothing behind that others wait for.
         if outcome.fails_its_permit() {
@@ -182,14 +182,16 @@ impl Attempts {
     }
 }
 
-/// Tells a breaker how a call that was sent at `sent` went.
-fn resolve(permit: ProviderPermit, provider: &Provider, sent: Instant, outcome: Outcome, message: &dyn fmt::Display) {
+/// Tells a breaker how a call went.
+fn resolve(permit: ProviderPermit, provider: &Provider, outcome: Outcome, message: &dyn fmt::Display) {
     if outcome.fails_its_permit() {
-        provider.note_failure(sent, outcome.is_broken_off());
+        provider.note_failure(outcome.is_broken_off());
         permit.failure(outcome.as_str(), message);
-    } else if outcome == Outcome::Ok && (permit.kind() == PermitType::Probe || !provider.has_failed_since(sent)) {
-        provider.note_success();
-        permit.success();
+    } else if outcome == Outcome::Ok {
+        // Not if the call is from before the circuit was open.
+        if permit.succeed() {
+            provider.note_success();
+        }
     } else {
         permit.cancel();
     }
