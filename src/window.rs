@@ -435,6 +435,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "millions of sums")]
     fn no_fewer_calls_than_are_counted_down_can_reach_a_rate() {
         let limits = |failure_rate, slow_rate, min_calls| Limits { failure_rate, slow_rate, min_calls };
         let all = [limits(50, 101, 20), limits(100, 101, 3), limits(1, 60, 7), limits(101, 34, 1)];
