@@ -29,7 +29,8 @@ impl Copy {
         Self { root, target }
     }
 
-    /// Makes the mistake, lets `f` look at it, and takes it back.
+    /// Makes the mistake, lets `f` look at it, and takes it back. Of the models only those are built that have to notice
+    /// it, which takes half of the time.
     pub(crate) fn with<T>(&self, mutant: &Mutant, f: impl FnOnce() -> T) -> Result<T, String> {
         let path = self.root.join(&mutant.file);
         let original = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", mutant.file))?;
@@ -37,11 +38,40 @@ impl Copy {
         if found != 1 {
             return Err(format!("its text is in {} {found} times, not once:\n{}", mutant.file, mutant.find));
         }
+        let models = self.root.join("loom-tests/tests/models");
+        let main = fs::read_to_string(models.join("main.rs")).expect("the models' main.rs");
+        if !mutant.killed_by.is_empty() {
+            fs::write(models.join("main.rs"), only(&models, &main, mutant)).expect("the copy is writable");
+        }
         fs::write(&path, original.replacen(&mutant.find, &mutant.replace, 1)).expect("the copy is writable");
         let result = f();
         fs::write(&path, original).expect("the copy is writable");
+        fs::write(models.join("main.rs"), main).expect("the copy is writable");
         Ok(result)
     }
+}
+
+/// `main.rs` of the models that have to notice a mutant, and of those whose helpers they use.
+fn only(models: &Path, main: &str, mutant: &Mutant) -> String {
+    let all: Vec<_> =
+        main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')).map(str::to_owned).collect();
+    let mut wanted: Vec<_> =
+        mutant.killed_by.iter().filter_map(|model| Some(model.split_once("::")?.0.to_owned())).collect();
+    let mut seen = 0;
+    while let Some(name) = wanted.get(seen) {
+        let text = fs::read_to_string(models.join(format!("{name}.rs"))).unwrap_or_default();
+        let uses = |other: &String| {
+            let mut imports = text.lines().filter(|line| line.starts_with("use crate::{"));
+            text.contains(&format!("crate::{other}::")) || imports.any(|line| line.contains(&**other))
+        };
+        let found = all.iter().filter(|other| uses(other) && !wanted.contains(other));
+        let found: Vec<_> = found.cloned().collect();
+        wanted.extend(found);
+        seen += 1;
+    }
+    let is_wanted =
+        |line: &&str| line.strip_prefix("mod ").is_none_or(|name| wanted.iter().any(|it| name == format!("{it};")));
+    main.lines().filter(is_wanted).map(|line| line.to_owned() + "\n").collect()
 }
 
 /// The repository's, of `loom-tests` alone. That is built for every mutant and runs for a second, so it is not

@@ -22,8 +22,8 @@ const HISTORIES: &str = "every_history_of_real_threads_is_explained_by_one_call_
 pub(crate) struct Suites {
     models: PathBuf,
     histories: Option<PathBuf>,
-    /// Of the models.
-    bytes: Vec<u8>,
+    /// The library that the models are linked with.
+    library: Vec<u8>,
 }
 
 /// What a run showed.
@@ -57,6 +57,8 @@ impl fmt::Display for Verdict {
 struct Artifact {
     target: Option<Target>,
     executable: Option<PathBuf>,
+    #[serde(default)]
+    filenames: Vec<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -81,21 +83,24 @@ impl Suites {
             return Err(format!("it does not compile:\n{}", rendered(&output.stdout)));
         }
         let report = String::from_utf8_lossy(&output.stdout);
-        let executable = |name: &str| {
-            report
-                .lines()
-                .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
-                .filter(|artifact| artifact.target.as_ref().is_some_and(|target| target.name == name))
-                .find_map(|artifact| artifact.executable)
+        // The compiler's messages name the target, too, and no files.
+        let artifact = |name: &str| {
+            let artifacts = report.lines().filter_map(|line| serde_json::from_str::<Artifact>(line).ok());
+            let is_it = |artifact: &Artifact| artifact.target.as_ref().is_some_and(|target| target.name == name);
+            artifacts.filter(is_it).find(|artifact| !artifact.filenames.is_empty())
         };
+        let executable = |name: &str| artifact(name)?.executable;
         let models = executable("models").ok_or("cargo names no models")?;
-        let bytes = fs::read(&models).map_err(|error| format!("{}: {error}", models.display()))?;
-        Ok(Self { models, histories: executable("histories"), bytes })
+        let library = artifact("loom_tests").ok_or("cargo names no library")?.filenames;
+        let is_library = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "rlib");
+        let library = library.iter().find(is_library).ok_or("cargo names no file of the library")?;
+        let library = fs::read(library).map_err(|error| format!("{}: {error}", library.display()))?;
+        Ok(Self { models, histories: executable("histories"), library })
     }
 
-    /// A binary that is the same was not built from the mutant.
+    /// A library that is the same was not built from the mutant.
     pub(crate) fn differ_from(&self, before: &Self) -> bool {
-        self.bytes != before.bytes
+        self.library != before.library
     }
 
     pub(crate) fn model(&self, name: &str) -> Verdict {
