@@ -47,7 +47,7 @@ pub fn events(data: &[u8]) {
     for piece in text.chunks(usize::from(*cut) + 1) {
         passed.put(events.push(&Bytes::copy_from_slice(piece)));
     }
-    passed.put(events.rest());
+    passed.put(events.finish().0);
     assert!(passed == text, "{passed:?}");
 }
 

@@ -11,6 +11,8 @@ use strum::{EnumCount, IntoStaticStr, VariantArray};
 pub(crate) enum Outcome {
     /// A complete answer.
     Ok,
+    /// A stream of events that ended well as HTTP sees it, and none of whose events marks the end of an answer.
+    Unmarked,
     /// A 4xx answer that is the client's fault.
     #[strum(serialize = "4xx")]
     ClientError,
@@ -68,11 +70,17 @@ impl Outcome {
         self.into_str()
     }
 
+    /// Whether it is a success of the provider.
+    pub(crate) fn is_success(self) -> bool {
+        matches!(self, Self::Ok | Self::Unmarked)
+    }
+
     /// Whether it counts against the provider.
     pub(crate) fn is_failure(self) -> bool {
         !matches!(
             self,
             Self::Ok
+                | Self::Unmarked
                 | Self::ClientError
                 | Self::Declined
                 | Self::RateLimited

@@ -231,7 +231,7 @@ async fn a_request_waits_for_a_probe_only_if_no_other_provider_can_answer() {
         async {
             let breaker = gateway.breaker("a");
             gateway.until(|_| breaker.snapshot().waiters == 1).await;
-            probe.send_data("[DONE]".into()).await.unwrap();
+            probe.send_data("data: [DONE]\n\n".into()).await.unwrap();
             drop(probe);
         }
     );

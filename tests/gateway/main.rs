@@ -10,6 +10,7 @@ mod health;
 mod hostile;
 mod http2;
 mod machine;
+mod marks;
 mod program;
 mod raw;
 mod reload;

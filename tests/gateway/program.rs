@@ -39,12 +39,14 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request = hyper::Request::post(format!("http://{address}/v1/chat/completions"));
     let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
-    let (response, ()) = tokio::join!(client.request(request), async { sender.send_data("1".into()).await.unwrap() });
+    let (response, ()) =
+        tokio::join!(client.request(request), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
     assert!(Command::new("kill").arg(gateway.id().to_string()).status().unwrap().success());
     until_closed(address).await;
-    sender.send_data("2".into()).await.unwrap();
+    sender.send_data("data: 2\n\n".into()).await.unwrap();
     drop(sender);
-    assert_eq!(response.unwrap().into_body().collect().await.unwrap().to_bytes(), "12");
+    let body = response.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "data: 1\n\ndata: 2\n\n");
     let ended = tokio::task::spawn_blocking(move || gateway.wait().unwrap());
     assert!(tokio::time::timeout(DEADLINE, ended).await.unwrap().unwrap().success());
 }

@@ -241,12 +241,12 @@ async fn a_client_that_leaves_is_neutral_and_its_probe_is_handed_back() {
 async fn a_drain_lets_streams_finish_and_refuses_new_connections() {
     let (mut sender, response) = streamed();
     let mut gateway = Gateway::answering(vec![response], "", "", "").await;
-    let response = gateway.begin_with(&mut sender, "1").await;
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     gateway.stop();
     until_closed(gateway.address).await;
-    sender.send_data("2".into()).await.unwrap();
+    sender.send_data("data: 2\n\n".into()).await.unwrap();
     drop(sender);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "12");
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "data: 1\n\ndata: 2\n\n");
     gateway.server.await.unwrap();
 }
 

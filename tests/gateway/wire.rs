@@ -150,8 +150,10 @@ async fn trailers_harm_nobody() {
     }
     assert_eq!(seen.lock().iter().map(Vec::len).collect::<Vec<_>>(), [4], "requests by connection");
     assert!(seen.lock()[0].iter().all(|request| !request.contains("x-c") && !request.contains("te:")));
-    for line in gateway.log(4).await {
-        assert_eq!((&line["attempts"][0]["outcome"], &line["end"]), (&"ok".into(), &"complete".into()), "{line}");
+    for (n, line) in gateway.log(4).await.iter().enumerate() {
+        // The streams have no event that marks their end.
+        let outcome = if n % 2 == 0 { "unmarked" } else { "ok" };
+        assert_eq!((&line["attempts"][0]["outcome"], &line["end"]), (&outcome.into(), &"complete".into()), "{line}");
     }
 }
 

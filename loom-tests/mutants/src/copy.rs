@@ -29,8 +29,8 @@ impl Copy {
         Self { root, target }
     }
 
-    /// Makes the mistake, lets `f` look at it, and takes it back. Of the models only those are built that have to notice
-    /// it, which takes half of the time.
+    /// Makes the mistake, lets `f` look at it, and takes it back. Of the models only those are built that have to
+    /// notice it, which takes half of the time.
     pub(crate) fn with<T>(&self, mutant: &Mutant, f: impl FnOnce() -> T) -> Result<T, String> {
         let path = self.root.join(&mutant.file);
         let original = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", mutant.file))?;

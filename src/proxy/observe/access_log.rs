@@ -34,7 +34,7 @@ pub(crate) fn write<'a>(
     put(text, ",\"model\":", &facts.model);
     put(text, ",\"status\":", &facts.status);
     put(text, ",\"end\":", &facts.end);
-    let answered = attempts.clone().find(|attempt| attempt.outcome == Outcome::Ok);
+    let answered = attempts.clone().find(|attempt| attempt.outcome.is_success());
     put(text, ",\"provider\":", &answered.map(|attempt| attempt.provider));
     text.extend_from_slice(b",\"attempts\":[");
     for (number, AttemptLine { provider, outcome, took }) in attempts.enumerate() {

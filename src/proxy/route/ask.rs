@@ -67,6 +67,8 @@ pub(crate) struct StreamStart {
     pub(crate) is_events: bool,
     /// Whether it has content. Otherwise the provider has only kept the stream alive so far.
     pub(crate) has_content: bool,
+    /// Whether HTTP tells its end from one that broke off.
+    pub(crate) has_an_end: bool,
 }
 
 impl Reply {
@@ -188,14 +190,14 @@ fn receive(
                 }
                 Ok(Held::TooLong(first)) => {
                     let first = Some(first);
-                    Reply::Stream(Box::new(StreamStart { head, first, body, is_events, has_content: true }))
+                    Reply::Stream(Box::new(StreamStart { head, first, body, is_events, has_content: true, has_an_end }))
                 }
                 Err((outcome, message)) => Reply::Failed(outcome, message),
             };
         }
         match begin(timer, &mut body, until, is_events).await {
             Ok(Some((first, has_content))) => {
-                Reply::Stream(Box::new(StreamStart { head, first, body, is_events, has_content }))
+                Reply::Stream(Box::new(StreamStart { head, first, body, is_events, has_content, has_an_end }))
             }
             Ok(None) => first_byte_late(since(), timeouts),
             Err(error) => Reply::Failed(Outcome::Cut, Chain(&error).to_string()),

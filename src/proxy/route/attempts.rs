@@ -187,7 +187,7 @@ fn resolve(permit: ProviderPermit, provider: &Provider, outcome: Outcome, messag
     if outcome.fails_its_permit() {
         provider.note_failure(outcome.is_broken_off());
         permit.failure(outcome.as_str(), message);
-    } else if outcome == Outcome::Ok {
+    } else if outcome.is_success() {
         // Not if the call is from before the circuit was open.
         if permit.succeed() {
             provider.note_success();

@@ -39,6 +39,12 @@ impl Exchange {
         self.attempts.settle(attempt, Outcome::Ok, &"");
         self.facts.end = End::Complete;
     }
+
+    /// The same of a stream of events, none of which marked the end of the answer.
+    pub(crate) fn succeed_unmarked(&mut self, attempt: AttemptId) {
+        self.attempts.settle(attempt, Outcome::Unmarked, &"");
+        self.facts.end = End::Complete;
+    }
 }
 
 impl Drop for Exchange {

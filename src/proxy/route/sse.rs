@@ -1,9 +1,10 @@
-//! Server-sent events: where they end, and whether they have content. A client gets whole events only, so that a stream
-//! that breaks off can end with an event that says so.
+//! Server-sent events: where they end, whether they have content, and whether one marks the end of the answer. A client
+//! gets whole events only, so that a stream that breaks off can end with an event that says so.
 //!
 //! Not here: anything else that an event means.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
@@ -22,11 +23,30 @@ pub(crate) struct Events {
     held: BytesMut,
     /// Whether a part of that event has been passed on.
     within: bool,
+    /// Whether an event that was passed on marks the end of the answer.
+    marked: bool,
 }
 
 impl Events {
     /// What can be passed on after this chunk. It is empty if no event ends in the chunk.
     pub(crate) fn push(&mut self, chunk: &Bytes) -> Bytes {
+        let passed = self.whole_events(chunk);
+        self.marked = self.marked || marks_the_end(&passed);
+        passed
+    }
+
+    /// Whether an event that was passed on marks the end of the answer: what comes after it, and whether the connection
+    /// ends well, does not matter any more.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.marked
+    }
+
+    /// Whether all that came has been passed on, in whole events.
+    pub(crate) fn is_between_events(&self) -> bool {
+        self.held.is_empty() && !self.within
+    }
+
+    fn whole_events(&mut self, chunk: &Bytes) -> Bytes {
         if self.held.is_empty() {
             let end = last_end(chunk);
             if end > 0 {
@@ -59,9 +79,13 @@ impl Events {
         all.freeze()
     }
 
-    /// What is left at the end of a complete stream.
-    pub(crate) fn rest(&mut self) -> Bytes {
-        self.held.split().freeze()
+    /// The stream is over: what is left of it, and whether it broke off in the middle of an event. The last event need
+    /// not have an empty line if it marks the end.
+    pub(crate) fn finish(&mut self) -> (Bytes, bool) {
+        let rest = self.held.split().freeze();
+        self.marked = self.marked || marks_the_end(&rest);
+        let is_half = !self.marked && (self.within || !rest.trim_ascii().is_empty());
+        (rest, is_half)
     }
 
     /// The event that replaces what is left if the stream breaks off. Every OpenAI SDK turns it into an error.
@@ -81,6 +105,39 @@ pub(crate) fn last_end(text: &[u8]) -> usize {
     }
     let end = |line_end: &[u8]| memmem::rfind(text, line_end).map_or(0, |at| at + line_end.len());
     end(b"\n\n").max(end(b"\n\r\n")).max(end(b"\r\r"))
+}
+
+/// The types of the last events of an answer, as they stand in the JSON of an event: Anthropic's, those of `OpenAI`'s
+/// responses, and those of its speech, transcriptions and images. A text that names one has its quotes escaped.
+static LAST_TYPES: LazyLock<[memmem::Finder<'static>; 7]> = LazyLock::new(|| {
+    [
+        "\"message_stop\"",
+        "\"response.completed\"",
+        "\"response.incomplete\"",
+        "\"speech.audio.done\"",
+        "\"transcript.text.done\"",
+        "\"image_generation.completed\"",
+        "\"image_edit.completed\"",
+    ]
+    .map(memmem::Finder::new)
+});
+static FINISH_REASON: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("\"finish_reason\""));
+static DONE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("[DONE]"));
+
+/// Whether one of these events marks the end of the answer. Clients stop reading there, and close their connection.
+fn marks_the_end(events: &[u8]) -> bool {
+    let is_done = |at: usize| {
+        let line = events[..at].rsplit(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
+        line.strip_prefix(b"data:").is_some_and(|rest| rest.trim_ascii().is_empty())
+    };
+    let is_reason = |at: usize| {
+        let value = events[at + FINISH_REASON.needle().len()..].trim_ascii_start().strip_prefix(b":");
+        value.is_some_and(|value| !value.trim_ascii_start().starts_with(b"null"))
+    };
+    // Each chunk of a chat has a `finish_reason`, which is `null` but in the last one.
+    FINISH_REASON.find_iter(events).any(is_reason)
+        || DONE.find_iter(events).any(is_done)
+        || LAST_TYPES.iter().any(|last| last.find(events).is_some())
 }
 
 /// The fields of an event. The empty name stands for a comment.
@@ -201,10 +258,27 @@ mod tests {
         for first in 0..text.len() {
             for second in first..text.len() {
                 let (passed, mut events) = pass(&[&text[..first], &text[first..second], &text[second..]]);
-                let rest = events.rest();
+                let (rest, _) = events.finish();
                 assert_eq!(passed.concat() + std::str::from_utf8(&rest).unwrap(), text);
                 assert_eq!(rest, "data: tail");
             }
+        }
+    }
+
+    #[test]
+    fn an_end_is_half_an_event_unless_an_event_marks_the_end_or_nothing_is_left() {
+        for (chunks, is_half, is_marked) in [
+            (vec!["data: 1\n\n"], false, false),
+            (vec!["data: 1\n\n", "\n"], false, false),
+            (vec!["data: 1\n\ndata: 2"], true, false),
+            (vec!["data: [DO", "NE]\n\n"], false, true),
+            (vec!["data: 1\n\ndata: [DONE]"], false, true),
+            (vec!["data: [DONE]\n\ndata: 2"], false, true),
+            (vec!["data: {\"finish_reason\":null}\n\n"], false, false),
+            (vec!["data: {\"finish_reason\":\"stop\"}\n\n"], false, true),
+        ] {
+            let (_, mut events) = pass(&chunks);
+            assert_eq!((events.finish().1, events.is_marked()), (is_half, is_marked), "{chunks:?}");
         }
     }
 

@@ -48,11 +48,14 @@ pub(crate) struct JudgedStream {
     since: Instant,
     pause: Pause,
     attempt: AttemptId,
+    /// Whether HTTP tells its end from one that broke off.
+    has_an_end: bool,
     is_over: bool,
 }
 
 impl JudgedStream {
-    /// For a body that began well, with `first`.
+    /// For a body that began well, with `first`. `events_have_an_end` is whether HTTP tells the end of a stream of
+    /// events from one that broke off; `None` stands for another body.
     ///
     /// A good beginning is enough for a probe, so that nobody waits for a whole stream; the rest is judged as an
     /// ordinary call. But if the circuit was opened by answers that broke off, a good beginning proves nothing. Such a
@@ -62,7 +65,7 @@ impl JudgedStream {
         asked: &Asked,
         body: UpstreamBody,
         first: Option<Bytes>,
-        is_events: bool,
+        events_have_an_end: Option<bool>,
         exchange: &mut Exchange,
         model: &str,
     ) -> Self {
@@ -76,13 +79,15 @@ impl JudgedStream {
                 exchange.attempts.prove(attempt);
             }
         }
-        if body.is_end_stream() {
+        let is_events = events_have_an_end.is_some();
+        if body.is_end_stream() && !is_events {
             exchange.succeed(attempt);
         }
         let events = is_events.then(Events::default);
         let pieces = if is_events { exchange.attempts.pieces(attempt, model) } else { None };
+        let has_an_end = events_have_an_end.unwrap_or(true);
         let pause = Pause::new(exchange.attempts.core().timers.timer());
-        Self { body, first, events, pieces, proven, timeouts, since, pause, attempt, is_over: false }
+        Self { body, first, events, pieces, proven, timeouts, since, pause, attempt, has_an_end, is_over: false }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -121,10 +126,7 @@ impl JudgedStream {
                         if let Some(pieces) = &mut self.pieces {
                             pieces.come(|| true);
                         }
-                        exchange.succeed(attempt);
-                        self.is_over = true;
-                        let rest = self.events.as_mut().map(Events::rest).unwrap_or_default();
-                        return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+                        return self.finish(exchange);
                     }
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) => data,
@@ -140,7 +142,9 @@ impl JudgedStream {
                 pieces.come(|| has_content(&chunk));
             }
             if self.body.is_end_stream() {
-                exchange.succeed(attempt);
+                if self.events.is_none() {
+                    exchange.succeed(attempt);
+                }
             } else {
                 let now = Instant::now();
                 if now >= self.since + self.timeouts.total {
@@ -151,7 +155,16 @@ impl JudgedStream {
                 }
             }
             let passed = match &mut self.events {
-                Some(events) => events.push(&chunk),
+                Some(events) => {
+                    let passed = events.push(&chunk);
+                    if events.is_marked() {
+                        // Whatever the client, or the connection, does now.
+                        exchange.succeed(attempt);
+                    } else if self.has_an_end && self.body.is_end_stream() && events.is_between_events() {
+                        exchange.succeed_unmarked(attempt);
+                    }
+                    passed
+                }
                 None => chunk,
             };
             if !passed.is_empty() {
@@ -161,12 +174,41 @@ impl JudgedStream {
         Poll::Ready(None)
     }
 
+    /// The provider has ended the body.
+    fn finish(&mut self, exchange: &mut Exchange) -> Passed {
+        let Some(events) = &mut self.events else {
+            exchange.succeed(self.attempt);
+            self.is_over = true;
+            return Poll::Ready(None);
+        };
+        let (rest, is_half) = events.finish();
+        if is_half {
+            return self.break_off(exchange, Outcome::Cut, "the stream ended in the middle of an event");
+        }
+        if !events.is_marked() && !self.has_an_end {
+            let message = "the connection was closed before an event that marks the end of the stream";
+            return self.break_off(exchange, Outcome::Cut, message);
+        }
+        if events.is_marked() {
+            exchange.succeed(self.attempt);
+        } else {
+            exchange.succeed_unmarked(self.attempt);
+        }
+        self.is_over = true;
+        Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))))
+    }
+
     fn break_off_late(&mut self, exchange: &mut Exchange) -> Passed {
         let (outcome, message) = late(Outcome::IdleTimeout, self.since, &self.timeouts);
         self.break_off(exchange, outcome, &message)
     }
 
     fn break_off(&mut self, exchange: &mut Exchange, outcome: Outcome, message: &str) -> Passed {
+        if self.events.as_ref().is_some_and(Events::is_marked) {
+            // The answer was complete. What was held after its end is no event.
+            self.is_over = true;
+            return Poll::Ready(None);
+        }
         exchange.attempts.settle(self.attempt, outcome, &message);
         exchange.facts.end = End::Cut;
         self.is_over = true;
