@@ -62,7 +62,7 @@ fn only(models: &Path, main: &str, mutant: &Mutant) -> String {
         let text = fs::read_to_string(models.join(format!("{name}.rs"))).unwrap_or_default();
         let uses = |other: &String| {
             let mut imports = text.lines().filter(|line| line.starts_with("use crate::{"));
-            text.contains(&format!("crate::{other}::")) || imports.any(|line| line.contains(&**other))
+            text.contains(&format!("crate::{other}")) || imports.any(|line| line.contains(&**other))
         };
         let found = all.iter().filter(|other| uses(other) && !wanted.contains(other));
         let found: Vec<_> = found.cloned().collect();
