@@ -24,6 +24,7 @@ use crate::settings::{Settings, cooldown_ticks};
 use crate::sync::unseen::AtomicU32;
 use crate::sync::{AtomicU64, Ordering};
 use crate::transition::{Cause, CircuitState};
+use crate::window::LastCalls;
 use crate::word::Word;
 use crate::word::step::{FOREVER, Kind};
 pub use call::{CancelOnDrop, Outcome};
@@ -106,7 +107,8 @@ impl CircuitBreaker {
     ///
     /// # Errors
     ///
-    /// [`Rejection`] while the circuit is open, or half-open with a probe in flight.
+    /// [`Rejection`] while the circuit is open, half-open with a probe in flight, or recovering and the call has its
+    /// turn later.
     ///
     /// # Examples
     ///
@@ -130,7 +132,7 @@ impl CircuitBreaker {
     /// # Errors
     ///
     /// [`Rejection`] while the circuit is open, when it has opened again after a wait, when the wait limit has passed,
-    /// and at once when `max_waiters` calls are waiting already.
+    /// and at once when `max_waiters` calls are waiting already or when its turn comes after the wait limit.
     ///
     /// # Cancel safety
     ///
@@ -206,7 +208,7 @@ impl CircuitBreaker {
     }
 
     /// Whether [`try_acquire`](Self::try_acquire) would give a permit now. It claims nothing, so that looking at a
-    /// candidate never uses up its probe.
+    /// candidate never uses up its probe. While the circuit recovers, chance decides, and the answer is yes.
     pub fn would_allow(&self) -> bool {
         self.would_admit(self.load())
     }
@@ -366,7 +368,7 @@ impl CircuitBreaker {
         word.failures().unwrap_or_else(|| self.past(word).counts.failures)
     }
 
-    /// How often the circuit went from closed to open. Failed probes are counted apart, in
+    /// How often the circuit went from closed or recovering to open. Failed probes are counted apart, in
     /// [`BreakerSnapshot::failed_probe_count`].
     pub fn trip_count(&self) -> u64 {
         self.past(self.decoded()).counts.trips
@@ -436,18 +438,6 @@ impl BreakerSnapshot {
     pub fn name(&self) -> &str {
         &self.name
     }
-}
-
-/// The calls in a breaker's [window](crate::ConfigBuilder::window).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LastCalls {
-    /// How many there were.
-    pub calls: u64,
-    /// How many of them failed.
-    pub failures: u64,
-    /// How many of them were slow.
-    pub slow: u64,
 }
 
 /// A breaker as [`CircuitBreaker::snapshot`] saw it.

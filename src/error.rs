@@ -248,7 +248,7 @@ impl CircuitOpenError {
         self.rejection.cause()
     }
 
-    /// How often the circuit went from closed to open.
+    /// How often the circuit went from closed or recovering to open.
     pub fn trip_count(&self) -> u64 {
         self.trip_count
     }

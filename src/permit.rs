@@ -17,7 +17,7 @@ use crate::word::{self, PROBE_BIT, Word};
 /// recovering circuit lets pass is a normal one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PermitType {
-    /// The circuit is closed, or disabled.
+    /// The circuit is closed or disabled, or it recovers and the call has its turn.
     Normal,
     /// The circuit is half-open, and this call decides what becomes of it.
     Probe,

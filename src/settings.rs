@@ -25,7 +25,7 @@ pub(crate) struct Settings {
     /// `NONE` here, and in the others: it is not set.
     memory_ticks: AtomicU32,
     slow_after_ticks: AtomicU32,
-    /// What there is to do for a call that is measured: [`START`] and so on.
+    /// What there is to do for a call that is measured: [`COUNT`] and so on.
     measures: AtomicU32,
     pub(crate) tally: Tally,
     open_ticks: AtomicU32,
@@ -48,30 +48,25 @@ pub(crate) struct Settings {
 #[derive(Clone, Copy)]
 pub(crate) struct Measures(u32);
 
-/// To note when it begins.
-const START: u32 = 1;
 /// To count it among the last calls.
-const COUNT: u32 = 1 << 1;
+const COUNT: u32 = 1;
 /// To find out whether it is slow.
-const SLOW: u32 = 1 << 2;
+const SLOW: u32 = 1 << 1;
 /// To count it as a failure if its permit is dropped.
-const DROP_FAILS: u32 = 1 << 3;
+const DROP_FAILS: u32 = 1 << 2;
 /// To remember when it failed.
-const MEMORY: u32 = 1 << 4;
+const MEMORY: u32 = 1 << 3;
 /// To count no failures in a row.
-const NO_ROW: u32 = 1 << 5;
+const NO_ROW: u32 = 1 << 4;
 
 impl Measures {
     fn of(config: Config) -> Self {
         let of = |is_on, measure| if is_on { measure } else { 0 };
-        let memory = config.failure_memory.is_some();
-        let slow = config.slow_rate.is_some();
         Self(
-            of(memory || slow, START)
-                | of(is_on(config), COUNT)
-                | of(slow, SLOW)
+            of(is_on(config), COUNT)
+                | of(config.slow_rate.is_some(), SLOW)
                 | of(config.abandoned == Abandoned::Failure, DROP_FAILS)
-                | of(memory, MEMORY)
+                | of(config.failure_memory.is_some(), MEMORY)
                 | of(config.failure_threshold.is_none(), NO_ROW),
         )
     }
@@ -81,8 +76,9 @@ impl Measures {
         self.0 != 0
     }
 
+    /// Whether it matters when the call begins.
     pub(crate) fn start(self) -> bool {
-        self.0 & START != 0
+        self.0 & (SLOW | MEMORY) != 0
     }
 
     pub(crate) fn count(self) -> bool {

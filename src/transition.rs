@@ -112,6 +112,6 @@ pub struct Transition {
     /// The number of the opening, or of the order by hand, that this transition makes or belongs to. It is 0 before the
     /// first one, and wraps after 131,071.
     pub generation: u32,
-    /// How often the circuit went from closed to open, this transition included.
+    /// How often the circuit went from closed or recovering to open, this transition included.
     pub trip_count: u64,
 }

@@ -3,14 +3,14 @@
 //!
 //! Not here: what a call is, and the circuit: `breaker::measure`.
 //!
-//! # Of a time
+//! # A window of time
 //!
 //! Time is cut into tenths of the window. Each thread counts in tenths of its own, which no other thread writes to; so
 //! that a success costs no more than a load and a store, and threads do not compete. A tenth has a tag, by which a
 //! reader knows the tenth of which generation it is. So nothing has to be cleared when the circuit opens, and nobody
 //! counts twice.
 //!
-//! # Of so many calls
+//! # A window of calls
 //!
 //! All threads write to one ring. Each outcome has the tag of its generation.
 //!
@@ -41,12 +41,16 @@ pub(crate) struct Call {
     pub(crate) slow: bool,
 }
 
-/// What there is in a window.
+/// The calls in a breaker's [window](crate::ConfigBuilder::window).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) calls: u64,
-    pub(crate) failures: u64,
-    pub(crate) slow: u64,
+#[non_exhaustive]
+pub struct LastCalls {
+    /// How many there were.
+    pub calls: u64,
+    /// How many of them failed.
+    pub failures: u64,
+    /// How many of them were slow.
+    pub slow: u64,
 }
 
 /// In place of a rate that is off, since no rate is above 100 percent.
@@ -72,7 +76,7 @@ impl Limits {
         Self { failure_rate: failure_rate.into(), slow_rate: slow_rate.into(), min_calls: (limits >> 14).into() }
     }
 
-    fn reached(self, counts: Counts) -> Option<Cause> {
+    fn reached(self, counts: LastCalls) -> Option<Cause> {
         let over = |count: u64, rate: u64| count * 100 >= rate * counts.calls;
         if counts.calls < self.min_calls {
             None
@@ -87,7 +91,7 @@ impl Limits {
 
     /// After how many more calls that fail or are slow a rate may be reached, whatever the other calls do, as long as
     /// none of these counts is forgotten.
-    fn to_go(self, counts: Counts) -> u32 {
+    fn to_go(self, counts: LastCalls) -> u32 {
         let to_go = |count: u64, rate: u64| {
             if rate > 100 {
                 return u64::MAX;
@@ -181,8 +185,6 @@ impl Tally {
             let version = before.version % MAX_VERSION + 1;
             self.kind.store(Kind { version, tenth_ticks }.pack(), Ordering::Relaxed);
         }
-        // It was made for other limits.
-        self.countdown.store(0, Ordering::Release);
     }
 
     fn kind(&self) -> Kind {
@@ -208,9 +210,9 @@ impl Tally {
     }
 
     /// What was counted in a generation, as of a time.
-    pub(crate) fn counts(&self, generation: u32, at: u64) -> Counts {
+    pub(crate) fn counts(&self, generation: u32, at: u64) -> LastCalls {
         let kind = self.kind();
-        let mut counts = Counts::default();
+        let mut counts = LastCalls::default();
         if kind.tenth_ticks == 0 {
             if let Some(ring) = &**self.ring.load() {
                 ring.sum(kind.tag(generation, 0), &mut counts);
@@ -226,20 +228,21 @@ impl Tally {
 
     /// Whether the counts open the circuit, after `call` was counted, which failed or was slow; and the counts. Of all
     /// calls that together reach a rate, the last one to ask is told so.
-    pub(crate) fn reached(&self, call: Call) -> Option<(Cause, Counts)> {
+    pub(crate) fn reached(&self, call: Call) -> Option<(Cause, LastCalls)> {
         let kind = self.kind();
-        let tag = kind.tag(call.generation, kind.tenth(call.at));
+        let limits = self.limits.load(Ordering::Relaxed);
+        let mark = Countdown::mark(kind.tag(call.generation, kind.tenth(call.at)), limits);
+        let limits = Limits::unpack(limits);
         let mut seen = self.countdown.load(Ordering::Acquire);
         loop {
-            let next = match Countdown::unpack(seen, tag) {
-                Some(to_go) if to_go > 1 => Countdown::pack(to_go - 1, tag),
+            let next = match Countdown::unpack(seen, mark) {
+                Some(to_go) if to_go > 1 => Countdown::pack(to_go - 1, mark),
                 _ => {
-                    let limits = self.limits();
                     let counts = self.counts(call.generation, call.at);
                     if let Some(cause) = limits.reached(counts) {
                         return Some((cause, counts));
                     }
-                    Countdown::pack(limits.to_go(counts), tag)
+                    Countdown::pack(limits.to_go(counts), mark)
                 }
             };
             // Each such call writes here after it has counted. So a sum has all calls before its write, and all after
@@ -250,35 +253,32 @@ impl Tally {
             }
         }
     }
-
-    fn limits(&self) -> Limits {
-        Limits::unpack(self.limits.load(Ordering::Relaxed))
-    }
 }
 
 pub(crate) fn is_on(config: Config) -> bool {
     config.failure_rate.is_some() || config.slow_rate.is_some()
 }
 
-/// How many more calls have to fail or be slow before a sum can reach a rate, in 32 bits, and 32 bits by which the
-/// tenth that it was made in is known.
+/// How many more calls have to fail or be slow before a sum can reach a rate, in 32 bits, and a mark of 32 bits by
+/// which it is known what it was made for.
 struct Countdown;
 
 impl Countdown {
-    fn pack(to_go: u32, tag: u64) -> u64 {
-        Self::mark(tag) << 32 | u64::from(to_go)
+    fn pack(to_go: u32, mark: u64) -> u64 {
+        mark << 32 | u64::from(to_go)
     }
 
-    /// `None` if it was made in another tenth, generation or window.
-    fn unpack(countdown: u64, tag: u64) -> Option<u32> {
+    /// `None` if it was made for something else.
+    fn unpack(countdown: u64, mark: u64) -> Option<u32> {
         #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
         let to_go = countdown as u32;
-        (countdown >> 32 == Self::mark(tag)).then_some(to_go)
+        (countdown >> 32 == mark).then_some(to_go)
     }
 
-    /// Tags that follow each other have different marks (multiplication by an odd number).
-    fn mark(tag: u64) -> u64 {
-        (tag ^ tag >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
+    /// Of a tenth of a generation and a window, and of the limits that hold. Marks of neighbours differ (multiplication
+    /// by an odd number).
+    fn mark(tag: u64, limits: u32) -> u64 {
+        (tag ^ tag >> 32 ^ u64::from(limits) << 20).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
     }
 }
 
@@ -341,7 +341,7 @@ impl Tenths {
         self.until.store((tenth + 1) * kind.tenth_ticks, Ordering::Relaxed);
     }
 
-    fn sum(&self, tenths: impl Iterator<Item = u64>, tag: impl Fn(u64) -> u64, counts: &mut Counts) {
+    fn sum(&self, tenths: impl Iterator<Item = u64>, tag: impl Fn(u64) -> u64, counts: &mut LastCalls) {
         for (tenth, tag) in tenths.map(|tenth| (&self.all[place(tenth)], tag(tenth))) {
             if tenth.tag.load(Ordering::Acquire) != tag {
                 continue;
@@ -400,7 +400,7 @@ impl Ring {
         self.slots[place as usize].store(Self::mark(tag) | slow | failed | CALL_BIT, Ordering::Relaxed);
     }
 
-    fn sum(&self, tag: u64, counts: &mut Counts) {
+    fn sum(&self, tag: u64, counts: &mut LastCalls) {
         for slot in &self.slots {
             let slot = slot.load(Ordering::Relaxed);
             if slot & !(FAILED_BIT | SLOW_BIT) == Self::mark(tag) | CALL_BIT {
@@ -443,14 +443,14 @@ mod tests {
             for calls in 0..40 {
                 for failures in 0..=calls {
                     for slow in 0..=calls {
-                        let counts = Counts { calls, failures, slow };
+                        let counts = LastCalls { calls, failures, slow };
                         if limits.reached(counts).is_some() {
                             continue;
                         }
                         for more in 1..u64::from(limits.to_go(counts)).min(60) {
                             // Each in the place of a good call, or with others that bring the calls up to the minimum.
                             for calls in [calls.max(limits.min_calls), calls + more] {
-                                let then = Counts { calls, failures: failures + more, slow: slow + more };
+                                let then = LastCalls { calls, failures: failures + more, slow: slow + more };
                                 let known = then.failures <= calls && then.slow <= calls;
                                 assert!(!known || limits.reached(then).is_none(), "{limits:?}: {counts:?}, {then:?}");
                             }
@@ -462,15 +462,19 @@ mod tests {
     }
 
     #[test]
-    fn tags_of_neighbours_have_other_marks() {
+    fn neighbours_and_other_limits_have_other_marks() {
         let kind = Kind { version: 1, tenth_ticks: 1000 };
         assert_eq!(Kind::unpack(kind.pack()), kind);
-        let marks: std::collections::BTreeSet<_> = (0..20)
-            .flat_map(|generation| (0..100).map(move |tenth| Countdown::mark(kind.tag(generation, tenth))))
-            .collect();
-        assert_eq!(marks.len(), 2000);
-        let tag = kind.tag(3, 7);
-        assert_eq!(Countdown::unpack(Countdown::pack(9, tag), tag), Some(9));
-        assert_eq!(Countdown::unpack(Countdown::pack(9, tag), kind.tag(3, 8)), None);
+        let limits = |min_calls| Limits::pack(Config { failure_rate: Some(50), min_calls, ..Config::default() });
+        let mut marks = std::collections::BTreeSet::new();
+        for generation in 0..20 {
+            for tenth in 0..100 {
+                marks.extend([20, 21].map(|min_calls| Countdown::mark(kind.tag(generation, tenth), limits(min_calls))));
+            }
+        }
+        assert_eq!(marks.len(), 4000);
+        let mark = Countdown::mark(kind.tag(3, 7), limits(20));
+        assert_eq!(Countdown::unpack(Countdown::pack(9, mark), mark), Some(9));
+        assert_eq!(Countdown::unpack(Countdown::pack(9, mark), Countdown::mark(kind.tag(3, 8), limits(20))), None);
     }
 }

@@ -70,10 +70,11 @@ pub mod relay {
 
 use production::{breaker, clock, config, error, event, permit, registry, settings, transition, window, word};
 
-pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, LastCalls, Outcome};
+pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use production::silence;
 pub use registry::{CircuitBreakerRegistry, ProbeGuard};
 pub use transition::{Cause, CircuitState, Transition};
+pub use window::LastCalls;

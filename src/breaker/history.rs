@@ -91,7 +91,7 @@ impl Opening {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// How often the circuit went from closed to open.
+    /// How often the circuit went from closed or recovering to open.
     pub(crate) trips: u64,
     /// How many probes failed.
     pub(crate) failed_probes: u64,

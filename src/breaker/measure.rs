@@ -6,13 +6,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{CircuitBreaker, LastCalls};
+use super::CircuitBreaker;
 use crate::clock::{duration, tick};
 use crate::error::LastError;
 use crate::settings::Measures;
 use crate::sync::Ordering;
 use crate::transition::Cause;
-use crate::window::{Call, Counts};
+use crate::window::{Call, LastCalls};
 use crate::word::{self, Word};
 
 impl CircuitBreaker {
@@ -57,7 +57,7 @@ impl CircuitBreaker {
     #[cold]
     pub(super) fn trip_by_rate(&self, call: Call, error: Option<(&str, &dyn fmt::Display)>) -> bool {
         let Some((cause, counts)) = self.settings.tally.reached(call) else { return false };
-        let Counts { calls, failures, slow } = counts;
+        let LastCalls { calls, failures, slow } = counts;
         let error = match (cause, error) {
             (Cause::Rate, Some((error_type, message))) => LastError::new(error_type, message),
             // A slow success brought the calls up to the minimum.
@@ -88,10 +88,6 @@ impl CircuitBreaker {
 
     pub(super) fn last_calls(&self, word: Word) -> Option<LastCalls> {
         let is_counted = self.settings.measures().count();
-        is_counted.then(|| {
-            let at = self.clock.about_millis();
-            let Counts { calls, failures, slow } = self.settings.tally.counts(word.generation, at);
-            LastCalls { calls, failures, slow }
-        })
+        is_counted.then(|| self.settings.tally.counts(word.generation, self.clock.about_millis()))
     }
 }

@@ -178,7 +178,7 @@ impl Detector {
 
     pub(super) fn note_alarm(&self, as_of: u64, generation: u32) {
         // Of two alarms after the same answer, the one of the later opening counts. If the generation wraps between
-        // them, a late answer does not close the circuit, which happens once in a quarter of a million openings.
+        // them, a late answer does not close the circuit, which happens once in 131,072 openings.
         self.alarm.fetch_max(as_of << GENERATION_BITS | u64::from(generation), Ordering::Relaxed);
     }
 

@@ -266,6 +266,15 @@ async fn a_window_that_is_replaced_begins_empty_and_one_that_stays_keeps_its_cal
     assert_eq!(cause(&breaker), Some(Cause::Rate));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lower_minimum_applies_to_the_next_failure_however_many_were_missing_before() {
+    let breaker = with(|config| config.failure_rate(100).min_calls(100));
+    (0..10).for_each(|_| fail(&breaker, "5xx"));
+    breaker.set_config(breaker.config().to_builder().min_calls(11).build().unwrap());
+    fail(&breaker, "5xx");
+    assert_eq!(cause(&breaker), Some(Cause::Rate));
+}
+
 // ---- slow calls ----
 
 #[tokio::test(start_paused = true)]

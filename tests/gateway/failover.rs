@@ -1,5 +1,7 @@
 //! Which providers are asked and blamed, and what the client gets.
 
+use std::time::Duration;
+
 use crate::support::{Gateway, Provider, answer, hang, nobody, one_by_one, streamed};
 
 const FAST: &str = "timeouts.first_byte = '100ms'";
@@ -211,6 +213,20 @@ async fn an_isolated_provider_is_not_asked_and_nobody_is_told_when_it_will_be() 
     assert_eq!((status, health["providers"]["a"]["state"].as_str()), (200, Some("disabled")));
     gateway.breaker("b").reset();
     assert_eq!(gateway.health().await.1["status"], "ok");
+}
+
+#[tokio::test]
+async fn a_request_waits_for_its_turn_if_its_only_provider_is_just_back() {
+    let provider = Provider::start(|n| answer(if n == 0 { 500 } else { 200 })).await;
+    let gateway = Gateway::start(&[&provider], "", "failure_threshold = 1\nopen_for = '1ms'", "").await;
+    let breaker = gateway.breaker("a");
+    let ramp = breaker.config().to_builder().ramp(Duration::from_millis(200)).ramp_from(1);
+    breaker.set_config(ramp.build().unwrap());
+    assert_eq!(gateway.ask().await.status, 500);
+    gateway.reopens("a").await;
+    for _ in 0..6 {
+        assert_eq!(gateway.ask().await.status, 200);
+    }
 }
 
 #[tokio::test]

@@ -36,6 +36,15 @@ async fn rest(response: http::Response<hyper::body::Incoming>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
+/// Reads up to an event, and leaves.
+async fn close_at(response: http::Response<hyper::body::Incoming>, event: &str) {
+    let mut body = response.into_body();
+    let mut read = Vec::new();
+    while !read.ends_with(event.as_bytes()) {
+        read.extend_from_slice(&body.frame().await.unwrap().unwrap().into_data().unwrap());
+    }
+}
+
 async fn end_of(gateway: &Gateway) -> (String, String) {
     let line = gateway.log(1).await.remove(0);
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
@@ -49,13 +58,8 @@ async fn a_client_that_closes_at_the_mark_has_had_a_complete_stream() {
         let gateway = Gateway::answering(vec![response], "", "", "").await;
         let response = gateway.begin_with(&mut sender, CONTENT).await;
         sender.send_data(mark.into()).await.unwrap();
-        let mut body = response.into_body();
-        let mut read = Vec::new();
-        while !read.ends_with(mark.as_bytes()) {
-            read.extend_from_slice(&body.frame().await.unwrap().unwrap().into_data().unwrap());
-        }
         // As the openai SDK does: it does not wait for the end of the connection, which is still to come.
-        drop(body);
+        close_at(response, mark).await;
         assert_eq!(end_of(&gateway).await, ("complete".into(), "ok".into()), "{mark}");
     }
 }
@@ -67,12 +71,7 @@ async fn a_client_that_closes_before_the_mark_has_left() {
         let gateway = Gateway::answering(vec![response], "", "", "").await;
         let response = gateway.begin_with(&mut sender, CONTENT).await;
         sender.send_data(no_mark.into()).await.unwrap();
-        let mut body = response.into_body();
-        let mut read = Vec::new();
-        while !read.ends_with(no_mark.as_bytes()) {
-            read.extend_from_slice(&body.frame().await.unwrap().unwrap().into_data().unwrap());
-        }
-        drop(body);
+        close_at(response, no_mark).await;
         assert_eq!(end_of(&gateway).await, ("client_left".into(), "client_left".into()), "{no_mark}");
     }
 }
@@ -116,9 +115,7 @@ async fn a_probe_whose_client_closes_at_the_mark_closes_the_circuit_that_cut_str
     let response = gateway.begin_with(&mut sender, CONTENT).await;
     assert_eq!(gateway.state_of("a"), "half_open", "a good beginning proves nothing");
     sender.send_data("data: [DONE]\n\n".into()).await.unwrap();
-    let mut body = response.into_body();
-    while !body.frame().await.unwrap().unwrap().into_data().unwrap().ends_with(b"[DONE]\n\n") {}
-    drop(body);
+    close_at(response, "data: [DONE]\n\n").await;
     gateway.reaches("a", "closed").await;
 }
 

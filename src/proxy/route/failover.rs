@@ -273,7 +273,11 @@ fn next_at_once(
                     live.providers[id].metrics.reject();
                     untried[at].is_rejected = true;
                 }
-                if matches!(rejection.reason(), RejectionReason::ProbeInFlight | RejectionReason::Silent) {
+                let is_worth_a_wait = matches!(
+                    rejection.reason(),
+                    RejectionReason::ProbeInFlight | RejectionReason::Recovering | RejectionReason::Silent
+                );
+                if is_worth_a_wait {
                     worth_a_wait.push(id);
                 }
             }

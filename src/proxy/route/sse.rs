@@ -134,10 +134,12 @@ fn marks_the_end(events: &[u8]) -> bool {
         let value = events[at + FINISH_REASON.needle().len()..].trim_ascii_start().strip_prefix(b":");
         value.is_some_and(|value| !value.trim_ascii_start().starts_with(b"null"))
     };
-    // Each chunk of a chat has a `finish_reason`, which is `null` but in the last one.
-    FINISH_REASON.find_iter(events).any(is_reason)
+    let mut reasons = FINISH_REASON.find_iter(events).peekable();
+    // Each chunk of a chat has a `finish_reason`, which is `null` but in the last one. A chat has no types.
+    let is_chat = reasons.peek().is_some();
+    reasons.any(is_reason)
         || DONE.find_iter(events).any(is_done)
-        || LAST_TYPES.iter().any(|last| last.find(events).is_some())
+        || !is_chat && LAST_TYPES.iter().any(|last| last.find(events).is_some())
 }
 
 /// The fields of an event. The empty name stands for a comment.

@@ -112,7 +112,7 @@ fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
     page.gauge("fusebox_circuit_probe_in_seconds", help, &[provider], next);
     let waiters = float(breaker.waiters as u64);
     page.gauge("fusebox_circuit_waiters", "Requests that wait for the probe.", &[provider], waiters);
-    let help = "Times the circuit went from closed to open.";
+    let help = "Times the circuit went from closed or recovering to open.";
     page.count("fusebox_circuit_trips_total", help, &[provider], breaker.trip_count);
     page.count("fusebox_circuit_failed_probes_total", "Probes that failed.", &[provider], breaker.failed_probe_count);
 }
