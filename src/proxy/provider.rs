@@ -6,9 +6,12 @@ use std::ops::Index;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::time::Instant;
+
 use super::config::ProviderConfig;
 use super::observe::metrics::ProviderMetrics;
 use super::silence::Detectors;
+use super::silence::allowance::Allowance;
 use crate::{CircuitBreaker, CircuitState};
 
 /// A provider's place in the configuration. It is meaningful only together with the configuration that it comes from.
@@ -58,6 +61,8 @@ pub(crate) struct Provider {
     pub(crate) metrics: Arc<ProviderMetrics>,
     /// `None` if silence detection is switched off.
     pub(crate) silence: Option<Arc<Detectors>>,
+    /// How many of its requests may be sent to another provider as well.
+    allowance: Allowance,
     breaks_off: AtomicBool,
 }
 
@@ -69,11 +74,39 @@ impl Provider {
         silence: Option<Arc<Detectors>>,
         breaks_off: bool,
     ) -> Self {
-        Self { config, breaker, metrics, silence, breaks_off: AtomicBool::new(breaks_off) }
+        Self { config, breaker, metrics, silence, allowance: Allowance::new(), breaks_off: AtomicBool::new(breaks_off) }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Notes that a request is sent to it at `now`.
+    pub(crate) fn begin(&self, now: Instant, is_probe: bool, through_silence: bool) {
+        self.allowance.note(now, || self.metrics.wanted());
+        self.metrics.begin(is_probe);
+        if through_silence {
+            self.metrics.pass_through_silence();
+        }
+    }
+
+    /// Whether its circuit is open because of silence, or probes whether the silence is over.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silence.as_ref().is_some_and(|detectors| detectors.are_silent())
+    }
+
+    /// Whether a request that waits for it may be sent to another provider as well, at `now`.
+    pub(crate) fn may_be_doubled(&self, now: Instant) -> bool {
+        self.allowance.has_room(now, self.metrics.wanted())
+    }
+
+    /// Counts a request that waits for it and is sent to another provider as well. Returns whether it may.
+    pub(crate) fn double(&self, now: Instant) -> bool {
+        let may = self.allowance.spend(now, self.metrics.wanted());
+        if may {
+            self.metrics.ask_twice();
+        }
+        may
     }
 
     /// Notes that a request failed. Call it before the breaker is told: the failure may open

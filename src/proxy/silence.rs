@@ -4,6 +4,8 @@
 //!
 //! Not here: when a provider is silent: `fusebox::silence`; what a request does then: `route::failover`.
 
+pub(crate) mod allowance;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::future::Future;
@@ -15,20 +17,20 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::timers::{Group, Timers};
 use crate::silence::{self, Config, Detector, DetectorSnapshot, TICK, Watcher};
-use crate::{CircuitBreaker, Permit};
+use crate::{CircuitBreaker, CircuitState, Permit};
 
 /// A stream that pauses cannot be moved to another provider, so there is no hurry. And all streams of a provider pause
 /// together whenever it reschedules its work.
 const MIN_PIECE_FLOOR: Duration = Duration::from_secs(1);
 
-/// A silent request that another provider has answered is kept open, to learn from a late answer that the silence was
-/// short. A core keeps at most this many of one provider's requests, each for at most `LISTEN_FOR`.
+/// A silent request that another provider has answered is kept open until its own time limits, to learn from a late
+/// answer that the silence was short, and how long such an answer takes. A core keeps at most this many of one
+/// provider's requests.
 const MAX_LISTENING: usize = 16;
-const LISTEN_FOR: Duration = Duration::from_secs(30);
 
 /// What a request waits for. Its text is a label in the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, EnumCount, IntoStaticStr, VariantArray)]
@@ -85,6 +87,18 @@ impl Detectors {
         Arc::clone(self.by_kind.lock().entry((model.into(), awaited)).or_insert_with(new))
     }
 
+    /// Whether the circuit is open because of silence, or probes whether the silence is over.
+    pub(crate) fn are_silent(&self) -> bool {
+        let snapshot = self.breaker.snapshot();
+        let was_silent = || snapshot.last_error.is_some_and(|error| error.error_type() == "silent");
+        snapshot.silent || snapshot.state == CircuitState::HalfOpen && was_silent()
+    }
+
+    /// When the newest of the provider's answered requests was sent.
+    pub(crate) fn newest_answer(&self) -> Option<std::time::Instant> {
+        self.by_kind.lock().values().filter_map(|detector| detector.newest_answer()).max()
+    }
+
     /// What each detector knows, by model and kind of answer.
     pub(crate) fn snapshots(&self) -> Vec<(Box<str>, Awaited, DetectorSnapshot)> {
         let now = Instant::now().into_std();
@@ -138,16 +152,19 @@ impl Watchers {
         Self { detectors, ticker, by_model: Mutex::new(by_model), listening: Arc::default() }
     }
 
-    /// Watches a request that is sent with this permit.
+    /// Watches a request that is sent with this permit, or through silence without one.
     pub(crate) fn start<B: Deref<Target = CircuitBreaker>>(
         &self,
         model: &str,
         awaited: Awaited,
-        permit: &Permit<B>,
+        permit: Option<&Permit<B>>,
         now: Instant,
     ) -> Option<Ticket> {
         let watcher = self.watcher(model, awaited)?;
-        Some(watcher.start(&self.ticker, |watcher| watcher.start(permit, now.into_std())))
+        Some(watcher.start(&self.ticker, |watcher| match permit {
+            Some(permit) => watcher.start(permit, now.into_std()),
+            None => watcher.start_piece(now.into_std()),
+        }))
     }
 
     /// What watches the pieces of a stream.
@@ -179,7 +196,7 @@ impl Watchers {
         }
         listening.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            if timeout(LISTEN_FOR, answer).await == Ok(true) {
+            if answer.await {
                 ticket.answered(Instant::now());
             }
             listening.fetch_sub(1, Ordering::Relaxed);

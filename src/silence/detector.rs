@@ -103,6 +103,12 @@ impl Detector {
         }
     }
 
+    /// When the newest of the answered requests was started. `None` if no request has been answered yet.
+    pub fn newest_answer(&self) -> Option<Instant> {
+        let since = Duration::from_micros(self.newest_answered().checked_sub(EPOCH_MICROS)?);
+        self.epoch.checked_add(since)
+    }
+
     /// Never 0. The caller's clock may be a paused one, which lags behind.
     #[inline]
     pub(super) fn micros(&self, now: Instant) -> u64 {

@@ -42,18 +42,22 @@ fn lower_edge(bucket: usize) -> u64 {
 pub(super) struct Latencies {
     /// By bucket.
     counts: Box<[AtomicU32]>,
+    /// The same of answers that came after an alarm.
+    late: Box<[AtomicU32]>,
     answers: AtomicUsize,
 }
 
 impl Latencies {
     pub(super) fn new() -> Self {
-        Self { counts: (0..BUCKETS).map(|_| AtomicU32::new(0)).collect(), answers: AtomicUsize::new(0) }
+        let buckets = || (0..BUCKETS).map(|_| AtomicU32::new(0)).collect();
+        Self { counts: buckets(), late: buckets(), answers: AtomicUsize::new(0) }
     }
 
     /// Called by its own core alone, so that a load and a store replace a read-modify-write.
     #[inline]
-    pub(super) fn add(&self, micros: u64) {
-        let count = &self.counts[bucket(micros)];
+    pub(super) fn add(&self, micros: u64, is_late: bool) {
+        let counts = if is_late { &self.late } else { &self.counts };
+        let count = &counts[bucket(micros)];
         count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         self.answers.store(self.answers().wrapping_add(1), Ordering::Relaxed);
     }
@@ -67,7 +71,7 @@ impl Latencies {
     /// Called by its own core alone.
     fn halve(&self, times: usize) {
         let times = u32::try_from(times).unwrap_or(u32::MAX);
-        for count in &*self.counts {
+        for count in self.counts.iter().chain(&*self.late) {
             count.store(count.load(Ordering::Relaxed).checked_shr(times).unwrap_or(0), Ordering::Relaxed);
         }
     }
@@ -129,27 +133,33 @@ impl Surprise {
     }
 
     pub(super) fn learn<'a>(&mut self, all: impl Iterator<Item = &'a Latencies>) {
-        let mut counts = [0_u64; BUCKETS];
+        let (mut counts, mut late) = ([0_u64; BUCKETS], [0_u64; BUCKETS]);
         for latencies in all {
-            for (sum, count) in counts.iter_mut().zip(&*latencies.counts) {
-                *sum += u64::from(count.load(Ordering::Relaxed));
+            for (sums, counts) in [(&mut counts, &latencies.counts), (&mut late, &latencies.late)] {
+                for (sum, count) in sums.iter_mut().zip(&**counts) {
+                    *sum += u64::from(count.load(Ordering::Relaxed));
+                }
             }
         }
-        let samples: u64 = counts.iter().sum();
+        // Late answers make slow ones less surprising, so that the same slow answers raise no second alarm. They do not
+        // count for the percentiles: a probe is not waited for as long as an outage was.
+        let usual: u64 = counts.iter().sum();
+        let samples = usual + late.iter().sum::<u64>();
         self.samples = samples;
         // No answer has taken longer than the slowest one. The share of such answers is taken to be one in all.
         let floor = 0.5;
-        let mut above = 0;
+        let (mut above, mut usual_above) = (0, 0);
         (self.median, self.p99) = (0, 0);
-        for (bucket, count) in counts.into_iter().enumerate().rev() {
+        for (bucket, (count, late)) in counts.into_iter().zip(late).enumerate().rev() {
             let upper_edge = lower_edge(bucket + 1);
-            if self.p99 == 0 && (above + count) * 100 > samples {
+            usual_above += count;
+            if self.p99 == 0 && usual_above * 100 > usual {
                 self.p99 = upper_edge;
             }
-            if self.median == 0 && (above + count) * 2 > samples {
+            if self.median == 0 && usual_above * 2 > usual {
                 self.median = upper_edge;
             }
-            above += count;
+            above += count + late;
             #[expect(
                 clippy::cast_precision_loss,
                 clippy::cast_possible_truncation,
@@ -186,7 +196,7 @@ mod tests {
 
     fn learnt(samples: impl IntoIterator<Item = u64>) -> Surprise {
         let latencies = Latencies::new();
-        samples.into_iter().for_each(|micros| latencies.add(micros));
+        samples.into_iter().for_each(|micros| latencies.add(micros, false));
         let mut surprise = Surprise::new();
         surprise.learn(std::iter::once(&latencies));
         surprise
@@ -215,6 +225,17 @@ mod tests {
     }
 
     #[test]
+    fn late_answers_make_slow_ones_less_surprising_and_change_no_percentile() {
+        let latencies = Latencies::new();
+        (0..96).for_each(|_| latencies.add(20_000, false));
+        (0..4).for_each(|_| latencies.add(12_000_000, true));
+        let mut surprise = Surprise::new();
+        surprise.learn(std::iter::once(&latencies));
+        assert!((surprise.of(11_000_000) - 25_f32.log10()).abs() < 1e-6, "{}", surprise.of(11_000_000));
+        assert!(surprise.p99() < Duration::from_millis(25), "{:?}", surprise.p99());
+    }
+
+    #[test]
     fn without_answers_no_latency_is_surprising() {
         let surprise = learnt([]);
         assert!(surprise.of(u64::MAX).abs() < 1e-6);
@@ -226,7 +247,7 @@ mod tests {
         let latencies = Latencies::new();
         let mut surprise = Surprise::new();
         let mut answer = |micros| {
-            latencies.add(micros);
+            latencies.add(micros, false);
             surprise.refresh(latencies.answers(), &latencies, std::iter::once(&latencies));
         };
         (0..2000).for_each(|_| answer(20_000));

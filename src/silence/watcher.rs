@@ -228,10 +228,7 @@ impl Watcher {
         let (number, request) = ticket.end();
         let now = self.detector.micros(now);
         let own = self.own();
-        // The wait during an outage is no latency.
-        if number >= self.told {
-            own.latencies.add(self.age(request, now));
-        }
+        own.latencies.add(self.age(request, now), number < self.told);
         if request.started > own.answered() {
             own.set_answered(request.started);
         }

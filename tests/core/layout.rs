@@ -38,6 +38,7 @@ const FLOORS: &[&[&str]] = &[
     // connections to providers,
     &["proxy::upstream"],
     // providers that do not answer,
+    &["proxy::silence::allowance"],
     &["proxy::silence"],
     // what is told of it all,
     &["proxy::observe::lines"],

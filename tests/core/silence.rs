@@ -177,6 +177,25 @@ async fn the_wait_during_a_hang_is_not_learnt_as_a_latency() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_same_slow_requests_raise_one_alarm_and_not_the_same_one_again_and_again() {
+    let mut watched = Watched::warm();
+    for batch in 0..5 {
+        let slow = watched.calls(5);
+        let alarm = watched.look_for(Duration::from_secs(12));
+        assert_eq!(alarm.is_some(), batch == 0, "batch {batch}: {alarm:?}");
+        if alarm.is_some() {
+            watched.look_for(Duration::from_secs(12));
+        }
+        for call in slow {
+            watched.answer(call);
+        }
+        assert_eq!(watched.state(), CircuitState::Closed);
+        watched.learn(150);
+    }
+    assert_eq!(watched.breaker.trip_count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_late_answer_does_not_close_the_circuit_while_newer_requests_are_silent() {
     let mut watched = Watched::warm();
     let straggler = watched.call();

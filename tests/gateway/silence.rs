@@ -7,12 +7,12 @@ use fusebox::proxy::GatewayConfig;
 use http::Response;
 use http_body_util::BodyExt;
 use http_body_util::channel::Sender;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::support::{Answer, CHAT, Gateway, Provider, read, soon, streamed};
+use crate::support::{Answer, CHAT, Gateway, Provider, read, streamed};
 
 const ONE_CORE: &str = "cores = 1";
 const STREAM: &str = r#"{"model": "m", "stream": true}"#;
@@ -110,24 +110,110 @@ async fn without_another_candidate_requests_keep_waiting() {
     let waiting = several(&gateway, 5, CHAT);
     gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
     let late = several(&gateway, 1, CHAT);
-    soon(async { while !gateway.metrics().await.contains("fusebox_requests_in_flight 6") {} }).await;
+    gateway.until(|_| a.hits() == 126).await;
+    let metrics = gateway.metrics().await;
+    assert!(metrics.contains("fusebox_through_silence_total{provider=\"a\"} 1\n"), "{metrics}");
     gate.send_replace(true);
-    assert_eq!(late.join_all().await[0].status, 200, "one that comes now waits, too");
+    assert_eq!(late.join_all().await[0].status, 200, "one that comes now is sent, too");
     assert!(waiting.join_all().await.iter().all(|answer| answer.status == 200));
     gateway.reaches("a", "closed").await;
+    let log = gateway.log(126).await;
+    let through = |line: &&Value| line["attempts"][0]["through_silence"] == json!(true);
+    assert_eq!(log.iter().filter(through).count(), 1, "{:?}", log.last());
+}
+
+const SLOW: &str = r#"{"model": "m", "messages": "slow"}"#;
+
+#[tokio::test]
+async fn slow_answers_that_look_like_silence_delay_and_refuse_no_quick_one() {
+    let (a, gate) = Provider::gated_for("slow").await;
+    let gateway = Gateway::start(&[&a], ONE_CORE, "wait_limit = '1ms'\nmax_waiters = 0", "").await;
+    learn(&gateway, CHAT).await;
+    gate.send_replace(false);
+    let slow = several(&gateway, 5, SLOW);
+    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    let (status, health) = gateway.health().await;
+    assert_eq!((status, &health["status"]), (200, &json!("degraded")), "requests can be served");
+    let answer = gateway.ask().await;
+    assert_eq!((answer.status, answer.header("x-fusebox-attempts")), (200, "1"));
+    gateway.reaches("a", "closed").await;
+    assert_eq!(gateway.breaker("a").trip_count(), 1);
+    gate.send_replace(true);
+    assert!(slow.join_all().await.iter().all(|answer| answer.status == 200));
+    assert_eq!(a.hits(), 126, "nothing was sent twice");
+}
+
+/// Two silent providers, of which b answered later. Only b serves the model `n`.
+async fn both_silent(breaker: &str) -> (Gateway, [(Provider, watch::Sender<bool>); 2], [JoinSet<Answer>; 2]) {
+    let (a, b) = (Provider::gated().await, Provider::gated().await);
+    let provider = |name: &str, provider: &Provider, models: &str| {
+        format!("[[providers]]\nname = '{name}'\nurl = 'http://{}/v1'\nmodels = [{models}]\n", provider.address)
+    };
+    let providers = provider("a", &a.0, "'m'") + &provider("b", &b.0, "'m', 'n'");
+    let text = format!("[server]\n{ONE_CORE}\n[breaker]\n{breaker}\n{providers}");
+    let gateway = Gateway::from_config(&GatewayConfig::from_toml(&text).unwrap()).await;
+    let of_b = &CHAT.replace("\"m\"", "\"n\"");
+    learn(&gateway, CHAT).await;
+    learn(&gateway, of_b).await;
+    b.1.send_replace(false);
+    let asked_b = several(&gateway, 5, of_b);
+    gateway.until(|gateway| gateway.breaker("b").snapshot().silent).await;
+    a.1.send_replace(false);
+    let asked_a = several(&gateway, 5, CHAT);
+    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    (gateway, [a, b], [asked_a, asked_b])
 }
 
 #[tokio::test]
-async fn a_request_waits_through_silence_as_long_as_for_a_probe() {
-    let (a, gate) = Provider::gated().await;
-    let gateway = Gateway::start(&[&a], ONE_CORE, "wait_limit = '100ms'", "").await;
+async fn if_all_candidates_are_silent_the_one_that_answered_last_is_asked() {
+    let (gateway, [(a, _a_gate), (b, b_gate)], waiting) = both_silent("").await;
+    let asked = several(&gateway, 1, CHAT);
+    gateway.until(|_| b.hits() == 126).await;
+    b_gate.send_replace(true);
+    let answer = asked.join_all().await.remove(0);
+    assert!(answer.status == 200 && answer.is_by(&b) && a.hits() == 125);
+    drop(waiting);
+}
+
+#[tokio::test]
+async fn a_silent_candidate_is_asked_without_waiting_for_the_probe_of_its_silence() {
+    let (gateway, [(a, _a_gate), (b, _b_gate)], waiting) = both_silent("open_for = '1ms'").await;
+    gateway.reopens("b").await;
+    let _probe = gateway.breaker("b").try_acquire_owned().unwrap();
+    gateway.reopens("a").await;
+    let _other = gateway.breaker("a").try_acquire_owned().unwrap();
+    let asked = several(&gateway, 1, CHAT);
+    gateway.until(|_| b.hits() == 126).await;
+    assert_eq!(a.hits(), 125);
+    drop((asked, waiting));
+}
+
+#[tokio::test]
+async fn a_request_that_went_through_silence_ends_with_its_time_limits() {
+    let (a, a_gate) = Provider::gated().await;
+    let gateway = Gateway::start(&[&a], ONE_CORE, "", "timeouts.total = '1s'").await;
     learn(&gateway, CHAT).await;
-    gate.send_replace(false);
+    a_gate.send_replace(false);
     let waiting = several(&gateway, 5, CHAT);
     gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
     let answer = gateway.ask().await;
-    assert_eq!((answer.status, answer.header("retry-after")), (503, "30"));
-    drop(waiting);
+    assert_eq!((answer.status, a.hits()), (504, 126), "nobody answers, and nothing else is left");
+    assert!(waiting.join_all().await.iter().all(|answer| answer.status == 504));
+}
+
+#[tokio::test]
+async fn what_is_sent_twice_because_of_silence_is_a_tenth_of_the_requests_and_a_few_in_each_second() {
+    let (mut gateway, a, gate, b) = knowing("", "").await;
+    gate.send_replace(false);
+    let waiting = several(&gateway, 60, CHAT);
+    gateway.until(|_| b.hits() >= 15).await;
+    assert!(b.hits() < 50, "{}", b.hits());
+    gate.send_replace(true);
+    assert!(waiting.join_all().await.iter().all(|answer| answer.status == 200));
+    let metrics = gateway.metrics().await;
+    let twice = format!("fusebox_asked_twice_total{{provider=\"a\"}} {}\n", b.hits());
+    assert!(metrics.contains(&twice), "{metrics}");
+    assert_eq!(a.hits(), 180);
 }
 
 #[tokio::test]

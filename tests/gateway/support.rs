@@ -84,17 +84,23 @@ impl Provider {
         address: &str,
         script: impl Fn(usize) -> Response<Body> + Send + Sync + 'static,
     ) -> Self {
-        Self::start_behind(watch::channel(true).1, address, script).await
+        Self::start_behind(watch::channel(true).1, "", address, script).await
     }
 
     /// Answers every request with 200, while the gate is open; until then it waits.
     pub(crate) async fn gated() -> (Self, watch::Sender<bool>) {
+        Self::gated_for("").await
+    }
+
+    /// The same for requests whose body contains this text. All others are answered at once.
+    pub(crate) async fn gated_for(text: &'static str) -> (Self, watch::Sender<bool>) {
         let (gate, is_open) = watch::channel(true);
-        (Self::start_behind(is_open, "127.0.0.1:0", |_| answer(200)).await, gate)
+        (Self::start_behind(is_open, text, "127.0.0.1:0", |_| answer(200)).await, gate)
     }
 
     async fn start_behind(
         gate: watch::Receiver<bool>,
+        gated: &'static str,
         address: &str,
         script: impl Fn(usize) -> Response<Body> + Send + Sync + 'static,
     ) -> Self {
@@ -107,6 +113,7 @@ impl Provider {
         let app = axum::Router::new().fallback(async move |request: Request<Body>| {
             let (head, body) = request.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
+            let is_gated = String::from_utf8_lossy(&body).contains(gated);
             log.lock().push(Seen {
                 version: head.version,
                 method: head.method,
@@ -117,7 +124,7 @@ impl Provider {
             let mut response = script(count.fetch_add(1, Ordering::SeqCst));
             response.headers_mut().insert(BY, address.to_string().parse().unwrap());
             // An error says that the test is over.
-            let _ = gate.clone().wait_for(|is_open| *is_open).await;
+            let _ = gate.clone().wait_for(|is_open| *is_open || !is_gated).await;
             if response.status() == HANG { std::future::pending().await } else { response }
         });
         tokio::spawn(axum::serve(listener, app).into_future());

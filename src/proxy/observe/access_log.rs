@@ -15,6 +15,7 @@ use crate::proxy::outcome::Outcome;
 pub(crate) struct AttemptLine<'a> {
     pub(crate) provider: &'a str,
     pub(crate) outcome: Outcome,
+    pub(crate) through_silence: bool,
     pub(crate) took: Duration,
 }
 
@@ -37,9 +38,12 @@ pub(crate) fn write<'a>(
     let answered = attempts.clone().find(|attempt| attempt.outcome.is_success());
     put(text, ",\"provider\":", &answered.map(|attempt| attempt.provider));
     text.extend_from_slice(b",\"attempts\":[");
-    for (number, AttemptLine { provider, outcome, took }) in attempts.enumerate() {
+    for (number, AttemptLine { provider, outcome, through_silence, took }) in attempts.enumerate() {
         put(text, if number == 0 { "{\"provider\":" } else { ",{\"provider\":" }, provider);
         put(text, ",\"outcome\":", outcome.as_str());
+        if through_silence {
+            put(text, ",\"through_silence\":", &true);
+        }
         put(text, ",\"ms\":", &millis(took));
         text.push(b'}');
     }

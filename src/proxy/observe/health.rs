@@ -14,9 +14,9 @@ use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
 pub enum HealthStatus {
     /// Every circuit is closed.
     Ok,
-    /// A circuit is not closed, but not every one is open.
+    /// A circuit is not closed, but requests can be served.
     Degraded,
-    /// Every circuit is open: no request can be served.
+    /// Every circuit is open, and not only because of silence: no request can be served.
     Unhealthy,
 }
 
@@ -48,10 +48,11 @@ impl Health {
     /// Looks at every breaker.
     pub fn of(breakers: &CircuitBreakerRegistry) -> Self {
         let snapshots = breakers.snapshots();
-        let all = |state| snapshots.iter().all(|snapshot| visible(snapshot) == state);
+        // A silent provider is asked all the same if no other one is left.
+        let refuses = |snapshot: &BreakerSnapshot| visible(snapshot) == CircuitState::Open && !snapshot.silent;
         let status = if snapshots.iter().all(|snapshot| passes(snapshot.state)) {
             HealthStatus::Ok
-        } else if all(CircuitState::Open) {
+        } else if snapshots.iter().all(refuses) {
             HealthStatus::Unhealthy
         } else {
             HealthStatus::Degraded

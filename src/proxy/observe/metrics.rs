@@ -72,6 +72,8 @@ struct ProviderCounts {
     outcomes: [AtomicU64; Outcome::COUNT],
     probes: AtomicU64,
     rejections: AtomicU64,
+    through_silence: AtomicU64,
+    asked_twice: AtomicU64,
     first_byte: Times,
     whole: Times,
 }
@@ -98,6 +100,19 @@ impl ProviderMetrics {
 
     pub(crate) fn reject(&self) {
         count(&self.0.mine().rejections);
+    }
+
+    pub(crate) fn pass_through_silence(&self) {
+        count(&self.0.mine().through_silence);
+    }
+
+    pub(crate) fn ask_twice(&self) {
+        count(&self.0.mine().asked_twice);
+    }
+
+    /// Requests that were sent to it, or that its circuit kept from it.
+    pub(crate) fn wanted(&self) -> u64 {
+        self.asked() + self.0.sum(|counts| &counts.rejections)
     }
 
     /// Requests that were sent to it, probes included.

@@ -27,6 +27,8 @@ pub(crate) struct AttemptId(usize);
 struct Attempt {
     provider: ProviderId,
     started: Instant,
+    /// Whether it was sent to a silent provider, without a permit, because no other candidate was left.
+    through_silence: bool,
     /// `None` once it is resolved.
     permit: Option<ProviderPermit>,
     /// `None` once the request is answered, or if it is not watched.
@@ -59,19 +61,23 @@ impl Attempts {
         self.all.len()
     }
 
-    /// Begins an attempt. `awaited` is the latency class to watch, or `None`. An unsettled permit is cancelled: a
-    /// client that leaves says nothing about a provider.
+    /// Begins an attempt. Without a permit it goes through silence. `awaited` is the latency class to watch, or `None`.
+    /// An unsettled permit is cancelled: a client that leaves says nothing about a provider.
     pub(crate) fn begin(
         &mut self,
         provider: ProviderId,
-        permit: ProviderPermit,
+        permit: Option<ProviderPermit>,
         model: &str,
         awaited: Option<Awaited>,
     ) -> AttemptId {
-        self.local.providers[provider].metrics.begin(permit.kind() == PermitType::Probe);
         let started = Instant::now();
-        let ticket = awaited.and_then(|awaited| self.watchers(provider)?.start(model, awaited, &permit, started));
-        self.all.push(Attempt { provider, started, permit: Some(permit.cancel_on_drop()), ticket, ended: None });
+        let through_silence = permit.is_none();
+        let is_probe = permit.as_ref().is_some_and(|permit| permit.kind() == PermitType::Probe);
+        self.local.providers[provider].begin(started, is_probe, through_silence);
+        let ticket =
+            awaited.and_then(|awaited| self.watchers(provider)?.start(model, awaited, permit.as_ref(), started));
+        let permit = permit.map(ProviderPermit::cancel_on_drop);
+        self.all.push(Attempt { provider, started, through_silence, permit, ticket, ended: None });
         AttemptId(self.all.len() - 1)
     }
 
@@ -177,7 +183,8 @@ impl Attempts {
     pub(crate) fn lines(&self) -> impl Iterator<Item = AttemptLine<'_>> + Clone {
         self.all.iter().map(|attempt| {
             let (outcome, took) = attempt.ended.unwrap_or_else(|| (Outcome::ClientLeft, attempt.started.elapsed()));
-            AttemptLine { provider: self.local.providers[attempt.provider].name(), outcome, took }
+            let provider = self.local.providers[attempt.provider].name();
+            AttemptLine { provider, outcome, through_silence: attempt.through_silence, took }
         })
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! Not here: how one provider is asked: `ask`.
 
-use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tracing::warn;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, warn};
 
 use super::ask::{Asked, ErrorReply, InFlight, Question, Reply, ask};
 use super::exchange::Exchange;
@@ -27,6 +27,10 @@ use crate::proxy::state::Live;
 use crate::proxy::upstream::RequestBody;
 use crate::{Cause, CircuitBreaker, Permit, Rejection, RejectionReason};
 
+/// A request that waits for silent providers looks for another candidate this often: a circuit may have closed, or
+/// there may be room in the allowance for sending requests twice.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
 /// A request on its way from one candidate to the next.
 ///
 /// A request's future is one allocation, as large as the largest of its states. So what is awaited in the usual case is
@@ -39,6 +43,8 @@ pub(crate) struct Failover<'a> {
     rest: Option<Box<Rest>>,
     /// Whether the body can be sent only once.
     is_once: bool,
+    /// How much of a long body has been passed on.
+    progress: Option<Arc<Progress>>,
     /// In the order in which they are asked.
     candidates: &'a [ProviderId],
     untried: Vec<Candidate>,
@@ -72,30 +78,37 @@ impl<'a> Failover<'a> {
         let untried = candidates.iter().map(|id| Candidate { id: *id, is_rejected: false }).collect();
         let is_once = rest.is_some();
         exchange.facts.is_replayable = !is_once;
-        Self { live, exchange, request, rest, is_once, candidates, untried, silent: Vec::new(), best: None }
+        let (silent, best, progress) = (Vec::new(), None, None);
+        Self { live, exchange, request, rest, is_once, progress, candidates, untried, silent, best }
     }
 
     /// Asks the candidates in their order until one has answered. `None` if none has.
     pub(crate) async fn run(&mut self) -> Option<Answer> {
-        loop {
-            let (id, permit) = match next_at_once(self.live, &mut self.untried, &mut Vec::new()) {
+        let found = loop {
+            let at_once = if self.silent.is_empty() {
+                next_at_once(self.live, &mut self.untried, &mut Refused::default())
+            } else {
+                None
+            };
+            let (id, permit) = match at_once {
                 Some(next) => next,
                 None => match Box::pin(self.next()).await {
                     Step::Ask(id, permit) => (id, permit),
-                    Step::Pass(answer) => return Some(answer),
-                    Step::GiveUp => return None,
+                    Step::Pass(answer) => break Some(answer),
+                    Step::GiveUp => break None,
                 },
             };
-            let (newest, progress) = self.ask(id, permit);
+            let newest = self.ask(id, Some(permit));
             let answer = self.wait(newest).await;
-            if let Some(progress) = &progress {
-                self.exchange.facts.bytes_in = progress.bytes();
-                self.exchange.facts.closes = !progress.is_whole();
-            }
             if answer.is_some() || self.is_once {
-                return answer;
+                break answer;
             }
+        };
+        if let Some(progress) = &self.progress {
+            self.exchange.facts.bytes_in = progress.bytes();
+            self.exchange.facts.closes = !progress.is_whole();
         }
+        found
     }
 
     /// The winning answer, or else the most useful failure.
@@ -118,18 +131,20 @@ impl<'a> Failover<'a> {
         answer
     }
 
-    fn ask(&mut self, id: ProviderId, permit: ProviderPermit) -> (InFlight, Option<Arc<Progress>>) {
+    /// Sends the request to a provider, which is silent if there is no permit.
+    fn ask(&mut self, id: ProviderId, permit: Option<ProviderPermit>) -> InFlight {
         let provider = &self.live.providers[id];
         let Prepared { body, format, named, .. } = &*self.request;
         let body = match named.as_ref().and_then(|named| Some((named, provider.config.models.get(&named.model)?))) {
             Some((named, there)) if *there != named.model => model::rename(format, body, named, there),
             _ => Parts::from(body.clone()),
         };
-        let (body, progress) = match self.rest.take() {
-            None => (RequestBody::Whole(body), None),
+        let body = match self.rest.take() {
+            None => RequestBody::Whole(body),
             Some(rest) => {
                 let (upload, progress) = Upload::new(body, rest);
-                (RequestBody::Upload(Box::new(upload)), Some(progress))
+                self.progress = Some(progress);
+                RequestBody::Upload(Box::new(upload))
             }
         };
         let awaited = match named {
@@ -144,37 +159,101 @@ impl<'a> Failover<'a> {
             upstream: Arc::clone(&self.live.upstreams[id]),
             request: Arc::clone(&self.request),
             body,
-            progress: progress.clone(),
+            progress: self.progress.clone(),
             max_held: self.live.server.replay_answer_bytes,
             core: Arc::clone(attempts.core()),
             started: attempts.started(attempt),
             timer: attempts.timer(attempt),
         };
-        (ask(provider, attempt, question), progress)
+        ask(provider, attempt, question)
     }
 
-    /// The next candidate when none can be asked at once. Waits for a probe, or for a request to a silent provider to
-    /// be answered, whichever comes first.
+    /// The next candidate when none can be asked at once, or when silent providers are waited for. Waits for a probe,
+    /// or for a silent provider's answer, whichever comes first.
+    ///
+    /// If only silent candidates are left, one of them is asked: silence means that another provider should be asked,
+    /// and never that the client is refused.
     async fn next(&mut self) -> Step {
         loop {
-            let next = {
-                let next = pin!(next_admitted(self.live, &mut self.untried));
-                unless_answered(&mut self.silent, next).await
-            };
-            // With no other candidate left the client waits for what an error says.
-            let (asked, reply, waits) = match next {
-                Ok(Some((id, permit))) => return Step::Ask(id, permit),
-                Ok(None) if self.silent.is_empty() => return Step::GiveUp,
-                Ok(None) => {
-                    let Err((asked, reply)) = unless_answered(&mut self.silent, pin!(pending::<Infallible>())).await;
-                    (asked, reply, true)
+            let mut refused = Refused::default();
+            if let Some((id, permit)) = self.admitted(&mut refused) {
+                return Step::Ask(id, permit);
+            }
+            if self.silent.is_empty() {
+                if let Some(id) = self.most_alive(&refused.silent) {
+                    debug!(provider = self.live.providers[id].name(), "a request goes to a silent provider");
+                    self.untried.retain(|candidate| candidate.id != id && !self.is_once);
+                    let asked = self.ask(id, None);
+                    self.silent.push(asked);
+                } else if refused.awaited.is_empty() {
+                    return Step::GiveUp;
                 }
-                Err((asked, reply)) => (asked, reply, false),
+            }
+            let (live, awaited, is_waiting) = (self.live, refused.awaited, !self.silent.is_empty());
+            let granted = {
+                let granted = pin!(async {
+                    if !is_waiting {
+                        first_granted(live, &awaited).await
+                    } else {
+                        timeout(LOOK_AGAIN, first_granted_or_never(live, &awaited)).await.unwrap_or_default()
+                    }
+                });
+                unless_answered(&mut self.silent, granted).await
             };
-            if let Some(answer) = self.judge(&asked, reply, waits).await {
-                return Step::Pass(answer);
+            match granted {
+                Ok(Some((id, permit))) => {
+                    if !is_waiting || self.double() {
+                        self.untried.retain(|other| other.id != id);
+                        return Step::Ask(id, permit);
+                    }
+                    permit.cancel();
+                }
+                // Each is waited for once. The rest is asked again: its open time may have passed meanwhile.
+                Ok(None) if !is_waiting => {
+                    self.untried.retain(|it| !awaited.contains(&it.id) || live.providers[it.id].is_silent());
+                }
+                Ok(None) => {}
+                Err((asked, reply)) => {
+                    // With no other attempt under way the client waits for what an error says.
+                    let waits = self.silent.is_empty();
+                    if let Some(answer) = self.judge(&asked, reply, waits).await {
+                        return Step::Pass(answer);
+                    }
+                }
             }
         }
+    }
+
+    /// As [`next_at_once`], within the allowance for sending requests twice.
+    fn admitted(&mut self, refused: &mut Refused) -> Option<(ProviderId, ProviderPermit)> {
+        if !self.may_be_doubled() {
+            return None;
+        }
+        let (id, permit) = next_at_once(self.live, &mut self.untried, refused)?;
+        if self.silent.is_empty() || self.double() {
+            return Some((id, permit));
+        }
+        // Another core has just used the allowance.
+        permit.cancel();
+        self.untried.insert(0, Candidate { id, is_rejected: true });
+        None
+    }
+
+    /// Whether another provider may be asked, although this request still waits for a silent one.
+    fn may_be_doubled(&self) -> bool {
+        let Some(waiting) = self.silent.first() else { return true };
+        waiting.asked.provider.may_be_doubled(Instant::now())
+    }
+
+    fn double(&self) -> bool {
+        self.silent.first().is_some_and(|waiting| waiting.asked.provider.double(Instant::now()))
+    }
+
+    /// The one of these silent candidates that has answered last.
+    fn most_alive(&self, silent: &[ProviderId]) -> Option<ProviderId> {
+        let newest = |id: &ProviderId| self.live.providers[*id].silence.as_ref()?.newest_answer();
+        // Of equals `max_by_key` finds the last one, and the first one is to be asked.
+        silent.iter().rev().copied().max_by_key(newest)
     }
 
     /// Waits until the newest attempt, or one to a silent provider, is answered. `None` if the next candidate is to be
@@ -254,12 +333,19 @@ async fn unless_answered<T>(
     .await
 }
 
-/// Takes the first provider out of `untried` that lets the request pass now. Fills `worth_a_wait` with those that have
-/// a probe in flight or are only silent.
+/// The candidates that do not let a request pass now, but may soon, or will if nobody else does.
+#[derive(Default)]
+struct Refused {
+    /// They have a probe in flight, or recover.
+    awaited: Vec<ProviderId>,
+    silent: Vec<ProviderId>,
+}
+
+/// Takes the first provider out of `untried` that lets the request pass now.
 fn next_at_once(
     live: &Arc<Local>,
     untried: &mut Vec<Candidate>,
-    worth_a_wait: &mut Vec<ProviderId>,
+    refused: &mut Refused,
 ) -> Option<(ProviderId, ProviderPermit)> {
     for at in 0..untried.len() {
         let Candidate { id, is_rejected } = untried[at];
@@ -273,12 +359,11 @@ fn next_at_once(
                     live.providers[id].metrics.reject();
                     untried[at].is_rejected = true;
                 }
-                let is_worth_a_wait = matches!(
-                    rejection.reason(),
-                    RejectionReason::ProbeInFlight | RejectionReason::Recovering | RejectionReason::Silent
-                );
-                if is_worth_a_wait {
-                    worth_a_wait.push(id);
+                match rejection.reason() {
+                    RejectionReason::Silent => refused.silent.push(id),
+                    RejectionReason::ProbeInFlight if live.providers[id].is_silent() => refused.silent.push(id),
+                    RejectionReason::ProbeInFlight | RejectionReason::Recovering => refused.awaited.push(id),
+                    _ => {}
                 }
             }
         }
@@ -286,29 +371,19 @@ fn next_at_once(
     None
 }
 
-/// As [`next_at_once`], and waits if no provider lets the request pass now. Only the request that is sent with a probe
-/// claims it, and nobody waits for one provider while another can answer.
-async fn next_admitted(live: &Arc<Local>, untried: &mut Vec<Candidate>) -> Option<(ProviderId, ProviderPermit)> {
-    loop {
-        let mut awaited = Vec::new();
-        let next = next_at_once(live, untried, &mut awaited);
-        if next.is_some() || awaited.is_empty() {
-            return next;
-        }
-        let granted = first_granted(live, &awaited).await;
-        if let Some((id, permit)) = granted {
-            untried.retain(|other| other.id != id);
-            return Some((id, permit));
-        }
-        // Each is waited for once. The rest is asked again: its open time may have passed meanwhile.
-        untried.retain(|candidate| !awaited.contains(&candidate.id));
+/// As [`first_granted`], and waits on if none of them lets the request pass.
+async fn first_granted_or_never(live: &Arc<Local>, awaited: &[ProviderId]) -> Option<(ProviderId, ProviderPermit)> {
+    match first_granted(live, awaited).await {
+        None => pending().await,
+        granted => granted,
     }
 }
 
-/// Waits for all these providers at once, until one lets the request pass.
+/// Waits for all these providers at once, until one lets the request pass. Only the request that is sent with a probe
+/// claims it, and nobody waits for one provider while another can answer.
 async fn first_granted(live: &Arc<Local>, awaited: &[ProviderId]) -> Option<(ProviderId, ProviderPermit)> {
     type Wait<'a> = Pin<Box<dyn Future<Output = Result<Permit<&'a CircuitBreaker>, Rejection>> + Send + 'a>>;
-    let wait = |id: &ProviderId| Some(Box::pin(live.providers[*id].breaker.acquire_through_silence()) as Wait<'_>);
+    let wait = |id: &ProviderId| Some(Box::pin(live.providers[*id].breaker.acquire()) as Wait<'_>);
     let mut waits: Vec<Option<Wait<'_>>> = awaited.iter().map(wait).collect();
     poll_fn(|cx| {
         for (slot, id) in waits.iter_mut().zip(awaited) {

@@ -138,6 +138,10 @@ fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {
     page.count("fusebox_circuit_probes_total", "Requests that were probes.", &[provider], metrics.probes());
     let help = "Requests that the circuit kept from the provider.";
     page.count("fusebox_circuit_rejections_total", help, &[provider], metrics.0.sum(|counts| &counts.rejections));
+    let help = "Requests sent to the provider while it was silent, since no other candidate was left.";
+    page.count("fusebox_through_silence_total", help, &[provider], metrics.0.sum(|it| &it.through_silence));
+    let help = "Requests that another provider was asked as well, since this one was silent.";
+    page.count("fusebox_asked_twice_total", help, &[provider], metrics.0.sum(|it| &it.asked_twice));
     for outcome in Outcome::VARIANTS {
         let labels = [provider, ("outcome", outcome.as_str())];
         let help = "Attempts that have ended, by their outcome.";
