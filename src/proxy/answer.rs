@@ -138,6 +138,12 @@ pub(crate) fn unreachable() -> Response<Bytes> {
     server_error(StatusCode::BAD_GATEWAY, Code::ProviderUnreachable, message)
 }
 
+/// The provider's answer had a good status and nothing in it.
+pub(crate) fn empty() -> Response<Bytes> {
+    let message = "The provider gave no usable answer, and no other provider could answer.";
+    server_error(StatusCode::BAD_GATEWAY, Code::ProviderUnreachable, message)
+}
+
 /// RFC 9112 section 3.2. A server that reads another `host` than the gateway would take the request for another host's.
 pub(crate) fn invalid_host() -> Response<Bytes> {
     let message = "A request needs exactly one 'host' header.";

@@ -24,7 +24,8 @@ use super::config::{GatewayConfig, ServerConfig};
 use super::request::model::{Format, Named, find, rename};
 use super::request::path::leaves_its_base;
 use super::request::upload::{self, Read, Upload};
-use super::route::sse::{Events, has_content};
+use super::route::meaning::has_content;
+use super::route::sse::Events;
 use super::server::create_router;
 use super::state::AppState;
 use super::timers::Timers;
@@ -45,7 +46,7 @@ pub fn events(data: &[u8]) {
     let mut events = Events::default();
     let mut passed = BytesMut::new();
     for piece in text.chunks(usize::from(*cut) + 1) {
-        passed.put(events.push(&Bytes::copy_from_slice(piece)));
+        passed.put(events.push(&Bytes::copy_from_slice(piece)).0);
     }
     passed.put(events.finish().0);
     assert!(passed == text, "{passed:?}");

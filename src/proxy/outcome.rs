@@ -22,9 +22,11 @@ pub(crate) enum Outcome {
     /// 429.
     #[strum(serialize = "429")]
     RateLimited,
-    /// A 5xx answer.
+    /// A 5xx answer, or a 200 with an error inside that is as good as one.
     #[strum(serialize = "5xx")]
     ServerError,
+    /// A 200 with nothing in it, or with what was not asked for.
+    Empty,
     /// The connection could not be made.
     Connect,
     /// The connection was not made in time.

@@ -36,6 +36,10 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    pub(crate) fn asks_for_a_stream(&self) -> bool {
+        self.named.as_ref().is_some_and(|named| named.is_stream)
+    }
+
     /// The model's name, empty if the request belongs to none.
     pub(crate) fn model(&self) -> &str {
         self.named.as_ref().map_or("", |named| &named.model)

@@ -53,6 +53,8 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::state"],
     &["proxy::core"],
     // the way of a request,
+    &["proxy::route::inside"],
+    &["proxy::route::meaning"],
     &["proxy::route::sse"],
     &["proxy::route::receive"],
     &["proxy::route::attempts"],

@@ -244,11 +244,11 @@ fn a_secret_is_shown_by_no_error_and_no_debug_output() {
 #[test]
 fn a_probes_lease_outlasts_the_gateways_own_limits() {
     let text = "[breaker]\nfailure_threshold = 5\nopen_for = '7s'\n[[providers]]\nname='a'\nurl='http://a/v1'\nmodels=['m']\n\
-                timeouts={first_byte='4s', idle='3s'}";
+                timeouts={first_byte='4s', total='30s'}";
     let config = GatewayConfig::from_toml(text).unwrap();
     let breaker = &config.providers[0].breaker;
     assert_eq!((breaker.failure_threshold(), breaker.open_for()), (Some(5), Duration::from_secs(7)));
-    assert_eq!((breaker.probe_lease(), breaker.max_waiters()), (Duration::from_secs(11), Some(1000)));
+    assert_eq!((breaker.probe_lease(), breaker.max_waiters()), (Duration::from_secs(31), Some(1000)));
 }
 
 fn fusebox(command: &str, text: &str) -> Output {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{Gateway, Provider, answer, hang, nobody, one_by_one, streamed};
 
-const FAST: &str = "timeouts.first_byte = '100ms'";
+const FAST: &str = "timeouts = { first_byte = '100ms', total = '200ms' }";
 
 #[tokio::test]
 async fn a_5xx_fails_over_and_the_circuit_opens_at_the_threshold() {
@@ -247,7 +247,7 @@ async fn a_request_waits_for_a_probe_only_if_no_other_provider_can_answer() {
         async {
             let breaker = gateway.breaker("a");
             gateway.until(|_| breaker.snapshot().waiters == 1).await;
-            probe.send_data("data: [DONE]\n\n".into()).await.unwrap();
+            probe.send_data("data: 1\n\ndata: [DONE]\n\n".into()).await.unwrap();
             drop(probe);
         }
     );

@@ -9,6 +9,7 @@ mod failover;
 mod health;
 mod hostile;
 mod http2;
+mod inside;
 mod machine;
 mod marks;
 mod program;

@@ -219,7 +219,7 @@ async fn what_is_sent_twice_because_of_silence_is_a_tenth_of_the_requests_and_a_
 #[tokio::test]
 async fn a_request_that_no_candidate_answers_ends_with_its_timeouts() {
     let ((a, gate), b) = (Provider::gated().await, Provider::with_status(500).await);
-    let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "timeouts.first_byte = '300ms'").await;
+    let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "timeouts.total = '300ms'").await;
     learn(&gateway, CHAT).await;
     gate.send_replace(false);
     for answer in several(&gateway, 5, CHAT).join_all().await {
@@ -244,11 +244,11 @@ async fn the_request_of_an_unanswered_probe_is_answered_by_the_next_provider() {
 
 #[tokio::test]
 async fn with_detection_switched_off_only_timeouts_notice_silence() {
-    let (gateway, a, gate, b) = knowing("", "silence.enabled = false\ntimeouts.first_byte = '200ms'").await;
+    let (gateway, a, gate, b) = knowing("", "silence.enabled = false\ntimeouts.total = '200ms'").await;
     gate.send_replace(false);
     assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
     let snapshot = gateway.breaker("a").snapshot();
-    assert!(!snapshot.silent && snapshot.last_error.unwrap().error_type() == "first_byte_timeout");
+    assert!(!snapshot.silent && snapshot.last_error.unwrap().error_type() == "total_timeout");
     assert_eq!(a.hits(), 125);
 }
 

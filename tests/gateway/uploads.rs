@@ -133,8 +133,7 @@ async fn begin_upload(gateway: &Gateway, promised: usize) -> TcpStream {
 async fn a_client_that_stalls_in_a_long_body_or_leaves_blames_no_provider() {
     let a = Provider::with_status(200).await;
     let gateway =
-        Gateway::start(&[&a], "replay_body_bytes = 65536\nbody_timeout = '100ms'", "", "timeouts.first_byte = '10ms'")
-            .await;
+        Gateway::start(&[&a], "replay_body_bytes = 65536\nbody_timeout = '100ms'", "", "timeouts.total = '10ms'").await;
     let mut client = begin_upload(&gateway, 1_000_000).await;
     let mut answer = [0; 12];
     client.read_exact(&mut answer).await.unwrap();
@@ -149,7 +148,7 @@ async fn a_client_that_stalls_in_a_long_body_or_leaves_blames_no_provider() {
 #[tokio::test]
 async fn a_provider_that_hangs_after_a_long_body_has_failed() {
     let a = Provider::start(|_| hang()).await;
-    let gateway = Gateway::start(&[&a], SHORT_REPLAY, "", "timeouts.first_byte = '100ms'").await;
+    let gateway = Gateway::start(&[&a], SHORT_REPLAY, "", "timeouts.total = '100ms'").await;
     assert_eq!(gateway.post("/v1/x", &long()).await.status, 504);
     assert_eq!(gateway.failures_of("a"), 1);
 

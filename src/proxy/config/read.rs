@@ -289,10 +289,10 @@ fn read_provider<'i>(
     })
 }
 
-/// A probe's lease. By its end the gateway has given the probe up or judged it: see `JudgedStream::begin`.
+/// A probe's lease. By its end the gateway has given the probe up or judged it: an answer that is no stream may take
+/// `total` until its first byte.
 fn lease(timeouts: &Timeouts) -> Duration {
-    let judged = timeouts.first_byte.saturating_add(timeouts.idle.saturating_mul(2));
-    (judged.min(timeouts.total) + Duration::from_secs(1)).min(MAX_DURATION)
+    (timeouts.total + Duration::from_secs(1)).min(MAX_DURATION)
 }
 
 fn read_url(section: &mut Section<'_, '_>) -> Option<Uri> {

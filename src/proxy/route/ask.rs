@@ -6,20 +6,24 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
-use http::{HeaderValue, Response, Version, response};
+use http::{HeaderValue, Response, StatusCode, Version, response};
+use memchr::memmem;
 use serde::de::IgnoredAny;
 use tokio::time::Instant;
 
 use super::attempts::AttemptId;
-use super::receive::{Held, begin, hold, late};
+use super::inside::{self, Inside};
+use super::receive::{Begun, Held, begin, hold, late};
 use crate::proxy::body::parts::Parts;
 use crate::proxy::config::Timeouts;
 use crate::proxy::core::Core;
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::Provider;
+use crate::proxy::request::model::Format;
 use crate::proxy::request::upload::Progress;
 use crate::proxy::request::{Prepared, headers};
 use crate::proxy::timers::{Timer, within};
@@ -50,18 +54,26 @@ pub(crate) enum Reply {
     Stream(Box<StreamStart>),
 }
 
-/// An answer with another status than 2xx or 3xx.
+/// An answer with another status than 2xx or 3xx, or with an error inside.
 pub(crate) struct ErrorReply {
     pub(crate) outcome: Outcome,
     pub(crate) head: response::Parts,
-    pub(crate) body: UpstreamBody,
+    pub(crate) body: ErrorBody,
+    /// For the log.
+    pub(crate) message: String,
+}
+
+pub(crate) enum ErrorBody {
+    /// It is still to be received.
+    Coming(UpstreamBody),
+    Whole(Bytes),
 }
 
 /// The beginning of an answer that is passed on while it comes.
 pub(crate) struct StreamStart {
     pub(crate) head: response::Parts,
     /// What was received to see whether the body begins at all.
-    pub(crate) first: Option<Bytes>,
+    pub(crate) first: Bytes,
     pub(crate) body: UpstreamBody,
     /// Whether it consists of server-sent events that can be read.
     pub(crate) is_events: bool,
@@ -134,7 +146,8 @@ async fn send(question: &mut Question, timeouts: &Timeouts) -> Result<Response<U
     let body = std::mem::replace(body, RequestBody::Whole(Parts::default()));
     // While the client still sends the body, the provider is not late.
     let since = || since(*started, progress.as_deref());
-    let until = || since() + timeouts.first_byte.min(timeouts.total);
+    let limit = first_limit(request, timeouts);
+    let until = || since() + limit;
     let sent = within(timer, until, pin!(upstream.send(&request.head, body))).await;
     if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
         return Err(Reply::ClientFault(fault.answer()));
@@ -162,47 +175,179 @@ fn receive(
 ) -> impl Future<Output = Reply> {
     let (mut head, mut body) = response.into_parts();
     async move {
-        let Question { progress, max_held, core, started, timer, upstream, .. } = question;
+        let Question { progress, max_held, core, started, timer, upstream, request, .. } = question;
         let since = || since(*started, progress.as_deref());
-        let until = || since() + timeouts.first_byte.min(timeouts.total);
+        let headed = Instant::now();
         // Otherwise it ends with its connection, and a whole answer looks like one that was broken off.
         let has_an_end = head.version == Version::HTTP_2
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
             || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
         headers::to_client(&mut head.headers);
         upstream.strike_out_key(&mut head.headers);
         let outcome = Outcome::of(head.status);
         if outcome != Outcome::Ok {
-            return Reply::Error(Box::new(ErrorReply { outcome, head, body }));
+            let message = head.status.to_string();
+            let body = ErrorBody::Coming(body);
+            return Reply::Error(Box::new(ErrorReply { outcome, head, body, message }));
         }
 
-        let is_event_stream = has_type(&head.headers, &["text/event-stream"]);
-        // The gateway asks for uncompressed answers. A compressed one can only be passed on as it is.
-        let is_events = is_event_stream && !head.headers.contains_key(header::CONTENT_ENCODING);
-        let is_stream = is_event_stream || has_type(&head.headers, &["audio/", "video/", "application/x-ndjson"]);
-        if !is_stream && *max_held > 0 {
-            return match hold(timer, &mut body, *max_held, &core.app.budget, since(), timeouts).await {
-                Ok(Held::Whole(whole)) => {
-                    if !has_an_end && has_type(&head.headers, &["application/json"]) && !is_json(&whole) {
-                        let message = "the connection was closed within a JSON document";
-                        return Reply::Failed(Outcome::Cut, message.to_owned());
-                    }
-                    Reply::Whole(head, whole)
-                }
-                Ok(Held::TooLong(first)) => {
-                    let first = Some(first);
-                    Reply::Stream(Box::new(StreamStart { head, first, body, is_events, has_content: true, has_an_end }))
-                }
-                Err((outcome, message)) => Reply::Failed(outcome, message),
-            };
+        let kind = Kind::of(&head.headers);
+        let mut begun = None;
+        // One that was not asked for as a stream may have taken longer than that already.
+        let until = || {
+            let began = if request.asks_for_a_stream() { since() } else { headed };
+            let first_by = if kind.is_stream() { began + timeouts.first_byte } else { since() + timeouts.total };
+            first_by.min(since() + timeouts.total)
+        };
+        if kind == Kind::Page {
+            return Reply::Failed(Outcome::Empty, "a good status, and an HTML page".to_owned());
         }
-        match begin(timer, &mut body, until, is_events).await {
-            Ok(Some((first, has_content))) => {
-                Reply::Stream(Box::new(StreamStart { head, first, body, is_events, has_content, has_an_end }))
+        // A stream that was asked for is passed on as it comes, whatever its type. An answer that is no stream is held
+        // to its end, and so is an error.
+        if kind.is_stream() || request.asks_for_a_stream() || *max_held == 0 {
+            let first = match begin(timer, &mut body, until, kind == Kind::Events).await {
+                Ok(Begun::Well(first)) => first,
+                Ok(Begun::KeptAlive(first)) => {
+                    let start = StreamStart { head, first, body, is_events: true, has_content: false, has_an_end };
+                    return Reply::Stream(Box::new(start));
+                }
+                Ok(Begun::Late) => return first_byte_late(since(), timeouts),
+                Ok(Begun::Error(inside)) => return error_inside(head, inside, upstream),
+                Ok(Begun::Empty) if head.status == StatusCode::OK => {
+                    return Reply::Failed(Outcome::Empty, "a good status, and a stream without content".to_owned());
+                }
+                Ok(Begun::Empty) => return Reply::Whole(head, Bytes::new()),
+                Err(error) => return Reply::Failed(Outcome::Cut, Chain(&error).to_string()),
+            };
+            let inside = match kind {
+                Kind::Json => inside::of_answer(&first),
+                Kind::Lines => first.split(|byte| *byte == b'\n').next().and_then(inside::of_answer),
+                _ => None,
+            };
+            if let Some(inside) = inside {
+                return error_inside(head, inside, upstream);
             }
-            Ok(None) => first_byte_late(since(), timeouts),
-            Err(error) => Reply::Failed(Outcome::Cut, Chain(&error).to_string()),
+            if kind != Kind::Json || !begins_with_an_error(&first) {
+                let is_events = kind == Kind::Events;
+                let start = StreamStart { head, first, body, is_events, has_content: true, has_an_end };
+                return Reply::Stream(Box::new(start));
+            }
+            begun = Some(first);
+        }
+        let max = if begun.is_some() { MAX_ERROR } else { *max_held };
+        match hold(timer, &mut body, begun, max, &core.app.budget, since(), timeouts).await {
+            Ok(Held::Whole(whole)) => judge_whole(head, whole, kind, has_an_end, request, upstream),
+            Ok(Held::TooLong(first)) => {
+                let start = StreamStart { head, first, body, is_events: false, has_content: true, has_an_end };
+                Reply::Stream(Box::new(start))
+            }
+            Err((outcome, message)) => Reply::Failed(outcome, message),
         }
     }
+}
+
+/// Whether a whole answer with a good status is one.
+fn judge_whole(
+    head: response::Parts,
+    whole: Bytes,
+    kind: Kind,
+    has_an_end: bool,
+    request: &Prepared,
+    upstream: &Upstream,
+) -> Reply {
+    let fail = |outcome, message: &str| Reply::Failed(outcome, message.to_owned());
+    if whole.is_empty() {
+        // A form may ask for a plain text, of which there may be none.
+        let is_missed = head.status == StatusCode::OK && request.format == Format::Json;
+        return if is_missed { fail(Outcome::Empty, "a good status, and no body") } else { Reply::Whole(head, whole) };
+    }
+    if kind == Kind::Json {
+        if !has_an_end && !is_json(&whole) {
+            return fail(Outcome::Cut, "the connection was closed within a JSON document");
+        }
+        if whole.trim_ascii_start().starts_with(b"<") {
+            return fail(Outcome::Empty, "a good status, and a page that is said to be JSON");
+        }
+        if let Some(inside) = inside::of_answer(&whole) {
+            return error_inside(head, inside, upstream);
+        }
+    }
+    Reply::Whole(head, upstream.without_key(whole))
+}
+
+/// An error inside an answer with a good status, as the answer that it should have been.
+fn error_inside(mut head: response::Parts, inside: Inside, upstream: &Upstream) -> Reply {
+    let code = upstream.without_key(Bytes::from(inside.code.as_bytes().to_vec()));
+    let message = format!("{} with an error inside: {}", head.status, String::from_utf8_lossy(&code));
+    let outcome = inside.outcome();
+    head.status = inside.status;
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Reply::Error(Box::new(ErrorReply { outcome, head, body: ErrorBody::Whole(inside.body), message }))
+}
+
+/// An error that is longer is passed on while it comes, as any other answer.
+const MAX_ERROR: u64 = 64 << 10;
+
+/// Whether an error stands at the beginning of a JSON document.
+fn begins_with_an_error(text: &[u8]) -> bool {
+    memmem::find(&text[..text.len().min(100)], b"\"error\"").is_some()
+}
+
+/// What is to be made of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Server-sent events that can be read.
+    Events,
+    /// A JSON document in each line.
+    Lines,
+    /// Another stream.
+    Stream,
+    Json,
+    /// For people to look at, such as the page of a load balancer.
+    Page,
+    Other,
+}
+
+impl Kind {
+    fn of(headers: &HeaderMap) -> Self {
+        let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let essence = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+        let kind = match &*essence {
+            b"text/event-stream" => Self::Events,
+            b"application/x-ndjson"
+            | b"application/ndjson"
+            | b"application/jsonl"
+            | b"application/x-jsonlines"
+            | b"application/jsonlines"
+            | b"application/stream+json"
+            | b"application/json-seq" => Self::Lines,
+            b"application/json" => Self::Json,
+            b"text/html" | b"application/xhtml+xml" => Self::Page,
+            other if other.ends_with(b"+json") => Self::Json,
+            other if other.starts_with(b"audio/") || other.starts_with(b"video/") => Self::Stream,
+            _ => Self::Other,
+        };
+        // The gateway asks for uncompressed answers. A compressed one can only be passed on as it is.
+        match kind {
+            _ if !is_encoded(headers) => kind,
+            Self::Events | Self::Lines | Self::Stream => Self::Stream,
+            Self::Json | Self::Page | Self::Other => Self::Other,
+        }
+    }
+
+    fn is_stream(self) -> bool {
+        matches!(self, Self::Events | Self::Lines | Self::Stream)
+    }
+}
+
+/// Whether a body is compressed or the like.
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// How long the first piece of an answer may take. One that is no stream has no first piece before it is made.
+fn first_limit(request: &Prepared, timeouts: &Timeouts) -> Duration {
+    if request.asks_for_a_stream() { timeouts.first_byte.min(timeouts.total) } else { timeouts.total }
 }
 
 /// When a request was sent completely, which for a body that the client still sends is now.
@@ -217,11 +362,4 @@ fn first_byte_late(since: Instant, timeouts: &Timeouts) -> Reply {
 
 fn is_json(text: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(text).is_ok()
-}
-
-fn has_type(headers: &HeaderMap, types: &[&str]) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    types
-        .iter()
-        .any(|wanted| value.get(..wanted.len()).is_some_and(|start| start.eq_ignore_ascii_case(wanted.as_bytes())))
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::{request, response};
 
 use super::attempts::{AttemptId, Attempts};
+use super::inside::Inside;
 use crate::proxy::core::Core;
 use crate::proxy::observe::access_log;
 use crate::proxy::observe::facts::{End, Facts};
@@ -44,6 +45,15 @@ impl Exchange {
     pub(crate) fn succeed_unmarked(&mut self, attempt: AttemptId) {
         self.attempts.settle(attempt, Outcome::Unmarked, &"");
         self.facts.end = End::Complete;
+    }
+
+    /// A stream has an error in its middle, which the client gets. It is judged as one that breaks off, unless the
+    /// error is nobody's fault.
+    pub(crate) fn fail_inside(&mut self, attempt: AttemptId, inside: &Inside) {
+        let outcome = inside.outcome();
+        let outcome = if outcome.is_failure() { Outcome::Cut } else { outcome };
+        self.attempts.settle(attempt, outcome, &format_args!("an error in the middle of the answer: {}", inside.code));
+        self.facts.end = End::Cut;
     }
 }
 

@@ -10,7 +10,7 @@ use http::{Response, StatusCode, response};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::ask::{Asked, ErrorReply, Reply, StreamStart};
+use super::ask::{Asked, ErrorBody, ErrorReply, Reply, StreamStart, is_encoded};
 use super::exchange::Exchange;
 use super::receive::{Held, hold};
 use super::stream::{JudgedStream, Payload};
@@ -79,6 +79,7 @@ pub(crate) fn judge(
             exchange.attempts.settle(attempt, outcome, &message);
             let response = match outcome {
                 Outcome::Shortage => answer::short(),
+                Outcome::Empty => answer::empty(),
                 outcome if outcome.is_timeout() => answer::timed_out(),
                 _ => answer::unreachable(),
             };
@@ -87,7 +88,7 @@ pub(crate) fn judge(
         }
         Reply::Error(reply) => {
             // Before its body is received, which cannot change the outcome.
-            exchange.attempts.settle(attempt, reply.outcome, &reply.head.status);
+            exchange.attempts.settle(attempt, reply.outcome, &reply.message);
             return Err(reply);
         }
         Reply::Whole(head, whole) => {
@@ -120,8 +121,14 @@ pub(crate) async fn error_verdict(
     limits: &ServerConfig,
     waits: bool,
 ) -> Verdict {
-    let ErrorReply { outcome, head, body } = reply;
-    let said = if waits { error_body(asked, outcome, body, core, limits, asked.since()).await } else { None };
+    let ErrorReply { outcome, head, body, .. } = reply;
+    let said = match body {
+        ErrorBody::Whole(body) => Some(body),
+        // The gateway could not strike out its key.
+        ErrorBody::Coming(_) if is_encoded(&head.headers) => None,
+        ErrorBody::Coming(body) if waits => error_body(asked, outcome, body, core, limits, asked.since()).await,
+        ErrorBody::Coming(_) => None,
+    };
     let status = head.status;
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN) {
         warn!(provider = asked.provider.name(), %status, "a provider refused the gateway's account");
@@ -157,9 +164,10 @@ async fn error_body(
 ) -> Option<Bytes> {
     let mut timer = core.timers.timer();
     let max = limits.replay_answer_bytes.max(MIN_HELD);
-    let held = hold(&mut timer, &mut body, max, &core.app.budget, since, &asked.provider.config.timeouts);
+    let timeouts = &asked.provider.config.timeouts;
+    let held = hold(&mut timer, &mut body, None, max, &core.app.budget, since, timeouts);
     let held = match outcome {
-        Outcome::ClientError => held.await.ok()?,
+        Outcome::ClientError => tokio::time::timeout(timeouts.first_byte, held).await.ok()?.ok()?,
         // A provider that could do better should not have to wait for it.
         _ => tokio::time::timeout(MAX_ERROR_BODY, held).await.ok()?.ok()?,
     };

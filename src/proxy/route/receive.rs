@@ -10,7 +10,8 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use super::sse::{has_content, last_end};
+use super::inside::Inside;
+use super::meaning::{Meaning, first, last_end};
 use crate::proxy::body::budget::Budget;
 use crate::proxy::body::pieces::Pieces;
 use crate::proxy::config::Timeouts;
@@ -37,7 +38,8 @@ pub(crate) fn late(limit: Outcome, since: Instant, timeouts: &Timeouts) -> (Outc
     }
 }
 
-/// Receives the body of the answer to a request that was sent at `since`.
+/// Receives the body of the answer to a request that was sent at `since`, of which `begun` has been received. The first
+/// piece may take as long as the whole.
 ///
 /// # Errors
 ///
@@ -45,6 +47,7 @@ pub(crate) fn late(limit: Outcome, since: Instant, timeouts: &Timeouts) -> (Outc
 pub(crate) async fn hold(
     timer: &mut Timer,
     body: &mut UpstreamBody,
+    begun: Option<Bytes>,
     max: u64,
     budget: &Arc<Budget>,
     since: Instant,
@@ -52,14 +55,16 @@ pub(crate) async fn hold(
 ) -> Result<Held, (Outcome, String)> {
     let whole_by = since + timeouts.total;
     let mut pieces = Pieces::default();
-    let mut limit = Outcome::FirstByteTimeout;
-    let mut until = whole_by.min(since + timeouts.first_byte);
+    let mut until = whole_by;
+    if let Some(begun) = begun {
+        pieces.push(begun);
+    }
     loop {
         let data = match within(timer, || until, pin!(next(body))).await {
             Some(Ok(Some(data))) => data,
             Some(Ok(None)) => break,
             Some(Err(error)) => return Err((Outcome::Cut, Chain(&error).to_string())),
-            None => return Err(late(limit, since, timeouts)),
+            None => return Err(late(Outcome::IdleTimeout, since, timeouts)),
         };
         let has_room = pieces.has_room(data.len(), budget);
         pieces.push(data);
@@ -69,10 +74,9 @@ pub(crate) async fn hold(
         if body.is_end_stream() {
             break;
         }
-        limit = Outcome::IdleTimeout;
         let now = Instant::now();
         if now >= whole_by {
-            return Err(late(limit, since, timeouts));
+            return Err(late(Outcome::IdleTimeout, since, timeouts));
         }
         until = whole_by.min(now + timeouts.idle);
     }
@@ -82,45 +86,68 @@ pub(crate) async fn hold(
 /// A longer beginning is passed on, with or without content.
 const MAX_BEGINNING: usize = 64 << 10;
 
+/// What a body begins with.
+pub(crate) enum Begun {
+    /// Its first piece, or of a stream of events the first ones, up to one with content.
+    Well(Bytes),
+    /// Events that only keep the stream alive, and nothing else within the time limit.
+    KeptAlive(Bytes),
+    Late,
+    Error(Inside),
+    /// It has ended, and there was nothing in it.
+    Empty,
+}
+
 /// Waits for the first piece of a body, or of a stream of events for the first piece with content. Until then the
-/// client has nothing, and another provider can be asked. Returns the beginning and whether it has content: at the time
-/// limit, a stream that was only kept alive is passed on as it is. `None` if nothing came in time.
+/// client has nothing, and another provider can be asked.
 pub(crate) async fn begin(
     timer: &mut Timer,
     body: &mut UpstreamBody,
     mut until: impl FnMut() -> Instant,
     is_events: bool,
-) -> Result<Option<(Option<Bytes>, bool)>, hyper::Error> {
+) -> Result<Begun, hyper::Error> {
     let mut beginning = BytesMut::new();
     // The first `judged` bytes are known to have no content. The rest is judged when an event ends, or when it has
     // `look_at` bytes: however small the pieces are, each byte is judged a few times only.
     let (mut judged, mut look_at) = (0, 0);
     loop {
-        let piece = within(timer, &mut until, pin!(next(body))).await;
-        match piece {
-            Some(Ok(Some(piece))) if beginning.is_empty() && (!is_events || has_content(&piece)) => {
-                return Ok(Some((Some(piece), true)));
+        let piece = match within(timer, &mut until, pin!(next(body))).await {
+            Some(piece) => piece?,
+            None if beginning.is_empty() => return Ok(Begun::Late),
+            None => return Ok(Begun::KeptAlive(beginning.freeze())),
+        };
+        let is_over = piece.is_none() || body.is_end_stream();
+        let piece = piece.unwrap_or_default();
+        if beginning.is_empty() && (!is_events && !piece.is_empty() || first(&piece) == Meaning::Content) {
+            return Ok(Begun::Well(piece));
+        }
+        beginning.extend_from_slice(&piece);
+        if is_over {
+            // The last event need not have an empty line.
+            beginning.extend_from_slice(b"\n\n");
+        }
+        let fresh = &beginning[judged..];
+        let end = last_end(&fresh[fresh.len().saturating_sub(piece.len() + 5)..]);
+        let is_due = end > 0 || fresh.len() >= look_at;
+        let meaning = if is_due { first(fresh) } else { Meaning::Nothing };
+        match meaning {
+            Meaning::Error(inside) => return Ok(Begun::Error(inside)),
+            Meaning::End => return Ok(Begun::Empty),
+            Meaning::Nothing if is_over => return Ok(Begun::Empty),
+            Meaning::Nothing if beginning.len() <= MAX_BEGINNING => {}
+            Meaning::Nothing | Meaning::Content => {
+                if is_over {
+                    beginning.truncate(beginning.len() - 2);
+                }
+                return Ok(Begun::Well(beginning.freeze()));
             }
-            Some(Ok(Some(piece))) => {
-                beginning.extend_from_slice(&piece);
-                let fresh = &beginning[judged..];
-                let end = last_end(&fresh[fresh.len().saturating_sub(piece.len() + 3)..]);
-                let is_due = end > 0 || fresh.len() >= look_at;
-                if is_due && has_content(fresh) || beginning.len() > MAX_BEGINNING || body.is_end_stream() {
-                    return Ok(Some((Some(beginning.freeze()), true)));
-                }
-                if is_due {
-                    look_at = 2 * fresh.len();
-                }
-                if end > 0 {
-                    judged += fresh.len() - fresh.len().min(piece.len() + 3) + end;
-                    look_at = 0;
-                }
-            }
-            Some(Ok(None)) => return Ok(Some(((!beginning.is_empty()).then(|| beginning.freeze()), true))),
-            Some(Err(error)) => return Err(error),
-            None if beginning.is_empty() => return Ok(None),
-            None => return Ok(Some((Some(beginning.freeze()), false))),
+        }
+        if is_due {
+            look_at = 2 * fresh.len();
+        }
+        if end > 0 {
+            judged += fresh.len() - fresh.len().min(piece.len() + 5) + end;
+            look_at = 0;
         }
     }
 }

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use super::ask::Asked;
 use super::attempts::AttemptId;
 use super::exchange::Exchange;
+use super::meaning::has_content;
 use super::receive::late;
-use super::sse::{Events, has_content};
+use super::sse::Events;
 use crate::proxy::body::pieces::size_with;
 use crate::proxy::config::Timeouts;
 use crate::proxy::observe::facts::End;
@@ -64,7 +65,7 @@ impl JudgedStream {
     pub(crate) fn begin(
         asked: &Asked,
         body: UpstreamBody,
-        first: Option<Bytes>,
+        first: Bytes,
         events_have_an_end: Option<bool>,
         exchange: &mut Exchange,
         model: &str,
@@ -87,6 +88,7 @@ impl JudgedStream {
         let pieces = if is_events { exchange.attempts.pieces(attempt, model) } else { None };
         let has_an_end = events_have_an_end.unwrap_or(true);
         let pause = Pause::new(exchange.attempts.core().timers.timer());
+        let first = Some(first);
         Self { body, first, events, pieces, proven, timeouts, since, pause, attempt, has_an_end, is_over: false }
     }
 
@@ -156,8 +158,10 @@ impl JudgedStream {
             }
             let passed = match &mut self.events {
                 Some(events) => {
-                    let passed = events.push(&chunk);
-                    if events.is_marked() {
+                    let (passed, error) = events.push(&chunk);
+                    if let Some(inside) = error {
+                        exchange.fail_inside(attempt, &inside);
+                    } else if events.is_marked() {
                         // Whatever the client, or the connection, does now.
                         exchange.succeed(attempt);
                     } else if self.has_an_end && self.body.is_end_stream() && events.is_between_events() {
@@ -185,13 +189,13 @@ impl JudgedStream {
         if is_half {
             return self.break_off(exchange, Outcome::Cut, "the stream ended in the middle of an event");
         }
-        if !events.is_marked() && !self.has_an_end {
+        if !events.is_ended() && !self.has_an_end {
             let message = "the connection was closed before an event that marks the end of the stream";
             return self.break_off(exchange, Outcome::Cut, message);
         }
         if events.is_marked() {
             exchange.succeed(self.attempt);
-        } else {
+        } else if !events.is_ended() {
             exchange.succeed_unmarked(self.attempt);
         }
         self.is_over = true;
@@ -204,8 +208,8 @@ impl JudgedStream {
     }
 
     fn break_off(&mut self, exchange: &mut Exchange, outcome: Outcome, message: &str) -> Passed {
-        if self.events.as_ref().is_some_and(Events::is_marked) {
-            // The answer was complete. What was held after its end is no event.
+        if self.events.as_ref().is_some_and(Events::is_ended) {
+            // The client has the end of the answer. What was held after it is no event.
             self.is_over = true;
             return Poll::Ready(None);
         }
