@@ -206,7 +206,8 @@ pub struct Timeouts {
     /// For a new connection, TLS included. It should exceed one second: a lost SYN, as when the provider's accept queue
     /// is full for a moment, is sent again after one second (RFC 6298 section 2.1).
     pub connect: Duration,
-    /// From the request to the first piece of the answer's body, connecting included.
+    /// From the request to the first content of a stream, connecting included. An answer that is no stream has no byte
+    /// before it is made: for it only `total` counts.
     pub first_byte: Duration,
     /// For the pause between two pieces of the body.
     pub idle: Duration,

@@ -19,6 +19,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub(crate) enum SendError {
     ConnectTimeout(Duration),
     /// The connection failed before the head of an answer came.
     Connection(hyper::Error),
+    /// The same of a reused connection, after the provider may have worked on the request for this long.
+    Cut(hyper::Error, Duration),
 }
 
 impl fmt::Display for SendError {
@@ -66,6 +69,7 @@ impl fmt::Display for SendError {
             Self::Connect(error) | Self::Shortage(error) => Chain(&**error).fmt(f),
             Self::ConnectTimeout(limit) => write!(f, "no connection within {limit:?}"),
             Self::Connection(error) => Chain(error).fmt(f),
+            Self::Cut(error, after) => write!(f, "{} after {after:?}", Chain(error)),
         }
     }
 }
@@ -99,6 +103,8 @@ pub(crate) struct Upstream {
     api_key: Option<Secret>,
     authorization: Option<HeaderValue>,
     connect_timeout: Duration,
+    /// How long it took to make the newest connection.
+    connect_micros: AtomicU64,
     connector: HttpsConnector<HttpConnector<Resolver>>,
     /// Without TLS the two sides cannot negotiate the version.
     is_http2_only: bool,
@@ -128,6 +134,7 @@ impl Upstream {
             api_key: config.api_key.clone(),
             authorization,
             connect_timeout: config.timeouts.connect,
+            connect_micros: AtomicU64::new(0),
             connector,
             is_http2_only: config.http2 == Some(true),
             idle: Idle::new(max_idle, connections.idle_limit, connections.max_age),
@@ -137,10 +144,11 @@ impl Upstream {
 
     /// Sends a request with the path `/v1/...` as the client sent it, and waits for the head of the answer.
     ///
-    /// If a reused connection is closed before any answer, that says nothing about the provider: it may have closed the
-    /// idle connection while the request was on its way. The request is then sent once more, on a new connection,
-    /// whatever its method (RFC 9110 section 9.2.2 leaves this to those who know the semantics; asking a model twice
-    /// changes only the bill). A body that can be sent only once is sent on a new connection from the start.
+    /// If a reused connection is closed at once, before any answer, that says nothing about the provider: it may have
+    /// closed the idle connection while the request was on its way. The request is then sent once more, on a new
+    /// connection, whatever its method (RFC 9110 section 9.2.2 leaves this to those who know the semantics; asking a
+    /// model twice changes only the bill). If it is closed later, the provider has worked on the request, and the
+    /// answer is cut. A body that can be sent only once is sent on a new connection from the start.
     ///
     /// # Cancel safety
     ///
@@ -155,9 +163,13 @@ impl Upstream {
         if let RequestBody::Whole(parts) = &body
             && let Some(connection) = self.rested()
         {
+            let sent = Instant::now();
             match self.ask(connection, head, RequestBody::Whole(parts.clone())).await {
                 Ok(response) => return Ok(response),
                 Err(error) if is_an_answer(&error) => return Err(SendError::Connection(error)),
+                Err(error) if sent.elapsed() > self.at_once() && !was_not_processed(&error) => {
+                    return Err(SendError::Cut(error, sent.elapsed()));
+                }
                 Err(error) => debug!(host = ?self.host, error = %Chain(&error), "a reused connection was closed"),
             }
         }
@@ -175,6 +187,12 @@ impl Upstream {
             }
         })?;
         self.ask(connection, head, body).await.map_err(SendError::Connection)
+    }
+
+    /// A close that comes within this time after the request was sent was under way already. It takes less than a round
+    /// trip to arrive, and making a connection takes more than one.
+    fn at_once(&self) -> Duration {
+        Duration::from_micros(self.connect_micros.load(Ordering::Relaxed)).clamp(AT_ONCE.0, AT_ONCE.1)
     }
 
     /// A connection that was used before, if one is free.
@@ -229,7 +247,10 @@ impl Upstream {
         if may_share && let Some(connection) = self.http2.take(Some(begun)) {
             return Ok(Connection::Http2(connection));
         }
+        let dialled = Instant::now();
         let stream = self.connector.clone().oneshot(self.url.clone()).await?;
+        let took = u64::try_from(dialled.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.connect_micros.store(took, Ordering::Relaxed);
         if self.is_http2_only || stream.connected().is_negotiated_h2() {
             return Ok(Connection::Http2(self.http2.connect(stream).await?));
         }
@@ -293,6 +314,15 @@ async fn behind_the_others() {
 /// section 8.7).
 fn is_an_answer(error: &hyper::Error) -> bool {
     error.is_parse() || http2::reset_by_provider(error).is_some_and(|reason| reason != h2::Reason::REFUSED_STREAM)
+}
+
+/// The bounds of [`Upstream::at_once`]: from what a busy machine takes to the longest round trip on earth.
+const AT_ONCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// Whether an error says that the provider has not begun with the request: it was never sent, or the provider refused
+/// its stream (RFC 9113 section 8.7).
+fn was_not_processed(error: &hyper::Error) -> bool {
+    error.is_canceled() || http2::reset_by_provider(error) == Some(h2::Reason::REFUSED_STREAM)
 }
 
 /// Whether a connection could not be made because this machine or this process has run out of descriptors, ports,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +15,8 @@ use crate::support::{DEADLINE, Gateway};
 pub(crate) enum Act {
     Send(&'static str),
     SendAndClose(&'static str),
+    /// It sends nothing, and closes after this time.
+    CloseAfter(Duration),
     /// It sends no more, but would read more.
     SendAndHalfClose(&'static str),
     /// Before it has read the body.
@@ -56,6 +59,7 @@ pub(crate) async fn provider(
                     match act {
                         Act::Send(bytes) => stream.write_all(bytes.as_bytes()).await.unwrap(),
                         Act::SendAndClose(bytes) => return stream.write_all(bytes.as_bytes()).await.unwrap(),
+                        Act::CloseAfter(time) => return tokio::time::sleep(time).await,
                         Act::SendAndHalfClose(bytes) => {
                             stream.write_all(bytes.as_bytes()).await.unwrap();
                             stream.shutdown().await.unwrap();

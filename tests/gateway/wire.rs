@@ -1,5 +1,7 @@
 //! HTTP/1 byte by byte, on both sides: what a well-kept proxy gets right.
 
+use std::time::Duration;
+
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -63,6 +65,25 @@ async fn after_an_answer_without_a_body_both_connections_can_be_reused() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
     }
     assert_eq!(seen.lock().iter().map(Vec::len).collect::<Vec<_>>(), [6], "requests by connection");
+}
+
+#[tokio::test]
+async fn a_request_whose_reused_connection_closes_after_the_provider_has_worked_on_it_is_not_sent_there_again() {
+    for (after, hits, status, outcome) in [(Duration::ZERO, 2, 200, "ok"), (Duration::from_millis(600), 1, 502, "cut")]
+    {
+        let act = move |n| if n == 1 { Act::CloseAfter(after) } else { Act::Send(OK) };
+        let (gateway, seen) = gateway(act).await;
+        let mut client = Raw::new(&gateway).await;
+        client.send(&post("", CHAT)).await;
+        assert!(client.answer().await.ends_with("ok"));
+        // The connection is put back a moment after its answer.
+        gateway.log(1).await;
+        client.send(&post("", CHAT)).await;
+        assert!(client.answer().await.starts_with(&format!("HTTP/1.1 {status}")), "{after:?}");
+        let connections: Vec<_> = seen.lock().iter().map(Vec::len).collect();
+        assert_eq!((connections[0], connections.iter().sum::<usize>()), (2, 1 + hits), "{after:?}");
+        assert_eq!(gateway.log(2).await[1]["attempts"][0]["outcome"], outcome);
+    }
 }
 
 #[tokio::test]

@@ -160,6 +160,7 @@ async fn send(question: &mut Question, timeouts: &Timeouts) -> Result<Response<U
                 SendError::Shortage(_) => Outcome::Shortage,
                 SendError::ConnectTimeout(_) => Outcome::ConnectTimeout,
                 SendError::Connection(_) => Outcome::Connection,
+                SendError::Cut(..) => Outcome::Cut,
             };
             Err(Reply::Failed(outcome, error.to_string()))
         }
@@ -195,9 +196,9 @@ fn receive(
         let mut begun = None;
         // One that was not asked for as a stream may have taken longer than that already.
         let until = || {
-            let began = if request.asks_for_a_stream() { since() } else { headed };
-            let first_by = if kind.is_stream() { began + timeouts.first_byte } else { since() + timeouts.total };
-            first_by.min(since() + timeouts.total)
+            let whole_by = since() + timeouts.total;
+            let from = if request.asks_for_a_stream() { since() } else { headed };
+            if kind.is_stream() { whole_by.min(from + timeouts.first_byte) } else { whole_by }
         };
         if kind == Kind::Page {
             return Reply::Failed(Outcome::Empty, "a good status, and an HTML page".to_owned());

@@ -192,10 +192,10 @@ impl<'a> Failover<'a> {
             let (live, awaited, is_waiting) = (self.live, refused.awaited, !self.silent.is_empty());
             let granted = {
                 let granted = pin!(async {
-                    if !is_waiting {
-                        first_granted(live, &awaited).await
-                    } else {
+                    if is_waiting {
                         timeout(LOOK_AGAIN, first_granted_or_never(live, &awaited)).await.unwrap_or_default()
+                    } else {
+                        first_granted(live, &awaited).await
                     }
                 });
                 unless_answered(&mut self.silent, granted).await

@@ -146,6 +146,7 @@ fn may_be_an_error(text: &[u8]) -> bool {
 }
 
 /// The parts of an event that may hold an error.
+#[derive(Clone, Copy)]
 pub(crate) struct Event<'a> {
     /// Of the event itself, empty if it has none.
     pub(crate) name: &'a [u8],
