@@ -177,6 +177,7 @@ async fn the_wait_during_a_hang_is_not_learnt_as_a_latency() {
 }
 
 #[tokio::test(start_paused = true)]
+#[cfg_attr(miri, ignore = "a minute of ticks takes too long")]
 async fn the_same_slow_requests_raise_one_alarm_and_not_the_same_one_again_and_again() {
     let mut watched = Watched::warm();
     for batch in 0..5 {
