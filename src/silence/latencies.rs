@@ -81,6 +81,8 @@ impl Latencies {
 pub(super) struct Surprise {
     /// For each bucket, -log10 of the share of answers that took at least as long as its lower edge.
     scores: Box<[f32]>,
+    /// For each bucket, how many answers there were, and how many came after an alarm. Used while it is made.
+    sums: Box<[[u64; 2]]>,
     median: u64,
     p99: u64,
     samples: u64,
@@ -91,7 +93,8 @@ pub(super) struct Surprise {
 
 impl Surprise {
     pub(super) fn new() -> Self {
-        Self { scores: Box::new([0.0; BUCKETS]), median: 0, p99: 0, samples: 0, made_at: None, halvings: 0 }
+        let (scores, sums) = (vec![0.0; BUCKETS].into(), vec![[0; 2]; BUCKETS].into());
+        Self { scores, sums, median: 0, p99: 0, samples: 0, made_at: None, halvings: 0 }
     }
 
     /// The surprise of a request that has waited for this many microseconds. It counts as the shortest time of its
@@ -133,24 +136,25 @@ impl Surprise {
     }
 
     pub(super) fn learn<'a>(&mut self, all: impl Iterator<Item = &'a Latencies>) {
-        let (mut counts, mut late) = ([0_u64; BUCKETS], [0_u64; BUCKETS]);
+        self.sums.fill([0; 2]);
         for latencies in all {
-            for (sums, counts) in [(&mut counts, &latencies.counts), (&mut late, &latencies.late)] {
-                for (sum, count) in sums.iter_mut().zip(&**counts) {
-                    *sum += u64::from(count.load(Ordering::Relaxed));
-                }
+            for ([count, late], (counted, came_late)) in
+                self.sums.iter_mut().zip(latencies.counts.iter().zip(&*latencies.late))
+            {
+                *count += u64::from(counted.load(Ordering::Relaxed));
+                *late += u64::from(came_late.load(Ordering::Relaxed));
             }
         }
         // Late answers make slow ones less surprising, so that the same slow answers raise no second alarm. They do not
         // count for the percentiles: a probe is not waited for as long as an outage was.
-        let usual: u64 = counts.iter().sum();
-        let samples = usual + late.iter().sum::<u64>();
+        let usual: u64 = self.sums.iter().map(|[count, _]| count).sum();
+        let samples = usual + self.sums.iter().map(|[_, late]| late).sum::<u64>();
         self.samples = samples;
         // No answer has taken longer than the slowest one. The share of such answers is taken to be one in all.
         let floor = 0.5;
         let (mut above, mut usual_above) = (0, 0);
         (self.median, self.p99) = (0, 0);
-        for (bucket, (count, late)) in counts.into_iter().zip(late).enumerate().rev() {
+        for (bucket, [count, late]) in self.sums.iter().copied().enumerate().rev() {
             let upper_edge = lower_edge(bucket + 1);
             usual_above += count;
             if self.p99 == 0 && usual_above * 100 > usual {
