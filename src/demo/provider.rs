@@ -215,6 +215,7 @@ impl Simulated {
         struct Asked {
             #[serde(default)]
             stream: bool,
+            reasoning_effort: Option<String>,
             model: String,
         }
         (self.on_request)();
@@ -250,7 +251,9 @@ impl Simulated {
             // A connection that was accepted before the port was closed is served.
             None | Some(Fault::Refuse | Fault::Abort | Fault::Slow | Fault::Stall) => {}
         }
-        tokio::time::sleep(self.latency.draw()).await;
+        // Who thinks hard takes a hundred times as long.
+        let times = if asked.reasoning_effort.as_deref() == Some("high") { 100 } else { 1 };
+        tokio::time::sleep(self.latency.draw() * times).await;
         let (kind, parts) = match path.as_str() {
             "/v1/embeddings" => ("application/json", halves(&embedding(&asked.model))),
             "/v1/audio/transcriptions" => ("application/json", halves(&json!({"text": WORDS.concat()}))),

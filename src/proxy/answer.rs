@@ -92,7 +92,7 @@ pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item 
 
 /// In the form of `OpenAI`'s own answer, so that SDKs report a wrong key.
 pub(crate) fn unauthorized() -> Response<Bytes> {
-    let message = "This gateway requires 'authorization: Bearer' with one of its tokens.";
+    let message = "This gateway requires 'authorization: Bearer' (or 'x-api-key', 'api-key') with one of its tokens.";
     let mut response = invalid(StatusCode::UNAUTHORIZED, Code::InvalidApiKey, None, message);
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response

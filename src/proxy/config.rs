@@ -7,6 +7,7 @@ mod file;
 mod memory;
 mod read;
 mod section;
+mod sent;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,9 +15,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderValue, Uri};
-use memchr::memmem;
+use http::header::{AUTHORIZATION, HeaderName};
+use http::{HeaderMap, HeaderValue, Uri};
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
@@ -59,31 +59,15 @@ impl Secret {
         self.0.as_bytes().ct_eq(other).into()
     }
 
-    /// `text` with stars in place of the secret.
-    pub(crate) fn strike_out(&self, text: Bytes) -> Bytes {
-        let places: Vec<_> = memmem::find_iter(&text, self.0.as_bytes()).collect();
-        if places.is_empty() {
-            return text;
-        }
-        let mut struck_out = text.to_vec();
-        for at in places {
-            struck_out[at..at + self.0.len()].fill(b'*');
-        }
-        struck_out.into()
-    }
-
-    /// A header's value with stars in place of the secret. `None` if the value does not contain it.
-    pub(crate) fn strike_out_of(&self, value: &HeaderValue) -> Option<HeaderValue> {
-        memmem::find(value.as_bytes(), self.0.as_bytes())?;
-        let struck_out = self.strike_out(Bytes::copy_from_slice(value.as_bytes()));
-        Some(HeaderValue::from_bytes(&struck_out).expect("stars are valid in a header"))
-    }
-
-    /// The value of `authorization`.
-    pub(crate) fn bearer(&self) -> HeaderValue {
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", self.0)).expect("visible ASCII");
+    /// The value of a header that shows it.
+    pub(crate) fn behind(&self, prefix: &str) -> HeaderValue {
+        let mut value = HeaderValue::from_str(&format!("{prefix}{}", self.0)).expect("checked in the config");
         value.set_sensitive(true);
         value
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
     }
 }
 
@@ -138,6 +122,8 @@ pub struct ServerConfig {
     pub admin_listen: Option<SocketAddr>,
     /// A client must present one of these tokens. If there are none, anybody may send requests.
     pub auth_tokens: Vec<Secret>,
+    /// The origins whose pages may read answers (CORS). `*` stands for any. Without one, no page of another origin can.
+    pub cors_origins: Vec<HeaderValue>,
     /// A PEM file of certificate authorities that are trusted in addition to the public ones.
     pub ca_file: Option<PathBuf>,
     /// Whether each request is logged on standard output.
@@ -146,6 +132,8 @@ pub struct ServerConfig {
     pub max_body_bytes: u64,
     /// A longer request body is not held, and so can be sent to one provider only.
     pub replay_body_bytes: u64,
+    /// A longer request body is held up to this all the same, if its model has not been found yet.
+    pub search_body_bytes: u64,
     /// An answer that is not a stream is held until it is complete. A longer one is passed on while it comes.
     pub replay_answer_bytes: u64,
     /// How many bytes of bodies and answers all requests together may hold. Beyond that a body is not held, and an
@@ -181,10 +169,12 @@ impl Default for ServerConfig {
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
             admin_listen: None,
             auth_tokens: Vec::new(),
+            cors_origins: Vec::new(),
             ca_file: None,
             access_log: true,
             max_body_bytes: 512 << 20,
             replay_body_bytes: 8 << 20,
+            search_body_bytes: 64 << 20,
             replay_answer_bytes: 1 << 20,
             max_held_bytes: memory::of_this_process().map_or(1 << 30, |memory| memory / 4).max(MIN_HELD_BYTES),
             max_header_bytes: 64 << 10,
@@ -258,8 +248,18 @@ pub struct ProviderConfig {
     pub name: String,
     /// The base URL, as for an SDK: `/v1` is included.
     pub url: Uri,
-    /// The key that is sent as a bearer token.
+    /// The key that is sent with each request.
     pub api_key: Option<Secret>,
+    /// The header that it is sent in.
+    pub key_header: HeaderName,
+    /// What stands before it there.
+    pub key_prefix: String,
+    /// Headers that are sent with each request. They replace the client's of the same names.
+    pub headers: HeaderMap,
+    /// What is added to the query of each request, encoded.
+    pub query: Option<Secret>,
+    /// What is struck out of its answers: the key, and what headers and query take from the environment.
+    pub(crate) secrets: Vec<Secret>,
     /// The models that it serves: the clients' name for each, and the provider's.
     pub models: BTreeMap<String, String>,
     /// The price of a million input tokens.
@@ -333,6 +333,10 @@ impl fmt::Display for GatewayConfig {
             0 => writeln!(f, "clients   anybody")?,
             tokens => writeln!(f, "clients   with one of {tokens} tokens")?,
         }
+        if !server.cors_origins.is_empty() {
+            let origins: Vec<_> = server.cors_origins.iter().filter_map(|origin| origin.to_str().ok()).collect();
+            writeln!(f, "pages     of {}", origins.join(", "))?;
+        }
         for provider in &self.providers {
             let Timeouts { connect, first_byte, idle, total } = provider.timeouts;
             let breaker = &provider.breaker;
@@ -341,10 +345,22 @@ impl fmt::Display for GatewayConfig {
                 if name.0 == there.0 { name.to_string() } else { format!("{name} (there {there})") }
             };
             let models: Vec<_> = provider.models.iter().map(model).collect();
-            let key = if provider.api_key.is_some() { "set" } else { "none" };
+            let key = match &provider.api_key {
+                None => "none".to_owned(),
+                Some(_) if provider.key_header == AUTHORIZATION => "set".to_owned(),
+                Some(_) => format!("set, sent as {}", provider.key_header),
+            };
             writeln!(f, "\nprovider  {} at {}", provider.name, provider.url)?;
             writeln!(f, "  models     {}", models.join(", "))?;
             writeln!(f, "  api_key    {key}")?;
+            if !provider.headers.is_empty() {
+                let names: Vec<_> = provider.headers.keys().map(HeaderName::as_str).collect();
+                writeln!(f, "  headers    {}", names.join(", "))?;
+            }
+            if let Some(query) = &provider.query {
+                let names = query.expose().split('&').filter_map(|pair| pair.split('=').next());
+                writeln!(f, "  query      {}", names.collect::<Vec<_>>().join(", "))?;
+            }
             let limits = [("connect", connect), ("first byte", first_byte), ("idle", idle), ("total", total)];
             let limits = limits.map(|(name, limit)| format!("{name} {}", time(limit)));
             writeln!(f, "  timeouts   {}", limits.join(", "))?;

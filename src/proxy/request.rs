@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::Authority;
-use http::{HeaderMap, Response, StatusCode, Version, header, request};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header, request};
 use http_body::Body;
 
 use self::model::{Format, Named};
@@ -91,7 +91,9 @@ where
         return Err(invalid("The request has more than one content type."));
     }
     let format = Format::of(head.headers.get(header::CONTENT_TYPE)).map_err(invalid)?;
-    let (body, rest) = match upload::read(body, limits, budget, timer).await {
+    let takes_files = takes_files(head.uri.path());
+    let is_enough = |begun: &[u8]| takes_files || !matches!(model::find(&format, begun, false), Ok(None));
+    let (body, rest) = match upload::read(body, limits, budget, timer, is_enough).await {
         Ok(Read::Whole(body)) => {
             received.is_whole = true;
             (body, None)
@@ -105,10 +107,12 @@ where
         Some(_) => {}
         None if format == Format::Json && rest.is_none() => return Err(invalid("The body has no 'model'.")),
         // A form may have no model: a file belongs to none.
-        None if rest.is_none() || takes_files(head.uri.path()) => {}
-        None if (body.len() as u64) < limits.replay_body_bytes => return Err(answer::short()),
+        None if rest.is_none() || takes_files => {}
+        None if (body.len() as u64) < limits.search_body_bytes.max(limits.replay_body_bytes) => {
+            return Err(answer::short());
+        }
         None => {
-            let limit = limits.replay_body_bytes;
+            let limit = limits.search_body_bytes.max(limits.replay_body_bytes);
             let message = format!("The body is long, and its 'model' is not within the first {limit} bytes.");
             return Err(answer::invalid(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -122,15 +126,17 @@ where
     Ok((Arc::new(Prepared { head, body, format, named }), rest))
 }
 
-/// Compares with every token even if one fits, so that the time reveals nothing.
+/// Whether a token is shown in one of the headers in which SDKs send their key. Compares with every token even if one
+/// fits, so that the time reveals nothing.
 pub(crate) fn is_authorized(tokens: &[Secret], headers: &HeaderMap) -> bool {
     if tokens.is_empty() {
         return true;
     }
-    let value = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-    let (scheme, token) = value.split_at(value.len().min("Bearer ".len()));
-    let fits = tokens.iter().fold(false, |fits, known| fits | known.is(token.trim_ascii_start()));
-    fits && scheme.eq_ignore_ascii_case(b"Bearer ")
+    let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let fits = |token: &[u8]| tokens.iter().fold(false, |fits, known| fits | known.is(token));
+    let (scheme, bearer) = value(header::AUTHORIZATION.as_str()).split_at_checked("Bearer ".len()).unwrap_or_default();
+    let is_bearer = fits(bearer.trim_ascii_start()) && scheme.eq_ignore_ascii_case(b"Bearer ");
+    is_bearer | fits(value("x-api-key")) | fits(value("api-key"))
 }
 
 /// Whether a request has exactly one host, or none where the protocol does not require one.

@@ -7,6 +7,7 @@
 //! connection (`http2`) serves many requests at once, and a task of its own polls it.
 
 mod body;
+mod hidden;
 mod http1;
 mod http2;
 mod idle;
@@ -24,18 +25,20 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Parts, PathAndQuery};
 use http::{Request, Response, Uri, Version, request};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::{Connection as _, HttpConnector};
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 use tracing::debug;
 
 use body::Loan;
+use hidden::Hidden;
 use http1::Http1;
 use http2::{Http2, Http2Pool};
 use idle::Idle;
@@ -100,8 +103,13 @@ pub(crate) struct Upstream {
     /// The path of the base URL, which includes the provider's own `/v1`.
     base: String,
     host: HeaderValue,
-    api_key: Option<Secret>,
-    authorization: Option<HeaderValue>,
+    /// The header that shows the key.
+    key: Option<(HeaderName, HeaderValue)>,
+    /// Other headers of the provider's own.
+    headers: HeaderMap,
+    query: Option<Secret>,
+    /// What no answer may show.
+    secrets: Vec<Hidden>,
     connect_timeout: Duration,
     /// How long it took to make the newest connection.
     connect_micros: AtomicU64,
@@ -122,7 +130,7 @@ impl Upstream {
             Some(false) => builder.enable_http1().wrap_connector(tcp),
             None => builder.enable_all_versions().wrap_connector(tcp),
         };
-        let authorization = config.api_key.as_ref().map(Secret::bearer);
+        let key = config.api_key.as_ref().map(|key| (config.key_header.clone(), key.behind(&config.key_prefix)));
         let authority = config.url.authority().expect("checked in the config");
         let connections = &config.connections;
         let max_idle = usize::try_from(connections.max_idle.div_ceil(cores)).unwrap_or(usize::MAX);
@@ -131,8 +139,10 @@ impl Upstream {
             host: HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"),
             base: config.url.path().trim_end_matches('/').to_owned(),
             url: config.url.clone(),
-            api_key: config.api_key.clone(),
-            authorization,
+            key,
+            headers: config.headers.clone(),
+            query: config.query.clone(),
+            secrets: config.secrets.iter().map(Hidden::new).collect(),
             connect_timeout: config.timeouts.connect,
             connect_micros: AtomicU64::new(0),
             connector,
@@ -222,18 +232,18 @@ impl Upstream {
         Ok(response.map(|body| UpstreamBody::new(body, loan)))
     }
 
-    /// `body` with stars in place of the key: a provider's error may quote it.
-    pub(crate) fn without_key(&self, body: Bytes) -> Bytes {
-        let Some(key) = &self.api_key else { return body };
-        key.strike_out(body)
+    /// `body` with stars in place of the secrets: a provider's answer may quote them.
+    pub(crate) fn without_secrets(&self, body: Bytes) -> Bytes {
+        self.secrets.iter().fold(body, |body, secret| secret.strike_out(body))
     }
 
-    /// Replaces the key in headers by stars: a provider may echo a request's headers.
-    pub(crate) fn strike_out_key(&self, headers: &mut HeaderMap) {
-        let Some(key) = &self.api_key else { return };
-        for value in headers.values_mut() {
-            if let Some(struck_out) = key.strike_out_of(value) {
-                *value = struck_out;
+    /// Replaces the secrets in headers by stars: a provider may echo a request's headers.
+    pub(crate) fn strike_out_secrets(&self, headers: &mut HeaderMap) {
+        for secret in &self.secrets {
+            for value in headers.values_mut() {
+                if let Some(struck_out) = secret.strike_out_of(value) {
+                    *value = struck_out;
+                }
             }
         }
     }
@@ -272,20 +282,33 @@ impl Upstream {
         }
         *request.uri_mut() = Uri::from_parts(target).expect("the parts of a URI");
         *request.version_mut() = version;
-        if let Some(authorization) = &self.authorization {
-            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        for (name, value) in &self.headers {
+            request.headers_mut().insert(name.clone(), value.clone());
+        }
+        if let Some((name, value)) = &self.key {
+            request.headers_mut().insert(name.clone(), value.clone());
         }
         request
     }
 
-    /// The path of the base URL, followed by what comes after `/v1` in the client's path.
+    /// The path of the base URL, followed by what comes after `/v1` in the client's path, and the provider's own query,
+    /// whose names replace the client's.
     fn target(&self, asked: &Uri) -> PathAndQuery {
         let asked = asked.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/v1"));
-        if self.base == "/v1" {
+        if self.base == "/v1" && self.query.is_none() {
             return asked;
         }
         let below = asked.as_str().strip_prefix("/v1").unwrap_or(asked.as_str());
-        let path = format!("{}{below}", self.base);
+        let mut path = format!("{}{below}", self.base);
+        if let Some(query) = &self.query {
+            let own = query.expose();
+            let name = |pair: &str| percent_decode_str(pair.split('=').next().unwrap_or_default()).collect::<Vec<_>>();
+            let is_own = |pair: &&str| own.split('&').any(|own| name(own) == name(pair));
+            let theirs = asked.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty() && !is_own(pair));
+            path.truncate(path.find('?').unwrap_or(path.len()));
+            let pairs: Vec<_> = theirs.chain([own]).collect();
+            path = format!("{path}?{}", pairs.join("&"));
+        }
         path.parse().expect("two valid paths of limited length make one")
     }
 }

@@ -53,8 +53,8 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
         "1: strategy is \"random\", expected \"priority\" or \"cheapest\"",
         "2: retries is unknown, expected one of strategy, server, connections, timeouts, breaker, silence, providers",
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
-        "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, ca_file, access_log, max_body_bytes, \
-         replay_body_bytes, replay_answer_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
+        "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, cors, ca_file, access_log, max_body_bytes, \
+         replay_body_bytes, search_body_bytes, replay_answer_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
          body_timeout, write_timeout, drain_delay, drain_limit",
         "6: server.auth_tokens[0] is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
         "6: server.auth_tokens[1] is empty or cannot be sent in a header, expected visible ASCII without spaces",
@@ -82,6 +82,58 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
         "32: providers[2].models is \"m\", expected an array, each a model's name",
     ];
     assert_eq!(found, expected.map(|mistake| format!("line {mistake}")));
+}
+
+#[test]
+fn mistakes_in_what_is_sent_to_a_provider_or_allowed_to_pages_are_told_without_a_secret() {
+    let text = "[server]
+cors = { origins = ['https://a.example/', 'app.example', 'https://APP.example', '*'], methods = 1 }
+search_body_bytes = 1
+[[providers]]
+name = 'a'
+url = 'http://a/v1'
+models = ['gpt-*', 'm']
+aliases = { 'o*' = 'm', n = '*' }
+key_header = 'x-api-key'
+key_prefix = 7
+headers = { 'a b' = 'secret-1', host = 'secret-2', x-one = 3, x-two = '', x-three = '${FUSEBOX_TEST_UNSET}' }
+query = { api-version = true, '' = 'secret-3' }
+[[providers]]
+name = 'b'
+url = 'http://b/v1'
+models = ['m']
+api_key = 'secret-4'
+key_header = 'transfer-encoding'
+key_prefix = '\u{e4}'
+headers = { authorization = 'secret-5' }";
+    let mistakes = mistakes(text);
+    let expected = [
+        "line 2: server.cors.methods is unknown, expected one of origins",
+        "line 2: server.cors.origins[0] is \"https://a.example/\", expected an origin such as \"https://app.example.com\", or \"*\"",
+        "line 2: server.cors.origins[1] is \"app.example\", expected an origin such as \"https://app.example.com\", or \"*\"",
+        "line 2: server.cors.origins[2] is \"https://APP.example\", expected an origin such as \"https://app.example.com\", or \"*\"",
+        "line 3: server.search_body_bytes is 1, expected a whole number, 1024 to 1073741824",
+        "line 7: providers[0].models[0] is \"gpt-*\", expected a model's whole name: each model is listed, and there are no patterns",
+        "line 8: providers[0].aliases.n is \"*\", expected a model's whole name: each model is listed, and there are no patterns",
+        "line 8: providers[0].aliases.o* is \"m\", expected a model's whole name: each model is listed, and there are no patterns",
+        "line 9: providers[0].key_header is set, expected an api_key as well",
+        "line 10: providers[0].key_prefix is 7, expected a text such as \"Bearer \", in visible ASCII and spaces",
+        "line 10: providers[0].key_prefix is set, expected an api_key as well",
+        "line 11: providers[0].headers.a b is not a header's name, expected one such as \"x-title\"",
+        "line 11: providers[0].headers.host is a header that the gateway sets itself, expected another one",
+        "line 11: providers[0].headers.x-one is integer, expected a text such as \"${NAME}\"",
+        "line 11: providers[0].headers.x-three is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
+        "line 11: providers[0].headers.x-two is empty or cannot be sent in a header, expected visible ASCII and spaces",
+        "line 12: providers[0].query is a table with an empty name, expected a name for each value",
+        "line 12: providers[0].query.api-version is boolean, expected a text such as \"${NAME}\"",
+        "line 18: providers[1].key_header is \"transfer-encoding\", expected a header's name such as \"x-api-key\"",
+        "line 19: providers[1].key_prefix is \"\u{e4}\", expected a text such as \"Bearer \", in visible ASCII and spaces",
+        "line 20: providers[1].headers.authorization is the header of the api_key, expected only one of the two",
+    ];
+    let mut sorted = mistakes.clone();
+    sorted.sort_by_key(|line| (line.split([' ', ':']).nth(1).unwrap().parse::<usize>().unwrap(), line.clone()));
+    assert_eq!(sorted, expected);
+    assert!(!mistakes.concat().contains("secret-"), "{mistakes:?}");
 }
 
 #[test]
@@ -122,7 +174,7 @@ fn the_example_file_documents_every_setting_and_loads() {
         .lines()
         .map(|line| line.strip_prefix("# ").filter(|rest| is_setting(rest)).unwrap_or(line).to_owned() + "\n")
         .collect();
-    let with_defaults = load(&all_set.replace("ca_file = ", "# ").replace("ceiling = ", "# "));
+    let with_defaults = load(&all_set.replace("ca_file = ", "# ").replace("ceiling = ", "# ").replace("cors = ", "# "));
     assert_eq!(with_defaults, plan);
     // Every table names its settings when it meets an unknown one. The root names the tables.
     let root = settings_of(&mistakes("x = 1"), "x is unknown");

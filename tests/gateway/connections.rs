@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{CHAT, DEADLINE, Gateway};
+use crate::support::{CHAT, DEADLINE, Gateway, Provider, soon};
 
 /// Answers every request, but closes a connection instead of giving the answer that `closes` names: the n-th on it,
 /// from 0. Counts the connections and the closes.
@@ -207,4 +207,46 @@ async fn in_a_burst_of_clients_no_connection_is_dropped() {
         }
     };
     tokio::time::timeout(DEADLINE, burst).await.expect("all are in the queue");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_no_more_after_its_request_gets_its_answer() {
+    for version in ["1.1", "1.0"] {
+        let (a, gate) = Provider::gated().await;
+        let gateway = Gateway::start(&[&a], "cores = 1", "", "").await;
+        gate.send_replace(false);
+        let mut client = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        let length = CHAT.len();
+        let request =
+            format!("POST /v1/chat/completions HTTP/{version}\r\nhost: g\r\ncontent-length: {length}\r\n\r\n{CHAT}");
+        client.write_all(request.as_bytes()).await.unwrap();
+        client.shutdown().await.unwrap();
+        gateway.until(|_| a.hits() == 1).await;
+        if version == "1.1" {
+            // The gateway has noticed it, and asks whether the client is still there.
+            let mut interim = [0; 25];
+            soon(client.read_exact(&mut interim)).await.unwrap();
+            assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        gate.send_replace(true);
+        let mut answer = String::new();
+        soon(client.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.") && answer.contains(" 200 OK\r\n"), "{answer}");
+        assert!(answer.ends_with("{\"status\":200}"), "{answer}");
+        assert_eq!(gateway.log(1).await[0]["end"], "complete");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_connection_is_noticed_before_its_answer_is_there() {
+    let (a, gate) = Provider::gated().await;
+    let gateway = Gateway::start(&[&a], "cores = 1", "", "").await;
+    gate.send_replace(false);
+    let mut client = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let length = CHAT.len();
+    let request = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {length}\r\n\r\n{CHAT}");
+    client.write_all(request.as_bytes()).await.unwrap();
+    gateway.until(|_| a.hits() == 1).await;
+    drop(client);
+    assert_eq!(gateway.log(1).await[0]["end"], "client_left");
 }

@@ -12,6 +12,7 @@ mod http2;
 mod inside;
 mod machine;
 mod marks;
+mod passing;
 mod program;
 mod raw;
 mod reload;

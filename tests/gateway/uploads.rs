@@ -100,7 +100,7 @@ async fn a_body_too_long_to_be_held_goes_to_one_provider_and_the_answer_says_so(
 async fn a_long_body_is_renamed_too_and_must_name_its_model_early() {
     let a = Provider::with_status(200).await;
     let text = format!(
-        "[server]\n{SHORT_REPLAY}\n[[providers]]\nname='a'\nurl='http://{}/v1'\naliases={{fast='a/small'}}",
+        "[server]\n{SHORT_REPLAY}\nsearch_body_bytes = 1048576\n[[providers]]\nname='a'\nurl='http://{}/v1'\naliases={{fast='a/small'}}",
         a.address
     );
     let gateway = Gateway::from_config(&GatewayConfig::from_toml(&text).unwrap()).await;
@@ -180,7 +180,9 @@ async fn a_body_above_the_limit_is_refused_with_or_without_a_length() {
 #[tokio::test]
 async fn a_client_that_is_refused_in_the_middle_of_its_body_can_read_why() {
     let a = Provider::with_status(200).await;
-    let gateway = Gateway::start(&[&a], "max_body_bytes = 100000000\nreplay_body_bytes = 1024", "", "").await;
+    let gateway =
+        Gateway::start(&[&a], "max_body_bytes = 100000000\nreplay_body_bytes = 1024\nsearch_body_bytes = 2048", "", "")
+            .await;
     // The body names no model early enough. There is more of it than the system buffers.
     let head = "POST /v1/x HTTP/1.1\r\nhost: g\r\ncontent-length: 50000000\r\n\r\n{\"x\":\"";
     let mut client = TcpStream::connect(gateway.address).await.unwrap();

@@ -52,8 +52,15 @@ impl Drop for Running {
     }
 }
 
-/// In front of a provider that fails, and of one that takes over.
-pub(crate) fn start(who: Who, folder: &Path, fusebox: &Path, latency: Latency, primary: u16, fallback: u16) -> Running {
+/// In front of a provider that fails, and of one that takes over, if there is one.
+pub(crate) fn start(
+    who: Who,
+    folder: &Path,
+    fusebox: &Path,
+    latency: Latency,
+    primary: u16,
+    fallback: Option<u16>,
+) -> Running {
     let port = free_port();
     let timeout = match latency {
         Latency::Short => 2,
@@ -91,15 +98,16 @@ pub(crate) fn start(who: Who, folder: &Path, fusebox: &Path, latency: Latency, p
 }
 
 /// Three failures, 5 s.
-fn nginx(folder: &Path, port: u16, timeout: u32, primary: u16, fallback: u16) -> String {
+fn nginx(folder: &Path, port: u16, timeout: u32, primary: u16, fallback: Option<u16>) -> String {
     let folder = folder.display();
+    let backup = fallback.map_or(String::new(), |fallback| format!("server 127.0.0.1:{fallback} backup;"));
     format!(
         "worker_processes 1; daemon off; pid {folder}/{port}.pid; error_log {folder}/{port}.log;
 events {{ worker_connections 16384; }}
 http {{
   access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
   upstream up {{
-    server 127.0.0.1:{primary} max_fails=3 fail_timeout=5s; server 127.0.0.1:{fallback} backup; keepalive 256;
+    server 127.0.0.1:{primary} max_fails=3 fail_timeout=5s; {backup} keepalive 256;
   }}
   server {{
     listen 127.0.0.1:{port} backlog=4096;
@@ -115,7 +123,8 @@ http {{
 }
 
 /// The same; a check every 5 s brings the server back.
-fn haproxy(port: u16, timeout: u32, primary: u16, fallback: u16) -> String {
+fn haproxy(port: u16, timeout: u32, primary: u16, fallback: Option<u16>) -> String {
+    let backup = fallback.map_or(String::new(), |fallback| format!("server b 127.0.0.1:{fallback} backup"));
     format!(
         "global
   maxconn 8192
@@ -134,17 +143,18 @@ frontend f
   default_backend b
 backend b
   server a 127.0.0.1:{primary} check inter 5s rise 1 observe layer7 error-limit 3 on-error mark-down
-  server b 127.0.0.1:{fallback} backup
+  {backup}
 "
     )
 }
 
-fn toml(port: u16, timeout: u32, primary: u16, fallback: u16) -> String {
+fn toml(port: u16, timeout: u32, primary: u16, fallback: Option<u16>) -> String {
     let mut text = format!(
         "[server]\nlisten = '127.0.0.1:{port}'\naccess_log = false\n[breaker]\nopen_for = '5s'\n\
          [timeouts]\nconnect = '1s'\nfirst_byte = '{timeout}s'\nidle = '{timeout}s'\n"
     );
-    for (name, port) in [("a", primary), ("b", fallback)] {
+    for (name, port) in [("a", Some(primary)), ("b", fallback)] {
+        let Some(port) = port else { continue };
         writeln!(text, "[[providers]]\nname = '{name}'\nurl = 'http://127.0.0.1:{port}/v1'\nmodels = ['m']")
             .expect("a string");
     }

@@ -40,7 +40,7 @@ pub(crate) async fn send(port: u16, rate: u32, is_stream: bool, mut over: watch:
         let (client, samples) = (client.clone(), Arc::clone(&samples));
         under_way.spawn(async move {
             let started = Instant::now();
-            let is_good = timeout(PATIENCE, ask(client, port, is_stream)).await.unwrap_or(false);
+            let is_good = timeout(PATIENCE, ask(client, port, &body(is_stream, false))).await.unwrap_or(false);
             let sample = Sample { started, took: started.elapsed(), is_good };
             samples.lock().expect("nobody panics").push(sample);
         });
@@ -50,12 +50,28 @@ pub(crate) async fn send(port: u16, rate: u32, is_stream: bool, mut over: watch:
     std::mem::take(&mut *samples.lock().expect("nobody panics"))
 }
 
+/// Sends so many requests at once that take a hundred times as long as usual, and waits for their answers.
+pub(crate) async fn burst(port: u16, requests: usize) -> Vec<Sample> {
+    let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+    let ask = |client: Client<HttpConnector, Full<Bytes>>| async move {
+        let started = Instant::now();
+        let is_good = timeout(PATIENCE, ask(client, port, &body(false, true))).await.unwrap_or(false);
+        Sample { started, took: started.elapsed(), is_good }
+    };
+    (0..requests).map(|_| ask(client.clone())).collect::<tokio::task::JoinSet<_>>().join_all().await
+}
+
+fn body(is_stream: bool, is_long: bool) -> String {
+    let effort = if is_long { "high" } else { "low" };
+    format!("{{\"model\": \"m\", \"stream\": {is_stream}, \"reasoning_effort\": \"{effort}\", \"messages\": []}}")
+}
+
 /// Whether there was a whole and good answer.
-async fn ask(client: Client<HttpConnector, Full<Bytes>>, port: u16, is_stream: bool) -> bool {
-    let body = format!("{{\"model\": \"m\", \"stream\": {is_stream}, \"messages\": []}}");
+async fn ask(client: Client<HttpConnector, Full<Bytes>>, port: u16, body: &str) -> bool {
+    let is_stream = body.contains("\"stream\": true");
     let request = Request::post(format!("http://127.0.0.1:{port}/v1/chat/completions"))
         .header("content-type", "application/json")
-        .body(Full::from(body))
+        .body(Full::from(body.to_owned()))
         .expect("a valid request");
     let Ok(response) = client.request(request).await else { return false };
     let status = response.status();

@@ -2,6 +2,7 @@
 //! gateway beside nginx and `HAProxy`, each with two providers of its own, at the same time if the machine has open
 //! files enough for that.
 
+mod burst;
 mod contender;
 mod load;
 #[path = "../../gateway/src/process.rs"]
@@ -37,6 +38,9 @@ struct Options {
     latencies: Vec<Latency>,
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Who::Nginx, Who::Haproxy, Who::Fusebox])]
     who: Vec<Who>,
+    /// Only bursts of requests that take a hundred times as long as usual: no provider fails.
+    #[arg(long)]
+    bursts: bool,
 }
 
 fn main() {
@@ -46,6 +50,17 @@ fn main() {
     let fusebox = build();
     let who: Vec<Who> = options.who.iter().copied().filter(|who| who.is_there()).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    if options.bursts {
+        burst::head();
+        for who in who {
+            for providers in [1, 2] {
+                let seen = runtime.block_on(burst::run(who, folder.clone(), fusebox.clone(), providers));
+                println!("| {providers} | {} | {seen} |", who.name());
+            }
+        }
+        let _ = std::fs::remove_dir_all(folder);
+        return;
+    }
     for &latency in &options.latencies {
         for &rate in &options.rates {
             head(latency, rate);
@@ -119,7 +134,7 @@ async fn run(
     let note = move || note.lock().expect("nobody panics").push(Instant::now());
     let primary = Simulated::start("primary", latency, note).expect("a provider");
     let fallback = Simulated::start("fallback", latency, || {}).expect("a provider");
-    let ports = (primary.address().port(), fallback.address().port());
+    let ports = (primary.address().port(), Some(fallback.address().port()));
     let start = move |folder: &Path, fusebox: &Path| start(who, folder, fusebox, latency, ports.0, ports.1);
     let proxy = tokio::task::spawn_blocking(move || start(&folder, &fusebox)).await.expect("a contender");
     let (over, is_over) = watch::channel(false);

@@ -44,6 +44,10 @@ impl Pieces {
         }
     }
 
+    pub(crate) fn so_far(&self) -> &[u8] {
+        if self.several.is_empty() { &self.only } else { &self.several }
+    }
+
     pub(crate) fn len(&self) -> u64 {
         (self.only.len() + self.several.len()) as u64
     }

@@ -7,12 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use toml::de::DeTable;
 
 use super::ca_file::read_ca_file;
 use super::section::{MAX_DURATION, Report, Section, Text};
-use super::{Connections, GatewayConfig, MIN_HELD_BYTES, ProviderConfig, ServerConfig, Strategy, Timeouts};
+use super::sent::{read_headers, read_key_header, read_query};
+use super::{Connections, GatewayConfig, MIN_HELD_BYTES, ProviderConfig, Secret, ServerConfig, Strategy, Timeouts};
 use crate::{Config, ConfigBuilder, ConfigError, silence};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -119,6 +120,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
             "is not a loopback address and there are no auth_tokens: anybody who reaches it may send requests",
         );
     }
+    read_cors(&mut section, &mut server.cors_origins);
     if let Some(Text { shown, value }) = section.text("ca_file", "a path") {
         let file = PathBuf::from(value);
         if let Err(error) = read_ca_file(&file) {
@@ -129,6 +131,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.flag("access_log", &mut server.access_log);
     section.count("max_body_bytes", 1..=1 << 40, &mut server.max_body_bytes);
     section.count("replay_body_bytes", 1024..=1 << 30, &mut server.replay_body_bytes);
+    section.count("search_body_bytes", 1024..=1 << 30, &mut server.search_body_bytes);
     section.count("replay_answer_bytes", 0..=1 << 30, &mut server.replay_answer_bytes);
     section.count("max_held_bytes", MIN_HELD_BYTES..=1 << 50, &mut server.max_held_bytes);
     section.count("max_header_bytes", 8 << 10..=1 << 20, &mut server.max_header_bytes);
@@ -141,6 +144,27 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.duration("drain_limit", Duration::ZERO..=MAX_DURATION, &mut server.drain_limit);
     section.finish();
     server
+}
+
+fn read_cors(server: &mut Section<'_, '_>, origins: &mut Vec<HeaderValue>) {
+    let (at, table) = server.table("cors");
+    let mut section = Section::new("server.cors.".into(), at, table, server.report);
+    let expected = "an origin such as \"https://app.example.com\", or \"*\"";
+    for (index, Text { shown, value }) in section.texts("origins", expected).into_iter().enumerate() {
+        // A browser sends scheme, host and port, and compares them as texts.
+        let uri: Option<Uri> = value.parse().ok();
+        let is_origin = uri.is_some_and(|uri| {
+            uri.scheme().is_some() && uri.authority().is_some() && !value.ends_with('/') && uri.path() == "/"
+        });
+        let is_lower = value.bytes().all(|byte| !byte.is_ascii_uppercase());
+        match HeaderValue::from_str(&value) {
+            Ok(origin) if value == "*" || is_origin && is_lower && !value.contains(['?', '#', '@']) => {
+                origins.push(origin);
+            }
+            _ => section.mistake(&format!("origins[{index}]"), &shown, expected),
+        }
+    }
+    section.finish();
 }
 
 fn read_connections(mut section: Section<'_, '_>, connections: &mut Connections) {
@@ -242,6 +266,10 @@ fn read_provider<'i>(
     });
     let url = read_url(&mut section);
     let api_key = section.secret("api_key");
+    let (key_header, key_prefix) = read_key_header(&mut section);
+    let mut secrets: Vec<Secret> = api_key.iter().cloned().collect();
+    let headers = read_headers(&mut section, api_key.as_ref().map(|_| &key_header), &mut secrets);
+    let query = read_query(&mut section, &mut secrets);
     if let Some(url) = &url
         && url.scheme_str() == Some("http")
         && !is_private(url.host().unwrap_or_default())
@@ -278,6 +306,11 @@ fn read_provider<'i>(
         name: name?.value,
         url: url?,
         api_key,
+        key_header,
+        key_prefix,
+        headers,
+        query,
+        secrets,
         models,
         input_rate,
         output_rate,
@@ -344,6 +377,9 @@ fn is_private(host: &str) -> bool {
     }
 }
 
+/// Each name decides who is asked, and is listed for clients.
+const NO_PATTERN: &str = "a model's whole name: each model is listed, and there are no patterns";
+
 fn read_models(section: &mut Section<'_, '_>) -> BTreeMap<String, String> {
     let before = section.report.mistakes();
     let mut models = BTreeMap::new();
@@ -351,6 +387,8 @@ fn read_models(section: &mut Section<'_, '_>) -> BTreeMap<String, String> {
     for (index, Text { shown, value }) in named.into_iter().enumerate() {
         if value.is_empty() {
             section.mistake(&format!("models[{index}]"), &shown, "a name");
+        } else if value.contains('*') {
+            section.mistake(&format!("models[{index}]"), &shown, NO_PATTERN);
         } else if models.insert(value.clone(), value).is_some() {
             section.mistake(&format!("models[{index}]"), &shown, "a name that is not in the list already");
         }
@@ -358,6 +396,8 @@ fn read_models(section: &mut Section<'_, '_>) -> BTreeMap<String, String> {
     for (name, Text { shown, value }) in section.map("aliases", "the provider's name of a model") {
         if name.is_empty() || value.is_empty() {
             section.mistake(&format!("aliases.{name:?}"), &shown, "two names");
+        } else if name.contains('*') || value.contains('*') {
+            section.mistake(&format!("aliases.{name}"), &shown, NO_PATTERN);
         } else if models.insert(name.clone(), value).is_some() {
             section.mistake(&format!("aliases.{name}"), &shown, "a name that is not in models");
         }

@@ -355,6 +355,24 @@ impl<'r, 'i> Section<'r, 'i> {
         }
     }
 
+    /// A table of texts that may hold secrets: each name with its value, and whether an environment variable is in it.
+    pub(super) fn secret_map(&mut self, field: &'static str) -> Vec<(String, String, bool)> {
+        let (_, table) = self.table(field);
+        let mut found = Vec::new();
+        for (key, value) in table {
+            let name = key.into_inner().into_owned();
+            let place = format!("{field}.{name}");
+            match value.get_ref() {
+                DeValue::String(raw) => match fill_in(raw) {
+                    Ok(value) => found.push((name, value, raw.contains("${"))),
+                    Err((is, expected)) => self.mistake(&place, &is, expected),
+                },
+                other => self.mistake(&place, other.type_str(), "a text such as \"${NAME}\""),
+            }
+        }
+        found
+    }
+
     fn secret_in(&mut self, field: &str, value: &DeValue<'_>) -> Option<Secret> {
         let DeValue::String(raw) = value else {
             self.mistake(field, value.type_str(), "a text such as \"${NAME}\"");

@@ -8,11 +8,11 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::Body;
-use http::{Request, Response};
+use http::{Request, Response, Version, header};
 use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::service::{HttpService, service_fn};
@@ -36,6 +36,7 @@ use crate::proxy::upstream::Chain;
 /// ended, or until `stop`.
 pub(crate) async fn serve(core: Arc<Core>, mut handed: mpsc::UnboundedReceiver<Accepted>, stop: oneshot::Receiver<()>) {
     let router = routes::of_clients(&core);
+    let routers = Routers { pages: routes::of_pages(&core, router.clone()), router };
     let connections = ConnectionSet::default();
     while let Some(Accepted { stream, place }) = handed.recv().await {
         let stream = match TcpStream::from_std(stream) {
@@ -47,7 +48,8 @@ pub(crate) async fn serve(core: Arc<Core>, mut handed: mpsc::UnboundedReceiver<A
         };
         let (http, socket) = http(&core.local().server, &core.timers, stream);
         let (has_asked, app) = (socket.has_asked(), Arc::clone(&core.app));
-        connections.serve(http.serve_connection(socket, service(&core, &router)), move |ended| {
+        let service = service(&core, &routers, socket.is_served());
+        connections.serve(http.serve_connection(socket, service), move |ended| {
             if let Err(error) = ended {
                 debug!(error = %Chain(&error), "a client's connection ended early");
                 if let Some(reason) = close_reason(&error, has_asked.load(Ordering::Relaxed)) {
@@ -82,22 +84,35 @@ fn close_reason(error: &hyper::Error, has_asked: bool) -> Option<CloseReason> {
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Either<ClientBody, Body>>, Infallible>> + Send>>;
 
+#[derive(Clone)]
+struct Routers {
+    router: Router,
+    /// For requests that a browser's page sends.
+    pages: Router,
+}
+
 /// Answers as the router does, without the router's detours for requests below `/v1/`. The future is in a box that goes
 /// with the request: otherwise an idle connection would keep the room for it.
 fn service(
     core: &Arc<Core>,
-    router: &Router,
+    routers: &Routers,
+    is_served: Arc<AtomicBool>,
 ) -> impl HttpService<Incoming, ResBody = Either<ClientBody, Body>, Error = Infallible, Future: Send> + Send + 'static {
-    let (core, router) = (Arc::clone(core), router.clone());
+    let (core, routers) = (Arc::clone(core), routers.clone());
     service_fn(move |request: Request<Incoming>| -> Answering {
         if !has_a_host(&request) {
             return Box::pin(async { Ok(routes::own(answer::invalid_host()).map(Either::Right)) });
         }
+        is_served.store(request.version() == Version::HTTP_11, Ordering::Relaxed);
         let is_v1 = request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());
-        if is_v1 {
+        let is_a_pages = || !core.local().server.cors_origins.is_empty();
+        if request.headers().contains_key(header::ORIGIN) && is_a_pages() {
+            let router = routers.pages.clone();
+            Box::pin(async move { Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)) })
+        } else if is_v1 {
             Box::pin(v1::serve(Arc::clone(&core), request, |answer| Ok(answer.map(Either::Left))))
         } else {
-            let router = router.clone();
+            let router = routers.router.clone();
             Box::pin(async move { Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)) })
         }
     })

@@ -19,6 +19,8 @@ const USUAL_HEADERS: u64 = 100;
 
 pub(super) fn http(server: &ServerConfig, timers: &Arc<Timers>, stream: TcpStream) -> (http1::Builder, Socket) {
     let mut http = http1::Builder::new();
+    // The socket finds out whether a client that sends no more has left.
+    http.half_close(true);
     http.timer(HyperTimer(Arc::clone(timers))).header_read_timeout(server.header_timeout);
     let bytes = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
     http.max_header_size(bytes(server.max_header_bytes));

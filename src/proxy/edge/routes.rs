@@ -3,6 +3,7 @@
 //! Not here: what becomes of a request below `/v1/`: `v1`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -10,7 +11,9 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, request};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use super::v1;
 use crate::proxy::answer;
@@ -30,6 +33,33 @@ pub(crate) fn of_clients(core: &Arc<Core>) -> Router {
     }
     finish(router, state)
 }
+
+/// The clients' routes for pages of other origins (the Fetch standard, section 3.2): answers say that the page may read
+/// them, and a browser's question whether it may send a request needs no token. Which origins may is read from the
+/// configuration each time.
+pub(crate) fn of_pages(core: &Arc<Core>, clients: Router) -> Router {
+    let core = Arc::clone(core);
+    let is_allowed = move |origin: &HeaderValue, _: &request::Parts| {
+        core.local().server.cors_origins.iter().any(|allowed| allowed == "*" || allowed == origin)
+    };
+    let layer = CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(is_allowed))
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(ExposeHeaders::list(EXPOSED.map(HeaderName::from_static)))
+        .max_age(Duration::from_secs(600));
+    clients.layer(layer)
+}
+
+/// What a page may read of an answer's headers.
+const EXPOSED: [&str; 6] = [
+    "retry-after",
+    "x-request-id",
+    "x-fusebox-provider",
+    "x-fusebox-attempts",
+    "x-fusebox-replay",
+    "x-fusebox-provider-request-id",
+];
 
 /// The operators' routes.
 pub(crate) fn of_operators(state: Arc<AppState>) -> Router {

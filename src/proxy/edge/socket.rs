@@ -1,5 +1,6 @@
 //! A client's socket. It is given up if the client reads nothing of its answer, and it is closed in such a way that the
-//! client can still read a refusal.
+//! client can still read a refusal. A client that sends no more may have left, or may only be done with sending: the
+//! socket finds out.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -21,9 +22,16 @@ use crate::proxy::timers::{Pause, Timer};
 /// How long a client that is still sending may take to read a refusal.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// A client that has left resets its connection when something is sent to it. This may be sent before any answer, and
+/// clients skip it (RFC 9110 section 15.2).
+const ARE_YOU_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// How often, and how long, to look for that: a round trip, and some more.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_FOR: Duration = Duration::from_secs(1);
+
 /// The socket that hyper reads from and writes to.
 pub(crate) struct Socket {
-    stream: TokioIo<TcpStream>,
+    stream: TokioIo<Tcp>,
     /// Runs while the client reads nothing, and after the shutdown while it may still read a refusal.
     pause: Pause,
     /// How long the client may read nothing.
@@ -31,6 +39,9 @@ pub(crate) struct Socket {
     /// `None` until the shutdown.
     lingers_until: Option<Instant>,
     has_asked: Arc<AtomicBool>,
+    is_served: Arc<AtomicBool>,
+    /// Since when the client has sent no more. `None` while it may send.
+    done_since: Option<Instant>,
     /// Bytes that came while hyper was not reading. hyper stops reading when bytes are left after a request, and then
     /// would not notice that the client leaves.
     ahead: BytesMut,
@@ -43,13 +54,15 @@ const MAX_AHEAD: usize = 4 << 10;
 
 impl Socket {
     pub(crate) fn new(stream: TcpStream, timer: Timer, patience: Duration) -> Self {
-        let (stream, pause) = (TokioIo::new(stream), Pause::new(timer));
+        let (stream, pause) = (TokioIo::new(Tcp { stream, is_at_end: false }), Pause::new(timer));
         Self {
             stream,
             pause,
             patience,
             lingers_until: None,
             has_asked: Arc::default(),
+            is_served: Arc::default(),
+            done_since: None,
             ahead: BytesMut::new(),
             is_awaited: false,
         }
@@ -60,6 +73,38 @@ impl Socket {
         Arc::clone(&self.has_asked)
     }
 
+    /// To be set when a request is served whose client may get a `100 Continue`. The socket resets it when something is
+    /// sent.
+    pub(crate) fn is_served(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_served)
+    }
+
+    /// The client sends no more. Ready once that can be told to hyper, which then sends the answer, if there is one to
+    /// come, and closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// If the client has left.
+    fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.done_since.is_none() && !self.has_asked.load(Ordering::Relaxed) {
+            // In the middle of an answer nothing can be sent to find out. Between two requests it does not matter.
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if self.done_since.is_none() && self.is_served.load(Ordering::Relaxed) {
+            // It is short, and nothing else is under way.
+            self.stream.inner().stream.try_write(ARE_YOU_THERE)?;
+        }
+        let until = *self.done_since.get_or_insert_with(Instant::now) + LOOK_FOR;
+        while self.is_served.load(Ordering::Relaxed) && Instant::now() < until {
+            if let Some(error) = self.stream.inner().stream.take_error()? {
+                return Poll::Ready(Err(error));
+            }
+            ready!(self.pause.poll(|| Instant::now() + LOOK_EVERY, cx));
+            self.pause.end();
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Reads ahead while hyper is not reading.
     ///
     /// # Errors
@@ -67,16 +112,21 @@ impl Socket {
     /// If the client has left.
     fn read_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         // After a refusal, `poll_shutdown` reads instead.
-        while !self.is_awaited && self.lingers_until.is_none() && self.ahead.len() < MAX_AHEAD {
+        while !self.is_awaited
+            && self.lingers_until.is_none()
+            && !self.stream.inner().is_at_end
+            && self.ahead.len() < MAX_AHEAD
+        {
             let mut scratch = [const { MaybeUninit::uninit() }; 1024];
             let mut buffer = ReadBuf::uninit(&mut scratch);
             if Pin::new(self.stream.inner_mut()).poll_read(cx, &mut buffer)?.is_pending() {
                 break;
             }
-            if buffer.filled().is_empty() {
-                return Err(io::ErrorKind::ConnectionAborted.into());
-            }
             self.ahead.extend_from_slice(buffer.filled());
+        }
+        if self.stream.inner().is_at_end && self.lingers_until.is_none() {
+            // While it is pending, its timer wakes the task.
+            let _ = self.poll_done(cx)?;
         }
         Ok(())
     }
@@ -89,7 +139,49 @@ impl Socket {
         }
         self.pause.end();
         self.has_asked.store(false, Ordering::Relaxed);
+        self.is_served.store(false, Ordering::Relaxed);
         written
+    }
+}
+
+/// A TCP stream that knows whether it has been read to its end.
+struct Tcp {
+    stream: TcpStream,
+    is_at_end: bool,
+}
+
+impl AsyncRead for Tcp {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.is_at_end = buffer.filled().len() == before && buffer.remaining() > 0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
     }
 }
 
@@ -105,7 +197,12 @@ impl Read for Socket {
             return Poll::Ready(Ok(()));
         }
         self.is_awaited = true;
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if !self.stream.inner().is_at_end {
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        }
+        if self.stream.inner().is_at_end {
+            ready!(self.poll_done(cx))?;
+        }
         self.is_awaited = false;
         self.has_asked.store(true, Ordering::Relaxed);
         Poll::Ready(Ok(()))

@@ -192,6 +192,6 @@ mod tests {
         assert!(size <= MAX_FUTURE, "{size}");
     }
 
-    /// Its size on 64-bit Linux, 2,184 bytes, and room for two words.
-    const MAX_FUTURE: usize = 2200;
+    /// Its size on 64-bit Linux, 2,264 bytes, and room for two words.
+    const MAX_FUTURE: usize = 2280;
 }

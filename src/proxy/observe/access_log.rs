@@ -37,6 +37,7 @@ pub(crate) fn write<'a>(
     put(text, ",\"end\":", &facts.end);
     let answered = attempts.clone().find(|attempt| attempt.outcome.is_success());
     put(text, ",\"provider\":", &answered.map(|attempt| attempt.provider));
+    put(text, ",\"provider_request_id\":", &facts.provider_id.as_ref().and_then(|id| id.to_str().ok()));
     text.extend_from_slice(b",\"attempts\":[");
     for (number, AttemptLine { provider, outcome, through_silence, took }) in attempts.enumerate() {
         put(text, if number == 0 { "{\"provider\":" } else { ",{\"provider\":" }, provider);

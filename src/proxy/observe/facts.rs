@@ -14,6 +14,7 @@ use crate::proxy::answer::start_of;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROVIDER: HeaderName = HeaderName::from_static("x-fusebox-provider");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-fusebox-attempts");
+const PROVIDER_REQUEST_ID: HeaderName = HeaderName::from_static("x-fusebox-provider-request-id");
 const REPLAY: HeaderName = HeaderName::from_static("x-fusebox-replay");
 
 /// A client may send a name of any length.
@@ -34,6 +35,8 @@ pub(crate) enum End {
 pub(crate) struct Facts {
     pub(crate) started: Instant,
     pub(crate) id: HeaderValue,
+    /// The provider's own name for the request that it answered.
+    pub(crate) provider_id: Option<HeaderValue>,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     /// The model's name for the log, cut where it is long.
@@ -57,13 +60,12 @@ impl Facts {
     /// Takes the client's id for the request, or sets a new one, which goes on to the provider as well.
     #[inline]
     pub(crate) fn of(head: &mut request::Parts) -> Self {
-        let is_usable =
-            |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
         let id = head.headers.get(&REQUEST_ID).filter(|id| is_usable(id)).cloned().unwrap_or_else(new_id);
         head.headers.insert(REQUEST_ID, id.clone());
         Self {
             started: Instant::now(),
             id,
+            provider_id: None,
             method: head.method.clone(),
             uri: head.uri.clone(),
             model: None,
@@ -91,7 +93,14 @@ impl Facts {
     /// Puts the headers that tell of the request into its answer, and notes the answer's status. `provider` is whose
     /// answer it is; `None` stands for the gateway's own.
     pub(crate) fn answer_with(&mut self, head: &mut response::Parts, provider: Option<HeaderValue>, attempts: usize) {
-        head.headers.insert(REQUEST_ID, self.id.clone());
+        let theirs = head.headers.insert(REQUEST_ID, self.id.clone());
+        if provider.is_some() {
+            let other = || OTHER_REQUEST_IDS.iter().find_map(|name| head.headers.get(*name).cloned());
+            self.provider_id = theirs.or_else(other).filter(is_usable);
+            if let Some(id) = &self.provider_id {
+                head.headers.insert(PROVIDER_REQUEST_ID, id.clone());
+            }
+        }
         head.headers.insert(PROVIDER, provider.unwrap_or(HeaderValue::from_static("none")));
         let attempts = match attempts {
             1 => HeaderValue::from_static("1"),
@@ -106,6 +115,14 @@ impl Facts {
         }
         self.status = Some(head.status.as_u16());
     }
+}
+
+/// What providers call the header that `OpenAI` calls `x-request-id`: Anthropic, Amazon, Azure.
+const OTHER_REQUEST_IDS: [&str; 4] = ["request-id", "x-amzn-requestid", "apim-request-id", "x-ms-request-id"];
+
+/// Whether an id can be shown as it is.
+fn is_usable(id: &HeaderValue) -> bool {
+    (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
 fn new_id() -> HeaderValue {

@@ -1,6 +1,6 @@
 //! Which headers are passed on, in each direction.
 //!
-//! Not here: headers that the gateway adds: `observe::facts`, and `upstream` for the provider's key.
+//! Not here: headers that the gateway adds: `observe::facts`, and `upstream` for those of one provider.
 
 use http::header::{self, HeaderMap, HeaderName};
 
@@ -35,6 +35,57 @@ fn is_credential(name: &str) -> bool {
     )
 }
 
+/// Headers that say where a request comes from, which proxies and browsers add for the server that they talk to. A
+/// provider must not learn it, and some refuse a request because of it: one that has an `origin` is taken for a
+/// browser's, and one with `cf-connecting-ip` for an attempt to get around the provider's own proxy.
+fn is_of_the_way(name: &str) -> bool {
+    const BEGINNINGS: [&str; 8] =
+        ["x-forwarded-", "cf-", "sec-", "fly-", "fastly-", "x-vercel-", "x-envoy-", "access-control-"];
+    matches!(
+        name,
+        "forwarded"
+            | "via"
+            | "x-real-ip"
+            | "x-client-ip"
+            | "x-cluster-client-ip"
+            | "x-original-forwarded-for"
+            | "true-client-ip"
+            | "cdn-loop"
+            | "x-amzn-trace-id"
+            | "x-amz-cf-id"
+            | "origin"
+            | "referer"
+            | "dnt"
+            | "upgrade-insecure-requests"
+    ) || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+}
+
+/// Headers that speak for a whole site, or set something in a browser. The gateway's site is not the provider's.
+fn is_of_the_site(name: &str) -> bool {
+    name.starts_with("access-control-")
+        || matches!(
+            name,
+            "strict-transport-security"
+                | "alt-svc"
+                | "nel"
+                | "report-to"
+                | "reporting-endpoints"
+                | "expect-ct"
+                | "public-key-pins"
+                | "clear-site-data"
+                | "content-security-policy"
+                | "content-security-policy-report-only"
+                | "set-cookie"
+                | "set-cookie2"
+                | "www-authenticate"
+        )
+}
+
+/// The gateway's own headers. Neither side may speak for it.
+fn is_of_the_gateway(name: &str) -> bool {
+    name.starts_with("x-fusebox-")
+}
+
 /// Removes the headers that concern only one connection, those that `connection` names, and those that identify an
 /// account.
 fn strip(headers: &mut HeaderMap, is_one_way: fn(&str) -> bool) {
@@ -48,7 +99,7 @@ fn strip(headers: &mut HeaderMap, is_one_way: fn(&str) -> bool) {
     // A message has fewer headers than there are names to look for.
     let is_stripped = |name: &&HeaderName| {
         let name = name.as_str();
-        is_hop_by_hop(name) || is_credential(name) || is_one_way(name)
+        is_hop_by_hop(name) || is_credential(name) || is_of_the_gateway(name) || is_one_way(name)
     };
     let stripped: Vec<HeaderName> = headers.keys().filter(is_stripped).cloned().collect();
     for name in stripped.iter().chain(&named) {
@@ -59,13 +110,15 @@ fn strip(headers: &mut HeaderMap, is_one_way: fn(&str) -> bool) {
 pub(crate) fn to_provider(headers: &mut HeaderMap) {
     // The gateway sets host and length itself, and has the body already, so that there is no `100 Continue` to expect.
     // It reads answers, for the ends of events and for quoted keys, so they must not be compressed.
-    strip(headers, |name| matches!(name, "accept-encoding" | "cookie" | "host" | "content-length" | "expect"));
+    strip(headers, |name| {
+        matches!(name, "accept-encoding" | "cookie" | "host" | "content-length" | "expect") || is_of_the_way(name)
+    });
 }
 
 /// The gateway sets an answer's length itself. If a provider gives both a length and chunks, the rest of a body could
 /// be taken for the next answer (RFC 9112 section 6.3).
 pub(crate) fn to_client(headers: &mut HeaderMap) {
-    strip(headers, |name| matches!(name, "content-length" | "set-cookie" | "www-authenticate"));
+    strip(headers, |name| name == "content-length" || is_of_the_site(name));
 }
 
 #[cfg(test)]

@@ -109,12 +109,14 @@ impl Patience {
     }
 }
 
-/// Reads a body, as far as it is held.
+/// Reads a body, as far as it is held: up to `replay_body_bytes`, and beyond that until `is_enough` says so of what was
+/// read, or up to `search_body_bytes`.
 pub(crate) async fn read<B>(
     mut body: B,
     limits: &ServerConfig,
     budget: &Arc<Budget>,
     mut timer: Timer,
+    is_enough: impl Fn(&[u8]) -> bool,
 ) -> Result<Read, Fault>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -124,6 +126,8 @@ where
         return Err(Fault::TooLong { limit: max });
     }
     let mut pieces = Pieces::default();
+    // Looked at whenever it has doubled, so that each byte is looked at a few times only.
+    let mut look_at = limits.replay_body_bytes;
     while !body.is_end_stream() {
         let frame = match within(&mut timer, || patience.until(), pin!(body.frame())).await {
             Some(Some(Ok(frame))) => frame,
@@ -139,7 +143,11 @@ where
         if length > max {
             return Err(Fault::TooLong { limit: max });
         }
-        if length > limits.replay_body_bytes || !has_room {
+        if length > look_at && has_room && length < limits.search_body_bytes && !is_enough(pieces.so_far()) {
+            look_at = (2 * length).min(limits.search_body_bytes);
+            continue;
+        }
+        if length > look_at || !has_room {
             let body = body.map_err(|_| Fault::Broken).boxed_unsync();
             return Ok(Read::Begun(
                 pieces.into_bytes(),

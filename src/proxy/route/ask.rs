@@ -184,7 +184,7 @@ fn receive(
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
             || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
         headers::to_client(&mut head.headers);
-        upstream.strike_out_key(&mut head.headers);
+        upstream.strike_out_secrets(&mut head.headers);
         let outcome = Outcome::of(head.status);
         if outcome != Outcome::Ok {
             let message = head.status.to_string();
@@ -273,12 +273,12 @@ fn judge_whole(
             return error_inside(head, inside, upstream);
         }
     }
-    Reply::Whole(head, upstream.without_key(whole))
+    Reply::Whole(head, upstream.without_secrets(whole))
 }
 
 /// An error inside an answer with a good status, as the answer that it should have been.
 fn error_inside(mut head: response::Parts, inside: Inside, upstream: &Upstream) -> Reply {
-    let code = upstream.without_key(Bytes::from(inside.code.as_bytes().to_vec()));
+    let code = upstream.without_secrets(Bytes::from(inside.code.as_bytes().to_vec()));
     let message = format!("{} with an error inside: {}", head.status, String::from_utf8_lossy(&code));
     let outcome = inside.outcome();
     head.status = inside.status;
@@ -309,24 +309,37 @@ enum Kind {
     Other,
 }
 
+const LINES: [&str; 7] = [
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/jsonlines",
+    "application/x-jsonlines",
+    "application/stream+json",
+    "application/json-seq",
+];
+
 impl Kind {
     fn of(headers: &HeaderMap) -> Self {
         let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let essence = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
-        let kind = match &*essence {
-            b"text/event-stream" => Self::Events,
-            b"application/x-ndjson"
-            | b"application/ndjson"
-            | b"application/jsonl"
-            | b"application/x-jsonlines"
-            | b"application/jsonlines"
-            | b"application/stream+json"
-            | b"application/json-seq" => Self::Lines,
-            b"application/json" => Self::Json,
-            b"text/html" | b"application/xhtml+xml" => Self::Page,
-            other if other.ends_with(b"+json") => Self::Json,
-            other if other.starts_with(b"audio/") || other.starts_with(b"video/") => Self::Stream,
-            _ => Self::Other,
+        let essence = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        let is = |name: &&str| essence.eq_ignore_ascii_case(name.as_bytes());
+        let begins =
+            |start: &&str| essence.get(..start.len()).is_some_and(|begun| begun.eq_ignore_ascii_case(start.as_bytes()));
+        let kind = if is(&"application/json") {
+            Self::Json
+        } else if is(&"text/event-stream") {
+            Self::Events
+        } else if LINES.iter().any(is) {
+            Self::Lines
+        } else if ["audio/", "video/"].iter().any(begins) {
+            Self::Stream
+        } else if ["text/html", "application/xhtml+xml"].iter().any(is) {
+            Self::Page
+        } else if essence.to_ascii_lowercase().ends_with(b"+json") {
+            Self::Json
+        } else {
+            Self::Other
         };
         // The gateway asks for uncompressed answers. A compressed one can only be passed on as it is.
         match kind {

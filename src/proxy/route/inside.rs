@@ -2,6 +2,8 @@
 //!
 //! Not here: which event of a stream it stands in: `meaning`.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use http::StatusCode;
 use memchr::memmem;
@@ -138,9 +140,9 @@ pub(crate) fn of_answer(text: &[u8]) -> Option<Inside> {
 /// Whether a text has a field `error`, or names something so, and not only an `"error": null`. It is cheap where there
 /// is none. In a text within JSON the quotes would be escaped.
 fn may_be_an_error(text: &[u8]) -> bool {
-    const NAME: &[u8] = b"\"error\"";
-    memmem::find_iter(text, NAME).any(|at| {
-        let rest = text[at + NAME.len()..].trim_ascii_start();
+    static NAME: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("\"error\""));
+    NAME.find_iter(text).any(|at| {
+        let rest = text[at + NAME.needle().len()..].trim_ascii_start();
         rest.strip_prefix(b":").is_none_or(|value| !value.trim_ascii_start().starts_with(b"null"))
     })
 }

@@ -138,7 +138,7 @@ pub(crate) async fn error_verdict(
         && status != StatusCode::UNAUTHORIZED;
     let answer = match said {
         Some(body) if is_its_own => {
-            let body = Payload::Whole(asked.upstream.without_key(body));
+            let body = Payload::Whole(asked.upstream.without_secrets(body));
             Answer { response: Response::from_parts(head, body), provider: Some(provider) }
         }
         _ => Answer { response: instead_of(outcome, &head).map(Payload::Whole), provider: None },
