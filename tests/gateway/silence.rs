@@ -144,13 +144,13 @@ async fn slow_answers_that_look_like_silence_delay_and_refuse_no_quick_one() {
 }
 
 /// Two silent providers, of which b answered later. Only b serves the model `n`.
-async fn both_silent(breaker: &str) -> (Gateway, [(Provider, watch::Sender<bool>); 2], [JoinSet<Answer>; 2]) {
+async fn both_silent() -> (Gateway, [(Provider, watch::Sender<bool>); 2], [JoinSet<Answer>; 2]) {
     let (a, b) = (Provider::gated().await, Provider::gated().await);
     let provider = |name: &str, provider: &Provider, models: &str| {
         format!("[[providers]]\nname = '{name}'\nurl = 'http://{}/v1'\nmodels = [{models}]\n", provider.address)
     };
     let providers = provider("a", &a.0, "'m'") + &provider("b", &b.0, "'m', 'n'");
-    let text = format!("[server]\n{ONE_CORE}\n[breaker]\n{breaker}\n{providers}");
+    let text = format!("[server]\n{ONE_CORE}\n{providers}");
     let gateway = Gateway::from_config(&GatewayConfig::from_toml(&text).unwrap()).await;
     let of_b = &CHAT.replace("\"m\"", "\"n\"");
     learn(&gateway, CHAT).await;
@@ -166,7 +166,7 @@ async fn both_silent(breaker: &str) -> (Gateway, [(Provider, watch::Sender<bool>
 
 #[tokio::test]
 async fn if_all_candidates_are_silent_the_one_that_answered_last_is_asked() {
-    let (gateway, [(a, _a_gate), (b, b_gate)], waiting) = both_silent("").await;
+    let (gateway, [(a, _a_gate), (b, b_gate)], waiting) = both_silent().await;
     let asked = several(&gateway, 1, CHAT);
     gateway.until(|_| b.hits() == 126).await;
     b_gate.send_replace(true);
@@ -177,15 +177,18 @@ async fn if_all_candidates_are_silent_the_one_that_answered_last_is_asked() {
 
 #[tokio::test]
 async fn a_silent_candidate_is_asked_without_waiting_for_the_probe_of_its_silence() {
-    let (gateway, [(a, _a_gate), (b, _b_gate)], waiting) = both_silent("open_for = '1ms'").await;
-    gateway.reopens("b").await;
-    let _probe = gateway.breaker("b").try_acquire_owned().unwrap();
+    let (a, gate) = Provider::gated().await;
+    let gateway = Gateway::start(&[&a], ONE_CORE, "open_for = '1ms'", "").await;
+    learn(&gateway, CHAT).await;
+    gate.send_replace(false);
+    let waiting = several(&gateway, 5, CHAT);
+    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
     gateway.reopens("a").await;
-    let _other = gateway.breaker("a").try_acquire_owned().unwrap();
+    let probe = gateway.breaker("a").try_acquire_owned().unwrap();
     let asked = several(&gateway, 1, CHAT);
-    gateway.until(|_| b.hits() == 126).await;
-    assert_eq!(a.hits(), 125);
-    drop((asked, waiting));
+    gateway.until(|_| a.hits() == 126).await;
+    assert_eq!(gateway.state_of("a"), "half_open");
+    drop((asked, waiting, probe));
 }
 
 #[tokio::test]
