@@ -89,6 +89,8 @@
 //!   latency, a timeout notices as early.
 //! - Requests must wait for longer than noticing takes: a shorter timeout withdraws them.
 //! - Several requests at once that take much longer than all before look like silence until one of them is answered.
+//!   Then it is known that answers may take that long, and the next such requests are less of a surprise. So silence
+//!   should send requests elsewhere, and should not refuse them where there is no elsewhere.
 //! - Each answer, and each piece of a stream, clears the requests that were started before it. So streams that begin
 //!   well and then all stop are not silent as long as new ones begin. An idle timeout has to notice that.
 //! - A request that is sent to another upstream as well is answered and billed twice if the first one answers after

@@ -53,6 +53,7 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::state"],
     &["proxy::core"],
     // the way of a request,
+    &["proxy::route::ending"],
     &["proxy::route::inside"],
     &["proxy::route::meaning"],
     &["proxy::route::sse"],

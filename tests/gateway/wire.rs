@@ -441,3 +441,33 @@ async fn every_address_of_a_host_is_tried() {
     let gateway = Gateway::from_config(&fusebox::proxy::GatewayConfig::from_toml(&text).unwrap()).await;
     assert_eq!(gateway.ask().await.status, 502);
 }
+
+#[tokio::test]
+async fn an_answer_that_ends_with_its_connection_is_judged_by_what_it_consists_of() {
+    const STREAM: &str = r#"{"model": "m", "stream": true}"#;
+    for (head, body, outcome) in [
+        ("content-type: application/json\r\ncontent-encoding: gzip", "not to be read", "ok"),
+        ("content-type: application/jsonl", "{\"a\":1}\n{\"b\":2}\n", "ok"),
+        ("content-type: application/jsonl", "{\"a\":1}\n{\"b\":2}", "ok"),
+        ("content-type: application/jsonl", "{\"a\":1}\n{\"b\"", "cut"),
+        ("content-type: application/x-ndjson", "{\"a\":1}\n{\"b\"", "cut"),
+        ("content-type: application/json; charset=utf-8", "{\"a\":1}", "ok"),
+        ("content-type: application/json", "{\"a\":", "cut"),
+        ("content-type: text/plain", "{\"a\":", "ok"),
+    ] {
+        for asked in [CHAT, STREAM] {
+            let answer: &'static str = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n{head}\r\n\r\n{body}").leak();
+            let (gateway, _) = gateway(move |_| Act::SendAndClose(answer)).await;
+            let mut client = Raw::new(&gateway).await;
+            client.send(&post("", asked)).await;
+            let line = gateway.log(1).await.remove(0);
+            assert_eq!(line["attempts"][0]["outcome"], outcome, "{head} {body} {asked}");
+        }
+    }
+    let (gateway, _) = gateway(|_| Act::SendAndClose("HTTP/1.0 204 No Content\r\nconnection: close\r\n\r\n")).await;
+    let mut client = Raw::new(&gateway).await;
+    client.send(&post("", CHAT)).await;
+    let answer = client.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+    assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "ok");
+}

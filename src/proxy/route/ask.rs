@@ -12,10 +12,10 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http::{HeaderValue, Response, StatusCode, Version, response};
 use memchr::memmem;
-use serde::de::IgnoredAny;
 use tokio::time::Instant;
 
 use super::attempts::AttemptId;
+use super::ending::{Ending, is_json};
 use super::inside::{self, Inside};
 use super::receive::{Begun, Held, begin, hold, late};
 use crate::proxy::body::parts::Parts;
@@ -77,6 +77,8 @@ pub(crate) struct StreamStart {
     pub(crate) body: UpstreamBody,
     /// Whether it consists of server-sent events that can be read.
     pub(crate) is_events: bool,
+    /// `None` if HTTP tells its end, or if nothing can be told.
+    pub(crate) ending: Option<Ending>,
     /// Whether it has content. Otherwise the provider has only kept the stream alive so far.
     pub(crate) has_content: bool,
     /// Whether HTTP tells its end from one that broke off.
@@ -183,6 +185,8 @@ fn receive(
         let has_an_end = head.version == Version::HTTP_2
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
             || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
+        // The gateway speaks for itself (RFC 9110 section 2.5). An HTTP/1.0 answer would close the client's connection.
+        head.version = Version::HTTP_11;
         headers::to_client(&mut head.headers);
         upstream.strike_out_secrets(&mut head.headers);
         let outcome = Outcome::of(head.status);
@@ -208,10 +212,7 @@ fn receive(
         if kind.is_stream() || request.asks_for_a_stream() || *max_held == 0 {
             let first = match begin(timer, &mut body, until, kind == Kind::Events).await {
                 Ok(Begun::Well(first)) => first,
-                Ok(Begun::KeptAlive(first)) => {
-                    let start = StreamStart { head, first, body, is_events: true, has_content: false, has_an_end };
-                    return Reply::Stream(Box::new(start));
-                }
+                Ok(Begun::KeptAlive(first)) => return stream(head, body, first, kind, has_an_end, false),
                 Ok(Begun::Late) => return first_byte_late(since(), timeouts),
                 Ok(Begun::Error(inside)) => return error_inside(head, inside, upstream),
                 Ok(Begun::Empty) if head.status == StatusCode::OK => {
@@ -229,22 +230,34 @@ fn receive(
                 return error_inside(head, inside, upstream);
             }
             if kind != Kind::Json || !begins_with_an_error(&first) {
-                let is_events = kind == Kind::Events;
-                let start = StreamStart { head, first, body, is_events, has_content: true, has_an_end };
-                return Reply::Stream(Box::new(start));
+                return stream(head, body, first, kind, has_an_end, true);
             }
             begun = Some(first);
         }
         let max = if begun.is_some() { MAX_ERROR } else { *max_held };
         match hold(timer, &mut body, begun, max, &core.app.budget, since(), timeouts).await {
             Ok(Held::Whole(whole)) => judge_whole(head, whole, kind, has_an_end, request, upstream),
-            Ok(Held::TooLong(first)) => {
-                let start = StreamStart { head, first, body, is_events: false, has_content: true, has_an_end };
-                Reply::Stream(Box::new(start))
-            }
+            Ok(Held::TooLong(first)) => stream(head, body, first, kind, has_an_end, true),
             Err((outcome, message)) => Reply::Failed(outcome, message),
         }
     }
+}
+
+fn stream(
+    head: response::Parts,
+    body: UpstreamBody,
+    first: Bytes,
+    kind: Kind,
+    has_an_end: bool,
+    has_content: bool,
+) -> Reply {
+    let ending = match kind {
+        Kind::Json if !has_an_end => Some(Ending::of_a_document()),
+        Kind::Lines if !has_an_end => Some(Ending::of_lines()),
+        _ => None,
+    };
+    let is_events = kind == Kind::Events;
+    Reply::Stream(Box::new(StreamStart { head, first, body, is_events, ending, has_content, has_an_end }))
 }
 
 /// Whether a whole answer with a good status is one.
@@ -372,8 +385,4 @@ fn since(started: Instant, progress: Option<&Progress>) -> Instant {
 fn first_byte_late(since: Instant, timeouts: &Timeouts) -> Reply {
     let (outcome, message) = late(Outcome::FirstByteTimeout, since, timeouts);
     Reply::Failed(outcome, message)
-}
-
-fn is_json(text: &[u8]) -> bool {
-    serde_json::from_slice::<IgnoredAny>(text).is_ok()
 }

@@ -97,11 +97,12 @@ pub(crate) fn judge(
             Verdict::Answer(Answer { response: Response::from_parts(head, Payload::Whole(whole)), provider })
         }
         Reply::Stream(start) => {
-            let StreamStart { head, first, body, is_events, has_content, has_an_end } = *start;
+            let StreamStart { head, first, body, is_events, ending, has_content, has_an_end } = *start;
             if has_content {
                 exchange.attempts.first_byte(attempt);
             }
-            let stream = JudgedStream::begin(asked, body, first, is_events.then_some(has_an_end), exchange, model);
+            let stream =
+                JudgedStream::begin(asked, body, first, is_events.then_some(has_an_end), ending, exchange, model);
             let response = Response::from_parts(head, Payload::Stream(Box::new(stream)));
             Verdict::Answer(Answer { response, provider })
         }

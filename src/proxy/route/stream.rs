@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::ask::Asked;
 use super::attempts::AttemptId;
+use super::ending::Ending;
 use super::exchange::Exchange;
 use super::meaning::has_content;
 use super::receive::late;
@@ -40,6 +41,8 @@ pub(crate) struct JudgedStream {
     first: Option<Bytes>,
     /// `None` if it is no stream of events.
     events: Option<Events>,
+    /// `None` if HTTP tells the end, or if nothing can be told.
+    ending: Option<Ending>,
     /// `None` if it is no stream of events, or if silence detection is switched off.
     pieces: Option<PieceWatch>,
     /// When a probe that is judged at its end has run for long enough. `None` if it is judged at its beginning.
@@ -67,6 +70,7 @@ impl JudgedStream {
         body: UpstreamBody,
         first: Bytes,
         events_have_an_end: Option<bool>,
+        ending: Option<Ending>,
         exchange: &mut Exchange,
         model: &str,
     ) -> Self {
@@ -81,7 +85,7 @@ impl JudgedStream {
             }
         }
         let is_events = events_have_an_end.is_some();
-        if body.is_end_stream() && !is_events {
+        if body.is_end_stream() && !is_events && ending.is_none() {
             exchange.succeed(attempt);
         }
         let events = is_events.then(Events::default);
@@ -89,12 +93,26 @@ impl JudgedStream {
         let has_an_end = events_have_an_end.unwrap_or(true);
         let pause = Pause::new(exchange.attempts.core().timers.timer());
         let first = Some(first);
-        Self { body, first, events, pieces, proven, timeouts, since, pause, attempt, has_an_end, is_over: false }
+        Self {
+            body,
+            first,
+            events,
+            ending,
+            pieces,
+            proven,
+            timeouts,
+            since,
+            pause,
+            attempt,
+            has_an_end,
+            is_over: false,
+        }
     }
 
     pub(crate) fn is_over(&self) -> bool {
         // hyper's server stops polling a body of known length once it has all of it, and never asks for the end.
-        self.is_over || (self.events.is_none() && self.first.is_none() && self.body.is_end_stream())
+        let ends_by_itself = self.events.is_none() && self.ending.is_none();
+        self.is_over || (ends_by_itself && self.first.is_none() && self.body.is_end_stream())
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
@@ -144,7 +162,7 @@ impl JudgedStream {
                 pieces.come(|| has_content(&chunk));
             }
             if self.body.is_end_stream() {
-                if self.events.is_none() {
+                if self.events.is_none() && self.ending.is_none() {
                     exchange.succeed(attempt);
                 }
             } else {
@@ -156,20 +174,22 @@ impl JudgedStream {
                     exchange.attempts.prove(attempt);
                 }
             }
-            let passed = match &mut self.events {
-                Some(events) => {
-                    let (passed, error) = events.push(&chunk);
-                    if let Some(inside) = error {
-                        exchange.fail_inside(attempt, &inside);
-                    } else if events.is_marked() {
-                        // Whatever the client, or the connection, does now.
-                        exchange.succeed(attempt);
-                    } else if self.has_an_end && self.body.is_end_stream() && events.is_between_events() {
-                        exchange.succeed_unmarked(attempt);
-                    }
-                    passed
+            let passed = if let Some(events) = &mut self.events {
+                let (passed, error) = events.push(&chunk);
+                if let Some(inside) = error {
+                    exchange.fail_inside(attempt, &inside);
+                } else if events.is_marked() {
+                    // Whatever the client, or the connection, does now.
+                    exchange.succeed(attempt);
+                } else if self.has_an_end && self.body.is_end_stream() && events.is_between_events() {
+                    exchange.succeed_unmarked(attempt);
                 }
-                None => chunk,
+                passed
+            } else {
+                if let Some(ending) = &mut self.ending {
+                    ending.push(&chunk);
+                }
+                chunk
             };
             if !passed.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(passed))));
@@ -181,6 +201,9 @@ impl JudgedStream {
     /// The provider has ended the body.
     fn finish(&mut self, exchange: &mut Exchange) -> Passed {
         let Some(events) = &mut self.events else {
+            if self.ending.as_ref().is_some_and(|ending| !ending.is_whole()) {
+                return self.break_off(exchange, Outcome::Cut, "the connection was closed within a JSON document");
+            }
             exchange.succeed(self.attempt);
             self.is_over = true;
             return Poll::Ready(None);
