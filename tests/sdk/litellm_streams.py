@@ -140,6 +140,9 @@ def main():
         file.write(f"url = 'http://127.0.0.1:{LITELLM}/v1'\nmodels = ['m']\n")
     litellm = [os.path.join(os.path.dirname(sys.executable), "litellm"), "--config", f"{folder}/litellm.yaml"]
     log = open(f"{folder}/access.log", "w+")
+    # It is reached on loopback only, and looks for no prices in the internet.
+    alone = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    os.environ.update(alone)
     running = [
         subprocess.Popen([*litellm, "--port", str(LITELLM), "--host", "127.0.0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
         subprocess.Popen([sys.argv[1], "serve", "--config", f"{folder}/fusebox.toml"], stdout=log),

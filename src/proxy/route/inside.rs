@@ -39,11 +39,10 @@ impl Inside {
     fn of(error: &RawValue, as_is: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_str(error.get()).unwrap_or(Value::Bool(true));
         let words = match &value {
-            Value::Null | Value::Bool(false) => return None,
-            Value::String(text) if text.is_empty() => return None,
+            nothing if is_nothing(nothing) => return None,
             Value::String(text) => vec![text.to_ascii_lowercase().replace(' ', "_")],
             Value::Object(fields) => {
-                if fields.values().all(Value::is_null) {
+                if fields.values().all(is_nothing) {
                     return None;
                 }
                 // In this order: OpenAI's type of a wrong key is `invalid_request_error`.
@@ -58,6 +57,16 @@ impl Inside {
         };
         let code = words.iter().find(is_a_code).map_or("unknown", String::as_str).into();
         Some(Self { status, code, body: Bytes::copy_from_slice(as_is) })
+    }
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Number(number) => number.as_u64() == Some(0),
+        Value::Bool(true) | Value::Object(_) => false,
     }
 }
 
@@ -106,6 +115,8 @@ struct Answer<'a> {
     #[serde(borrow)]
     r#type: Option<&'a RawValue>,
     #[serde(borrow)]
+    object: Option<&'a RawValue>,
+    #[serde(borrow)]
     status: Option<&'a RawValue>,
     #[serde(borrow)]
     choices: Option<&'a RawValue>,
@@ -123,18 +134,37 @@ pub(crate) fn of_answer(text: &[u8]) -> Option<Inside> {
     if !may_be_an_error(text) {
         return None;
     }
+    if text.trim_ascii_start().starts_with(b"[") {
+        // Google's answer to a request for a stream.
+        let [only] = serde_json::from_slice::<Vec<&RawValue>>(text).ok()?[..] else { return None };
+        return only.get().starts_with('{').then(|| of_answer(only.get().as_bytes())).flatten();
+    }
     let answer: Answer<'_> = serde_json::from_slice(text).ok()?;
     let is = |field: Option<&RawValue>, value: &str| field.is_some_and(|field| field.get() == value);
     let Some(error) = answer.error else {
         // The error is the answer itself.
-        return is(answer.r#type, "\"error\"").then(|| of_itself(text)).flatten();
+        let is_one = is(answer.r#type, "\"error\"") || is(answer.object, "\"error\"");
+        return is_one.then(|| of_itself(text)).flatten();
     };
     let has = |field: Option<&RawValue>| field.is_some_and(|field| !matches!(field.get(), "[]" | "\"\"" | "{}"));
-    let has_content = [answer.choices, answer.output, answer.data, answer.content].into_iter().any(has);
+    let choices = answer.choices.filter(|choices| !has_failed(choices));
+    let has_content = [choices, answer.output, answer.data, answer.content].into_iter().any(has);
     if has_content && !is(answer.status, "\"failed\"") {
         return None;
     }
     Inside::of(error, text)
+}
+
+/// Whether all choices of a chat ended with an error.
+fn has_failed(choices: &RawValue) -> bool {
+    #[derive(Deserialize)]
+    struct Choice<'a> {
+        #[serde(borrow)]
+        finish_reason: Option<&'a RawValue>,
+    }
+    let choices: Vec<Choice<'_>> = serde_json::from_str(choices.get()).unwrap_or_default();
+    let failed = |choice: &Choice<'_>| choice.finish_reason.is_some_and(|reason| reason.get() == "\"error\"");
+    !choices.is_empty() && choices.iter().all(failed)
 }
 
 /// Whether a text has a field `error`, or names something so, and not only an `"error": null`. It is cheap where there
@@ -152,6 +182,7 @@ fn may_be_an_error(text: &[u8]) -> bool {
 pub(crate) struct Event<'a> {
     /// Of the event itself, empty if it has none.
     pub(crate) name: &'a [u8],
+    /// Its `type`, or its `object`.
     pub(crate) kind: &'a str,
     pub(crate) error: Option<&'a RawValue>,
     pub(crate) response: Option<&'a RawValue>,
@@ -208,6 +239,9 @@ mod tests {
                 "server_error",
             ),
             (r#"{"type":"error","code":"server_error","message":"m"}"#, 500, "server_error"),
+            (r#"{"object":"error","message":"m","type":"BadRequestError","code":400}"#, 400, "400"),
+            (r#"[{"error":{"code":503,"status":"UNAVAILABLE"}}]"#, 503, "503"),
+            (r#"{"error":{"code":502},"choices":[{"message":{"content":""},"finish_reason":"error"}]}"#, 502, "502"),
         ] {
             let inside = of_answer(text.as_bytes()).unwrap_or_else(|| panic!("{text}"));
             assert_eq!((inside.status.as_u16(), &*inside.code), (status, code), "{text}");
@@ -227,6 +261,12 @@ mod tests {
             r#"{"object":"fine_tuning.job","error":{"code":null,"message":null,"param":null}}"#,
             r#"{"object":"fine_tuning.job","error":{}}"#,
             r#"{"error":"","x":1}"#,
+            r#"{"error":0,"x":1}"#,
+            r#"{"error":[],"x":1}"#,
+            r#"{"error":{"code":"","message":""},"x":1}"#,
+            r#"[{"label":"error","score":0.9}]"#,
+            r#"[{"error":{"code":1}},{"error":{"code":1}}]"#,
+            r#"{"object":"list","data":[{"object":"error"}]}"#,
             r#"{"error":false}"#,
             r#"{"error":{"code":"x"},"choices":[{"message":{"content":"partly"}}]}"#,
             r#"{"data":[{"error":{"code":"x"}}]}"#,

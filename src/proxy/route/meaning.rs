@@ -149,6 +149,7 @@ fn says_something(text: &[u8]) -> bool {
 #[derive(Deserialize)]
 struct Event<'a> {
     r#type: Option<&'a str>,
+    object: Option<&'a str>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -168,6 +169,10 @@ struct Choice<'a> {
 }
 
 impl Choice<'_> {
+    fn has_failed(&self) -> bool {
+        self.finish_reason.is_some_and(|reason| reason.get() == "\"error\"")
+    }
+
     fn has_content(&self) -> bool {
         let says = |value: &&RawValue| !matches!(value.get(), "null" | "\"\"" | "[]" | "{}");
         let mut delta = self.delta.iter().flatten();
@@ -198,12 +203,13 @@ fn of_event(name: &[u8], data: &[u8]) -> Meaning {
     let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else {
         return if name == b"error" { Meaning::Error(Inside::unknown()) } else { Meaning::Content };
     };
-    let Event { r#type, error, response, choices } = event;
-    let kind = r#type.unwrap_or_default();
+    let Event { r#type, object, error, response, choices } = event;
+    let kind = r#type.filter(|_| object != Some("error")).or(object).unwrap_or_default();
     if let Some(inside) = inside::of_event(inside::Event { name, kind, error, response, data }) {
         return Meaning::Error(inside);
     }
     match choices {
+        Some(choices) if choices.iter().any(Choice::has_failed) => Meaning::Error(Inside::unknown()),
         Some(choices) if choices.iter().any(Choice::has_content) => Meaning::Content,
         Some(_) => Meaning::Nothing,
         None if kind == "message_stop" => Meaning::End,
@@ -241,6 +247,8 @@ mod tests {
                 "server_error",
             ),
             ("event: error\ndata: it broke\n\n", "unknown"),
+            ("data: {\"object\":\"error\",\"message\":\"m\",\"type\":\"x\",\"code\":400}\n\n", "400"),
+            ("data: {\"choices\":[{\"delta\":{\"content\":\"\"},\"finish_reason\":\"error\"}]}\n\n", "unknown"),
             ("event: error\n\n", "unknown"),
         ] {
             let Meaning::Error(inside) = first(text.as_bytes()) else { panic!("{text}") };
