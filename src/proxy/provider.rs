@@ -92,19 +92,21 @@ impl Provider {
 
     /// Whether its circuit is open because of silence, or probes whether the silence is over.
     pub(crate) fn is_silent(&self) -> bool {
-        self.silence.as_ref().is_some_and(|detectors| detectors.are_silent())
+        let snapshot = self.breaker.snapshot();
+        let was_silent = || snapshot.last_error.is_some_and(|error| error.error_type() == "silent");
+        snapshot.silent || snapshot.state == CircuitState::HalfOpen && was_silent()
     }
 
     /// Whether a request that waits for it may be sent to another provider as well, at `now`.
-    pub(crate) fn may_be_doubled(&self, now: Instant) -> bool {
+    pub(crate) fn may_send_twice(&self, now: Instant) -> bool {
         self.allowance.has_room(now, self.metrics.wanted())
     }
 
     /// Counts a request that waits for it and is sent to another provider as well. Returns whether it may.
-    pub(crate) fn double(&self, now: Instant) -> bool {
+    pub(crate) fn send_twice(&self, now: Instant) -> bool {
         let may = self.allowance.spend(now, self.metrics.wanted());
         if may {
-            self.metrics.ask_twice();
+            self.metrics.send_twice();
         }
         may
     }

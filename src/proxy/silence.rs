@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::timers::{Group, Timers};
 use crate::silence::{self, Config, Detector, DetectorSnapshot, TICK, Watcher};
-use crate::{CircuitBreaker, CircuitState, Permit};
+use crate::{CircuitBreaker, Permit};
 
 /// A stream that pauses cannot be moved to another provider, so there is no hurry. And all streams of a provider pause
 /// together whenever it reschedules its work.
@@ -85,13 +85,6 @@ impl Detectors {
             Arc::new(detector.with_label(format!("{model}, {}", awaited.as_str())))
         };
         Arc::clone(self.by_kind.lock().entry((model.into(), awaited)).or_insert_with(new))
-    }
-
-    /// Whether the circuit is open because of silence, or probes whether the silence is over.
-    pub(crate) fn are_silent(&self) -> bool {
-        let snapshot = self.breaker.snapshot();
-        let was_silent = || snapshot.last_error.is_some_and(|error| error.error_type() == "silent");
-        snapshot.silent || snapshot.state == CircuitState::HalfOpen && was_silent()
     }
 
     /// When the newest of the provider's answered requests was sent.

@@ -237,6 +237,12 @@ impl Upstream {
         self.secrets.iter().fold(body, |body, secret| secret.strike_out(body))
     }
 
+    /// A provider's own words, for a log.
+    pub(crate) fn showable(&self, text: &str) -> String {
+        let text = self.without_secrets(Bytes::copy_from_slice(text.as_bytes()));
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     /// Replaces the secrets in headers by stars: a provider may echo a request's headers.
     pub(crate) fn strike_out_secrets(&self, headers: &mut HeaderMap) {
         for secret in &self.secrets {

@@ -209,7 +209,8 @@ impl Watcher {
         ticket
     }
 
-    /// As [`start`](Self::start), without a permit: for the next piece of a stream.
+    /// As [`start`](Self::start), without a permit: for the next piece of a stream, or for a request that is sent
+    /// although the circuit is silent.
     pub fn start_piece(&mut self, now: Instant) -> Ticket {
         let now = self.detector.micros(now);
         self.withdraw_dropped(now);

@@ -159,6 +159,36 @@ async fn an_error_after_content_is_passed_on_and_counts_as_a_stream_that_broke_o
 }
 
 #[tokio::test]
+async fn a_key_that_an_error_in_a_stream_quotes_as_its_code_is_not_kept() {
+    let (mut sender, response) = streamed();
+    let a = Provider::start(one_by_one(vec![response])).await;
+    let gateway = Gateway::start(&[&a], "", "failure_threshold = 1", "").await;
+    let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
+    sender.send_data("data: {\"error\":{\"code\":\"provider-key\"}}\n\n".into()).await.unwrap();
+    gateway.until(|gateway| gateway.breaker("a").trip_count() == 1).await;
+    let error = gateway.breaker("a").snapshot().last_error.unwrap().message().to_owned();
+    assert_eq!(error, "an error in the middle of the answer: ************");
+    drop(response);
+}
+
+#[tokio::test]
+async fn an_error_without_a_type_is_one_and_the_page_of_a_redirect_is_none() {
+    let error = r#"{"error":{"message":"m"}}"#;
+    for kind in ["text/plain", "application/octet-stream"] {
+        let (gateway, _, b) = before(kind, error).await;
+        assert!(gateway.ask().await.is_by(&b), "{kind}");
+    }
+    let a = Provider::start(|_| {
+        let mut response = typed("text/html", "<a>there</a>");
+        *response.status_mut() = http::StatusCode::FOUND;
+        response
+    })
+    .await;
+    let gateway = Gateway::start(&[&a], "", "", "").await;
+    assert_eq!((gateway.ask().await.status, gateway.failures_of("a")), (302, 0));
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_at_an_error_event_leaves_the_failure_behind() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;

@@ -214,7 +214,7 @@ async fn what_is_sent_twice_because_of_silence_is_a_tenth_of_the_requests_and_a_
     gate.send_replace(true);
     assert!(waiting.join_all().await.iter().all(|answer| answer.status == 200));
     let metrics = gateway.metrics().await;
-    let twice = format!("fusebox_asked_twice_total{{provider=\"a\"}} {}\n", b.hits());
+    let twice = format!("fusebox_sent_twice_total{{provider=\"a\"}} {}\n", b.hits());
     assert!(metrics.contains(&twice), "{metrics}");
     assert_eq!(a.hits(), 180);
 }

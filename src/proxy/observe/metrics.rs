@@ -73,7 +73,7 @@ struct ProviderCounts {
     probes: AtomicU64,
     rejections: AtomicU64,
     through_silence: AtomicU64,
-    asked_twice: AtomicU64,
+    sent_twice: AtomicU64,
     first_byte: Times,
     whole: Times,
 }
@@ -106,8 +106,8 @@ impl ProviderMetrics {
         count(&self.0.mine().through_silence);
     }
 
-    pub(crate) fn ask_twice(&self) {
-        count(&self.0.mine().asked_twice);
+    pub(crate) fn send_twice(&self) {
+        count(&self.0.mine().sent_twice);
     }
 
     /// Requests that were sent to it, or that its circuit kept from it.

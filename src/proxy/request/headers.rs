@@ -38,7 +38,7 @@ fn is_credential(name: &str) -> bool {
 /// Headers that say where a request comes from, which proxies and browsers add for the server that they talk to. A
 /// provider must not learn it, and some refuse a request because of it: one that has an `origin` is taken for a
 /// browser's, and one with `cf-connecting-ip` for an attempt to get around the provider's own proxy.
-fn is_of_the_way(name: &str) -> bool {
+fn tells_the_way(name: &str) -> bool {
     const BEGINNINGS: [&str; 8] =
         ["x-forwarded-", "cf-", "sec-", "fly-", "fastly-", "x-vercel-", "x-envoy-", "access-control-"];
     matches!(
@@ -61,7 +61,7 @@ fn is_of_the_way(name: &str) -> bool {
 }
 
 /// Headers that speak for a whole site, or set something in a browser. The gateway's site is not the provider's.
-fn is_of_the_site(name: &str) -> bool {
+fn speaks_for_a_site(name: &str) -> bool {
     name.starts_with("access-control-")
         || matches!(
             name,
@@ -111,14 +111,14 @@ pub(crate) fn to_provider(headers: &mut HeaderMap) {
     // The gateway sets host and length itself, and has the body already, so that there is no `100 Continue` to expect.
     // It reads answers, for the ends of events and for quoted keys, so they must not be compressed.
     strip(headers, |name| {
-        matches!(name, "accept-encoding" | "cookie" | "host" | "content-length" | "expect") || is_of_the_way(name)
+        matches!(name, "accept-encoding" | "cookie" | "host" | "content-length" | "expect") || tells_the_way(name)
     });
 }
 
 /// The gateway sets an answer's length itself. If a provider gives both a length and chunks, the rest of a body could
 /// be taken for the next answer (RFC 9112 section 6.3).
 pub(crate) fn to_client(headers: &mut HeaderMap) {
-    strip(headers, |name| name == "content-length" || is_of_the_site(name));
+    strip(headers, |name| name == "content-length" || speaks_for_a_site(name));
 }
 
 #[cfg(test)]

@@ -204,7 +204,7 @@ fn receive(
             let from = if request.asks_for_a_stream() { since() } else { headed };
             if kind.is_stream() { whole_by.min(from + timeouts.first_byte) } else { whole_by }
         };
-        if kind == Kind::Page {
+        if kind == Kind::Page && head.status.is_success() {
             return Reply::Failed(Outcome::Empty, "a good status, and an HTML page".to_owned());
         }
         // A stream that was asked for is passed on as it comes, whatever its type. An answer that is no stream is held
@@ -282,17 +282,19 @@ fn judge_whole(
         if whole.trim_ascii_start().starts_with(b"<") {
             return fail(Outcome::Empty, "a good status, and a page that is said to be JSON");
         }
-        if let Some(inside) = inside::of_answer(&whole) {
-            return error_inside(head, inside, upstream);
-        }
+    }
+    // Some say nothing of the type of their errors, or something else.
+    if (kind == Kind::Json || whole.starts_with(b"{"))
+        && let Some(inside) = inside::of_answer(&whole)
+    {
+        return error_inside(head, inside, upstream);
     }
     Reply::Whole(head, upstream.without_secrets(whole))
 }
 
 /// An error inside an answer with a good status, as the answer that it should have been.
 fn error_inside(mut head: response::Parts, inside: Inside, upstream: &Upstream) -> Reply {
-    let code = upstream.without_secrets(Bytes::from(inside.code.as_bytes().to_vec()));
-    let message = format!("{} with an error inside: {}", head.status, String::from_utf8_lossy(&code));
+    let message = format!("{} with an error inside: {}", head.status, upstream.showable(&inside.code));
     let outcome = inside.outcome();
     head.status = inside.status;
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -369,7 +371,8 @@ impl Kind {
 
 /// Whether a body is compressed or the like.
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// How long the first piece of an answer may take. One that is no stream has no first piece before it is made.

@@ -52,7 +52,9 @@ impl Exchange {
     pub(crate) fn fail_inside(&mut self, attempt: AttemptId, inside: &Inside) {
         let outcome = inside.outcome();
         let outcome = if outcome.is_failure() { Outcome::Cut } else { outcome };
-        self.attempts.settle(attempt, outcome, &format_args!("an error in the middle of the answer: {}", inside.code));
+        let upstream = &self.attempts.local().upstreams[self.attempts.provider(attempt)];
+        let message = format!("an error in the middle of the answer: {}", upstream.showable(&inside.code));
+        self.attempts.settle(attempt, outcome, &message);
         self.facts.end = End::Cut;
     }
 }

@@ -180,7 +180,7 @@ impl<'a> Failover<'a> {
                 return Step::Ask(id, permit);
             }
             if self.silent.is_empty() {
-                if let Some(id) = self.most_alive(&refused.silent) {
+                if let Some(id) = self.last_to_answer(&refused.silent) {
                     debug!(provider = self.live.providers[id].name(), "a request goes to a silent provider");
                     self.untried.retain(|candidate| candidate.id != id && !self.is_once);
                     let asked = self.ask(id, None);
@@ -202,7 +202,7 @@ impl<'a> Failover<'a> {
             };
             match granted {
                 Ok(Some((id, permit))) => {
-                    if !is_waiting || self.double() {
+                    if !is_waiting || self.send_twice() {
                         self.untried.retain(|other| other.id != id);
                         return Step::Ask(id, permit);
                     }
@@ -226,11 +226,11 @@ impl<'a> Failover<'a> {
 
     /// As [`next_at_once`], within the allowance for sending requests twice.
     fn admitted(&mut self, refused: &mut Refused) -> Option<(ProviderId, ProviderPermit)> {
-        if !self.may_be_doubled() {
+        if !self.may_send_twice() {
             return None;
         }
         let (id, permit) = next_at_once(self.live, &mut self.untried, refused)?;
-        if self.silent.is_empty() || self.double() {
+        if self.silent.is_empty() || self.send_twice() {
             return Some((id, permit));
         }
         // Another core has just used the allowance.
@@ -240,17 +240,17 @@ impl<'a> Failover<'a> {
     }
 
     /// Whether another provider may be asked, although this request still waits for a silent one.
-    fn may_be_doubled(&self) -> bool {
+    fn may_send_twice(&self) -> bool {
         let Some(waiting) = self.silent.first() else { return true };
-        waiting.asked.provider.may_be_doubled(Instant::now())
+        waiting.asked.provider.may_send_twice(Instant::now())
     }
 
-    fn double(&self) -> bool {
-        self.silent.first().is_some_and(|waiting| waiting.asked.provider.double(Instant::now()))
+    fn send_twice(&self) -> bool {
+        self.silent.first().is_some_and(|waiting| waiting.asked.provider.send_twice(Instant::now()))
     }
 
     /// The one of these silent candidates that has answered last.
-    fn most_alive(&self, silent: &[ProviderId]) -> Option<ProviderId> {
+    fn last_to_answer(&self, silent: &[ProviderId]) -> Option<ProviderId> {
         let newest = |id: &ProviderId| self.live.providers[*id].silence.as_ref()?.newest_answer();
         // Of equals `max_by_key` finds the last one, and the first one is to be asked.
         silent.iter().rev().copied().max_by_key(newest)

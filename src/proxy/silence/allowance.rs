@@ -58,16 +58,14 @@ impl Allowance {
 
     /// Whether a request could be sent twice. `count` is how many requests there have been.
     pub(crate) fn has_room(&self, now: Instant, count: u64) -> bool {
-        let mut state = self.state.lock();
-        let in_this_second = state.at(self.second(now), count).spent;
-        in_this_second < FLOOR || state.has_a_share(count)
+        self.state.lock().has_room(self.second(now), count)
     }
 
     /// As [`has_room`](Self::has_room), and notes that the request is sent twice if so.
     pub(crate) fn spend(&self, now: Instant, count: u64) -> bool {
         let mut state = self.state.lock();
         let second = self.second(now);
-        let may = state.at(second, count).spent < FLOOR || state.has_a_share(count);
+        let may = state.has_room(second, count);
         if may {
             state.at(second, count).spent += 1;
         }
@@ -87,7 +85,10 @@ impl State {
         self.seconds.back_mut().expect("there is one now")
     }
 
-    fn has_a_share(&self, count: u64) -> bool {
+    fn has_room(&mut self, second: u64, count: u64) -> bool {
+        if self.at(second, count).spent < FLOOR {
+            return true;
+        }
         let before = self.seconds.front().map_or(count, |oldest| oldest.before);
         let spent: u64 = self.seconds.iter().map(|second| second.spent).sum();
         spent < count.saturating_sub(before) / SHARE

@@ -141,7 +141,7 @@ fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {
     let help = "Requests sent to the provider while it was silent, since no other candidate was left.";
     page.count("fusebox_through_silence_total", help, &[provider], metrics.0.sum(|it| &it.through_silence));
     let help = "Requests that another provider was asked as well, since this one was silent.";
-    page.count("fusebox_asked_twice_total", help, &[provider], metrics.0.sum(|it| &it.asked_twice));
+    page.count("fusebox_sent_twice_total", help, &[provider], metrics.0.sum(|it| &it.sent_twice));
     for outcome in Outcome::VARIANTS {
         let labels = [provider, ("outcome", outcome.as_str())];
         let help = "Attempts that have ended, by their outcome.";
