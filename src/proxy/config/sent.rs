@@ -49,6 +49,12 @@ pub(super) fn read_key_header(section: &mut Section<'_, '_>) -> (HeaderName, Str
 /// A value from the environment that is shorter is no secret, and would be struck out of ordinary text.
 const MIN_SECRET: usize = 8;
 
+/// What has to be hidden of a value: its words, since a provider may quote a token without the scheme before it.
+fn hidden_in(value: &str) -> impl Iterator<Item = Secret> {
+    let words = value.split_ascii_whitespace().filter(|word| word.len() >= MIN_SECRET);
+    words.filter_map(|word| Secret::new(word.to_owned()))
+}
+
 pub(super) fn read_headers(
     section: &mut Section<'_, '_>,
     key: Option<&HeaderName>,
@@ -77,7 +83,9 @@ pub(super) fn read_headers(
             Ok(mut sent) if is_sendable && !headers.contains_key(&header) => {
                 sent.set_sensitive(is_secret);
                 headers.insert(header, sent);
-                secrets.extend(Secret::new(value).filter(|value| is_secret && value.expose().len() >= MIN_SECRET));
+                if is_secret {
+                    secrets.extend(hidden_in(&value));
+                }
             }
             _ if is_sendable => section.mistake(&field, "there twice", "each header once"),
             _ => section.mistake(&field, "empty or cannot be sent in a header", "visible ASCII and spaces"),
@@ -96,8 +104,9 @@ pub(super) fn read_query(section: &mut Section<'_, '_>, secrets: &mut Vec<Secret
         }
         let (name, encoded) = (utf8_percent_encode(&name, ENCODED), utf8_percent_encode(&value, ENCODED).to_string());
         pairs.push(format!("{name}={encoded}"));
-        let texts = [value, encoded].into_iter().filter(|text| is_secret && text.len() >= MIN_SECRET);
-        secrets.extend(texts.filter_map(Secret::new));
+        if is_secret {
+            secrets.extend(hidden_in(&value).chain(hidden_in(&encoded)));
+        }
     }
     let query = pairs.join("&");
     if query.len() > 2048 {
@@ -105,4 +114,15 @@ pub(super) fn read_query(section: &mut Section<'_, '_>, secrets: &mut Vec<Secret
         return None;
     }
     Secret::new(query)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_a_value_are_hidden_and_short_ones_are_not() {
+        let hidden: Vec<_> = hidden_in("Bearer a-long-token another-one").map(|it| it.expose().to_owned()).collect();
+        assert_eq!(hidden, ["a-long-token", "another-one"]);
+    }
 }
