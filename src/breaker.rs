@@ -4,6 +4,7 @@
 //! waiting (`breaker::wait`), and time (`clock`).
 
 mod call;
+mod early;
 mod history;
 mod measure;
 mod protocol;

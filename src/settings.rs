@@ -213,6 +213,15 @@ impl Settings {
         lengthened(grown(base, growth, cap, failed_recoveries), jitter, cap, random)
     }
 
+    /// How much of the open time is left at the earliest when a probe may be early, after so many failed recoveries in a
+    /// row: the circuit has been open for `after` ticks then, or a little longer if there is jitter.
+    pub(crate) fn early_ticks_after(&self, failed_recoveries: u32, after: u32) -> u32 {
+        let (base, growth) = (self.open_ticks.load(Ordering::Relaxed), self.open_growth.load(Ordering::Relaxed));
+        let cap = self.open_cap_ticks.load(Ordering::Relaxed);
+        let least = if growth == 100 { base } else { grown(base, growth, cap, failed_recoveries) };
+        least.saturating_sub(after)
+    }
+
     #[inline]
     pub(crate) fn longest_open_ticks(&self) -> u32 {
         self.longest_open_ticks.load(Ordering::Relaxed)
@@ -279,6 +288,20 @@ fn grown(base: u32, growth: u32, cap: u32, steps: u32) -> u32 {
     ticks
 }
 
+/// How long after the beginning of a ramp a call has its turn, whose number was drawn by chance out of all numbers: the
+/// share that passes grows evenly from `from` percent to all.
+pub(crate) const fn turn(ramp_ticks: u32, from: u32, drawn: u32) -> u32 {
+    // 16 bits of the number are enough, and no product overflows.
+    let drawn = (drawn >> 16) as u64 * 100;
+    let from = (from as u64) << 16;
+    if drawn < from {
+        return 0;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "less than the ramp")]
+    let turn = (ramp_ticks as u64 * (drawn - from) / ((100 << 16) - from)) as u32;
+    turn
+}
+
 /// `ticks`, made longer by up to `jitter` percent, up to `cap`. Jitter never shortens: a probe that comes earlier than
 /// configured would surprise, and breakers that opened together drift apart all the same.
 fn lengthened(ticks: u32, jitter: u32, cap: u32, random: impl FnOnce() -> u32) -> u32 {
@@ -292,7 +315,8 @@ fn lengthened(ticks: u32, jitter: u32, cap: u32, random: impl FnOnce() -> u32) -
 
 #[cfg(test)]
 mod tests {
-    use super::{grown, lengthened};
+    use super::{grown, lengthened, turn};
+    use crate::word::step::MAX_DEADLINE_TICKS;
 
     #[test]
     fn the_open_time_grows_with_each_failed_recovery_up_to_the_cap() {
@@ -310,5 +334,19 @@ mod tests {
         assert_eq!(lengthened(1000, 50, 1200, || u32::MAX), 1200);
         assert_eq!(lengthened(86_400_000, 100, 86_400_000, || u32::MAX), 86_400_000);
         assert_eq!(lengthened(1000, 0, 2000, || panic!("no chance is needed")), 1000);
+    }
+
+    #[test]
+    fn the_share_of_calls_that_have_had_their_turn_grows_evenly() {
+        const DRAWS: u32 = 1000;
+        let turns: Vec<_> = (0..DRAWS).map(|n| turn(10_000, 20, n * (u32::MAX / DRAWS))).collect();
+        for (after, percent) in [(0, 20_usize), (2_500, 40), (5_000, 60), (7_500, 80), (9_999, 100)] {
+            let passed = turns.iter().filter(|turn| **turn <= after).count();
+            assert!(passed.abs_diff(percent * 10) <= 1, "after {after} ticks {passed} of 1000");
+        }
+        for from in [1, 99, 100] {
+            let turns = [0, u32::MAX].map(|drawn| turn(MAX_DEADLINE_TICKS, from, drawn));
+            assert!(turns[0] == 0 && turns[1] < MAX_DEADLINE_TICKS, "{turns:?}");
+        }
     }
 }

@@ -88,6 +88,11 @@ impl Cause {
             Self::Isolated => "isolated",
         }
     }
+
+    /// Whether how long the circuit stays open is a guess of its own. Otherwise somebody said so.
+    pub(crate) const fn is_a_guess(self) -> bool {
+        matches!(self, Self::Failures | Self::Rate | Self::Slow | Self::Silence)
+    }
 }
 
 impl fmt::Display for Cause {

@@ -25,7 +25,7 @@ use super::{CircuitBreaker, Past};
 use crate::error::{LastError, Rejection, RejectionReason};
 use crate::event;
 use crate::permit::Permit;
-use crate::settings::Measures;
+use crate::settings::{Measures, turn};
 use crate::sync::{Ordering, random};
 use crate::transition::Cause;
 use crate::window::Call;
@@ -71,7 +71,7 @@ impl CircuitBreaker {
     /// done than one that has it to itself for a moment (Dice, Hendler, Mirsky: Lightweight Contention Management for
     /// Efficient Compare-and-Swap Operations, 2013).
     #[cold]
-    fn look_again(&self) -> u64 {
+    pub(super) fn look_again(&self) -> u64 {
         for _ in 0..32 {
             std::hint::spin_loop();
         }
@@ -82,7 +82,7 @@ impl CircuitBreaker {
     /// way: publish, swap, confirm, notify, log. `error` is what opens the circuit, or why it is isolated.
     #[cold]
     #[inline(never)]
-    fn commit(&self, transition: Transition, error: Option<&Arc<LastError>>) -> bool {
+    pub(super) fn commit(&self, transition: Transition, error: Option<&Arc<LastError>>) -> bool {
         let Transition { before, after, .. } = transition;
         // Before the swap: after it, other transitions may have followed.
         let past = if transition.begins_a_generation() {
@@ -218,7 +218,7 @@ impl CircuitBreaker {
                 }
                 Admit::OnRamp { ramp_left } => {
                     let drawn = draw();
-                    let turn = step::turn(limits.ramp_ticks, self.settings.ramp_from(), drawn);
+                    let turn = turn(limits.ramp_ticks, self.settings.ramp_from(), drawn);
                     let turn_left = turn.saturating_sub(limits.ramp_ticks.saturating_sub(ramp_left));
                     if turn_left == 0 {
                         return Ok(self.granted(word));

@@ -4,7 +4,7 @@
 //!
 //! | event                         | `Closed`       | `Recovering`   | `Open`                  | `HalfOpen`, free | `HalfOpen`, probe in flight       |
 //! |-------------------------------|----------------|----------------|-------------------------|------------------|-----------------------------------|
-//! | a call comes                  | passes         | its turn; later `EndRamp` | rejected; later `Claim` | `Claim` | waits; after the lease `TakeOver` |
+//! | a call comes                  | passes         | its turn; later `EndRamp` | rejected; later, or early, `Claim` | `Claim` | waits; after the lease `TakeOver` |
 //! | a normal call succeeds        | `EndRow`       | `EndRow`       | -                       | -                | -                                 |
 //! | a normal call fails           | counts; `Trip` | counts; `Trip` | -                       | -                | -                                 |
 //! | a rate is reached             | `Trip`         | `Trip`         | -                       | -                | -                                 |
@@ -237,6 +237,11 @@ impl Word {
 
     /// A call comes.
     pub(crate) const fn admit(self, now: u32, limits: Limits) -> Admit {
+        self.admit_early(now, limits, 0)
+    }
+
+    /// A call comes that may be the probe when so many ticks of the open time are left.
+    pub(crate) const fn admit_early(self, now: u32, limits: Limits, early: u32) -> Admit {
         let new_lease_end = now.wrapping_add(limits.lease_ticks);
         let (kind, lease_end, streak, good_probes) = match self.state {
             State::Closed { .. } | State::Disabled => return Admit::Pass,
@@ -247,7 +252,7 @@ impl Word {
                 };
             }
             State::Open { cause, streak, .. } => match self.open_left(now, limits.longest_open_ticks) {
-                0 => (Kind::Claim, new_lease_end, streak, 0),
+                open_left if open_left <= early => (Kind::Claim, new_lease_end, streak, 0),
                 open_left => return Admit::Reject { open_left, cause },
             },
             State::HalfOpen { in_flight: false, lease_end, streak, good_probes } => {
@@ -472,20 +477,6 @@ const fn told_since(told: u32, now: u32) -> u32 {
 /// The later one of the two.
 const fn later_told(told: u32, now: u32) -> u32 {
     if told != 0 && told_since(told, now) == 0 { told } else { told_at(now) }
-}
-
-/// How long after the beginning of a ramp a call has its turn, whose number was drawn by chance out of all numbers: the
-/// share that passes grows evenly from `from` percent to all.
-pub(crate) const fn turn(ramp_ticks: u32, from: u32, drawn: u32) -> u32 {
-    // 16 bits of the number are enough, and no product overflows.
-    let drawn = (drawn >> 16) as u64 * 100;
-    let from = (from as u64) << 16;
-    if drawn < from {
-        return 0;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "less than the ramp")]
-    let turn = (ramp_ticks as u64 * (drawn - from) / ((100 << 16) - from)) as u32;
-    turn
 }
 
 /// `lease_end`, or one tick after `old` where that is not later: no two probes of a generation may have the same word,

@@ -409,20 +409,6 @@ fn a_probe_begins_the_ramp_if_there_is_one() {
     assert_eq!(word.probe_succeeded(1, 500, 0).unwrap().after, closed(1, 0));
 }
 
-#[test]
-fn the_share_of_calls_that_have_had_their_turn_grows_evenly() {
-    const DRAWS: u32 = 1000;
-    let turns: Vec<_> = (0..DRAWS).map(|n| step::turn(10_000, 20, n * (u32::MAX / DRAWS))).collect();
-    for (after, percent) in [(0, 20_usize), (2_500, 40), (5_000, 60), (7_500, 80), (9_999, 100)] {
-        let passed = turns.iter().filter(|turn| **turn <= after).count();
-        assert!(passed.abs_diff(percent * 10) <= 1, "after {after} ticks {passed} of 1000");
-    }
-    for from in [1, 99, 100] {
-        let turns = [0, u32::MAX].map(|drawn| step::turn(MAX_DEADLINE_TICKS, from, drawn));
-        assert!(turns[0] == 0 && turns[1] < MAX_DEADLINE_TICKS, "{turns:?}");
-    }
-}
-
 // ---- generations ----
 
 #[test]

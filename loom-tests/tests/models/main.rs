@@ -6,6 +6,7 @@
 
 mod by_name;
 mod cooldowns;
+mod early;
 mod entering;
 mod generations;
 mod harness;
