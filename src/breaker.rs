@@ -313,6 +313,11 @@ impl CircuitBreaker {
         self.order(Kind::Reset, None);
     }
 
+    /// As [`reset`](Self::reset), since nobody will report outcomes any more: calls that wait for them pass.
+    pub(crate) fn retire(&self) {
+        self.order(Kind::Remove, None);
+    }
+
     // ---- seeing ----
 
     /// The name given at the start.

@@ -17,8 +17,8 @@ use axum::Router;
 use axum::extract::Path;
 use axum::routing::post;
 use clap::Args;
-use fusebox::CircuitBreaker;
-use fusebox::proxy::{AppState, GatewayConfig, ProviderStats, run_server};
+use fusebox::proxy::{AnswerKind, AppState, GatewayConfig, ProviderStats, run_server};
+use fusebox::{CircuitBreaker, CircuitState};
 use http::StatusCode;
 use tokio::net::TcpListener;
 
@@ -210,8 +210,31 @@ impl Stage {
         self.state.provider_stats(name).expect("both are configured")
     }
 
-    fn breaker(&self, provider: usize) -> Arc<CircuitBreaker> {
+    /// One of the two providers' own circuit, and those of its model.
+    fn circuits(&self, provider: usize) -> Circuits {
         let name = self.providers[provider].name();
-        self.state.circuit_breakers.get(name).expect("both are configured")
+        let of_model = |kind| self.state.circuit(name, MODEL, kind);
+        let all = [self.state.circuit_breakers.get(name), of_model(AnswerKind::Whole), of_model(AnswerKind::Stream)];
+        Circuits(all.map(|circuit| circuit.expect("both are configured")))
+    }
+}
+
+/// The circuits that a request to a provider may meet.
+struct Circuits([Arc<CircuitBreaker>; 3]);
+
+impl Circuits {
+    /// The one that is furthest from closed.
+    fn worst(&self) -> &CircuitBreaker {
+        let rank = |state| match state {
+            CircuitState::Open => 2,
+            CircuitState::Closed => 0,
+            _ => 1,
+        };
+        // Of equals the last one.
+        self.0.iter().max_by_key(|circuit| rank(circuit.state())).expect("there are three")
+    }
+
+    fn trips(&self) -> u64 {
+        self.0.iter().map(|circuit| circuit.trip_count()).sum()
     }
 }

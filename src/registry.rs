@@ -18,7 +18,6 @@ use crate::permit::{Permit, PermitType};
 use crate::sync::{ArcSwap, Mutex};
 use crate::transition::CircuitState;
 use crate::word;
-use crate::word::step::Kind;
 pub use probe_guard::ProbeGuard;
 
 /// With the default hasher a lookup takes twice as long. `foldhash` is seeded at random, but an attacker who sees its
@@ -130,7 +129,7 @@ impl CircuitBreakerRegistry {
     pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
         self.get(name)?;
         let removed = self.update(|breakers| breakers.remove(name))?;
-        removed.order(Kind::Remove, None);
+        removed.retire();
         Some(removed)
     }
 

@@ -213,8 +213,8 @@ impl Settings {
         lengthened(grown(base, growth, cap, failed_recoveries), jitter, cap, random)
     }
 
-    /// How much of the open time is left at the earliest when a probe may be early, after so many failed recoveries in a
-    /// row: the circuit has been open for `after` ticks then, or a little longer if there is jitter.
+    /// How much of the open time is left at the earliest when a probe may be early, after so many failed recoveries in
+    /// a row: the circuit has been open for `after` ticks then, or a little longer if there is jitter.
     pub(crate) fn early_ticks_after(&self, failed_recoveries: u32, after: u32) -> u32 {
         let (base, growth) = (self.open_ticks.load(Ordering::Relaxed), self.open_growth.load(Ordering::Relaxed));
         let cap = self.open_cap_ticks.load(Ordering::Relaxed);

@@ -13,10 +13,10 @@ use crate::word::step::{Admit, FOREVER};
 use crate::word::{State, Word};
 
 impl CircuitBreaker {
-    /// As [`try_acquire`](Self::try_acquire), for a call that has nobody else to ask: it may be the probe as soon as the
-    /// circuit has been open for `after`, which is a fraction of the open time. The open time spares an upstream and its
-    /// callers, and a caller that has no other upstream is not spared anything by it. There is one probe all the same,
-    /// and a failed one begins a new open time: so there is at most one probe in `after`.
+    /// As [`try_acquire`](Self::try_acquire), for a call that has nobody else to ask: it may be the probe as soon as
+    /// the circuit has been open for `after`, which is a fraction of the open time. The open time spares an upstream
+    /// and its callers, and a caller that has no other upstream is not spared anything by it. There is one probe all
+    /// the same, and a failed one begins a new open time: so there is at most one probe in `after`.
     ///
     /// A cooldown is not shortened: the upstream has said when to come back. Neither is an isolation.
     ///

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fusebox::CircuitState;
 use fusebox::proxy::{AppState, ProviderStats};
-use fusebox::{CircuitBreaker, CircuitState};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::provider::Fault;
-use super::{MODEL, OPEN_FOR, Stage};
+use super::{Circuits, MODEL, OPEN_FOR, Stage};
 
 const HEALTHY: Duration = Duration::from_secs(1);
 /// No request takes longer unless it is lost.
@@ -97,7 +97,7 @@ impl Load {
         let mut due = interval(Duration::from_secs(1) / self.rate);
         due.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut over = std::pin::pin!(over);
-        let mut streams = 0.0;
+        let (mut streams, mut number) = (0.0, 0_u64);
         let done = |sample: Sample| {
             self.in_flight.fetch_sub(1, Ordering::Relaxed);
             let mut samples = self.samples.lock();
@@ -118,7 +118,8 @@ impl Load {
             streams -= f64::from(u8::from(is_stream));
             self.in_flight.fetch_add(1, Ordering::Relaxed);
             let http = http.clone();
-            requests.spawn(async move { ask(&http, gateway, is_stream).await });
+            number += 1;
+            requests.spawn(async move { ask(&http, gateway, is_stream, number).await });
             while let Some(ended) = requests.try_join_next() {
                 done(ended.expect("no request panics"));
             }
@@ -129,9 +130,11 @@ impl Load {
     }
 }
 
-async fn ask(http: &Http, gateway: SocketAddr, is_stream: bool) -> Sample {
+/// No two requests are alike: the failures of the same one would count once.
+async fn ask(http: &Http, gateway: SocketAddr, is_stream: bool, number: u64) -> Sample {
     let start = Instant::now();
-    let body = json!({"model": MODEL, "stream": is_stream, "messages": [{"role": "user", "content": "Hello"}]});
+    let text = format!("Hello {number}");
+    let body = json!({"model": MODEL, "stream": is_stream, "messages": [{"role": "user", "content": text}]});
     let request = Request::post(format!("http://{gateway}/v1/chat/completions"))
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::from(body.to_string()))
@@ -224,7 +227,7 @@ struct Seen {
 
 pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summary {
     let primary = &stage.providers[0];
-    let breaker = stage.breaker(0);
+    let circuits = stage.circuits(0);
     let rate = stage.load.rate();
     eprintln!("{rate} requests/s; {} fails with {} for {outage:?}, then heals", primary.name(), fault.as_str());
     let (end, over) = tokio::sync::oneshot::channel::<()>();
@@ -242,7 +245,7 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
         let healed = Instant::now();
         // Enough for another open time and a probe.
         let limit = healed + OPEN_FOR * 3;
-        while breaker.state() != CircuitState::Closed && Instant::now() < limit {
+        while circuits.worst().state() != CircuitState::Closed && Instant::now() < limit {
             sleep(Duration::from_millis(10)).await;
         }
         sleep(HEALTHY).await;
@@ -253,7 +256,7 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
         // An error says that the sender is gone.
         let _ = over.await;
     });
-    let watching = Watch::start(Arc::clone(&stage.state), Arc::clone(&breaker));
+    let watching = Watch::start(Arc::clone(&stage.state), stage.circuits(0), primary.name());
     let ((began, healed, hits, before), ()) = tokio::join!(script, sending);
     let seen = watching.end();
 
@@ -281,7 +284,7 @@ pub(super) async fn drive(stage: &Stage, outage: Duration, fault: Fault) -> Summ
         faulty_provider_outcomes: outcomes,
         faults_served: primary.faults(),
         probes,
-        trips: breaker.trip_count(),
+        trips: circuits.trips(),
         time_to_open_ms: seen.opened.map(|(at, _)| millis(at - began)),
         time_to_close_ms: seen.closed.filter(|at| *at >= healed).map(|at| millis(at - healed)),
         p50_ms: all.p50_ms,
@@ -309,7 +312,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(state: Arc<AppState>, breaker: Arc<CircuitBreaker>) -> Self {
+    fn start(state: Arc<AppState>, circuits: Circuits, provider: &'static str) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&is_over);
         let thread = std::thread::spawn(move || {
@@ -317,7 +320,7 @@ impl Watch {
             let mut before = CircuitState::Closed;
             while !over.load(Ordering::Relaxed) {
                 std::thread::park_timeout(Duration::from_micros(100));
-                let current = breaker.state();
+                let current = circuits.worst().state();
                 if current == before {
                     continue;
                 }
@@ -325,7 +328,7 @@ impl Watch {
                     seen.closed = Some(Instant::now());
                 } else if seen.opened.is_none() {
                     let now = Instant::now();
-                    let in_flight = state.provider_stats(breaker.name()).map_or(0, |stats| stats.in_flight);
+                    let in_flight = state.provider_stats(provider).map_or(0, |stats| stats.in_flight);
                     seen.opened = Some((now, in_flight));
                 }
                 before = current;

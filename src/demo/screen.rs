@@ -178,9 +178,10 @@ fn draw_frame(frame: &mut Frame<'_>, stage: &Stage, traffic: &Traffic) {
     let [table, _, load, _, primary, fallback, _, keys] = Layout::vertical(heights).areas(frame.area());
     let head =
         Row::new(["provider", "it is", "circuit", "requests/s", "failures", "trips", "next probe", "last error"]);
-    let rows = stage.providers.iter().enumerate().filter_map(|(index, provider)| {
-        let breaker = stage.state.circuit_breakers.get(provider.name())?;
-        Some(row(&breaker.snapshot(), provider.fault(), traffic.rate(index)))
+    let rows = stage.providers.iter().enumerate().map(|(index, provider)| {
+        let circuits = stage.circuits(index);
+        let shown = circuits.worst().snapshot();
+        row(provider.name(), &shown, circuits.trips(), provider.fault(), traffic.rate(index))
     });
     let widths = [10, 8, 10, 10, 8, 6, 22].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
     frame.render_widget(Table::new(rows, widths).header(head.dim()), table);
@@ -209,7 +210,7 @@ fn draw_frame(frame: &mut Frame<'_>, stage: &Stage, traffic: &Traffic) {
     frame.render_widget(Line::from(format!("break primary: {}   0 heal   q quit", faults.join("  "))).dim(), keys);
 }
 
-fn row(snapshot: &BreakerSnapshot, fault: Option<Fault>, rate: u64) -> Row<'static> {
+fn row(name: &'static str, snapshot: &BreakerSnapshot, trips: u64, fault: Option<Fault>, rate: u64) -> Row<'static> {
     let colour = match snapshot.state {
         CircuitState::Closed => Color::Green,
         CircuitState::HalfOpen => Color::Yellow,
@@ -217,12 +218,12 @@ fn row(snapshot: &BreakerSnapshot, fault: Option<Fault>, rate: u64) -> Row<'stat
     };
     let error = snapshot.last_error.as_ref().filter(|_| snapshot.state != CircuitState::Closed);
     Row::new([
-        Cell::from(snapshot.name.to_string()),
+        Cell::from(name),
         Cell::from(fault.map_or("healthy", Fault::as_str)),
         Cell::from(snapshot.state.to_string()).style(Style::new().fg(colour).bold()),
         Cell::from(rate.to_string()),
         Cell::from(snapshot.failure_count.to_string()),
-        Cell::from(snapshot.trip_count.to_string()),
+        Cell::from(trips.to_string()),
         Cell::from(next_probe(snapshot)),
         Cell::from(error.map(ToString::to_string).unwrap_or_default()),
     ])
@@ -276,9 +277,9 @@ mod tests {
             assert!(screen.contains(text), "{text:?} is not in {screen}");
         }
         stage.providers[0].set(Some(Fault::Hang)).await;
-        let breaker = stage.breaker(0);
+        let circuits = stage.circuits(0);
         for _ in 0..3 {
-            breaker.try_acquire().unwrap().failure("5xx", "it broke");
+            circuits.0[1].try_acquire().unwrap().failure("5xx", "it broke");
         }
         let screen = drawn(&stage, 120);
         let row = screen.lines().find(|line| line.contains("primary")).unwrap();

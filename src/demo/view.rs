@@ -17,7 +17,8 @@ pub(super) async fn print_changes(stage: &Stage, to_stderr: bool) {
     let mut ticks = interval(Duration::from_millis(10));
     loop {
         ticks.tick().await;
-        let snapshots = stage.state.circuit_breakers.snapshots();
+        let circuits = (0..stage.providers.len()).flat_map(|provider| stage.circuits(provider).0);
+        let snapshots: Vec<_> = circuits.map(|circuit| circuit.snapshot()).collect();
         let now: Vec<CircuitState> = snapshots.iter().map(|snapshot| snapshot.state).collect();
         if now != states {
             let mut text = format!("after {:.2} s\n", start.elapsed().as_secs_f64());
@@ -33,7 +34,7 @@ pub(super) async fn print_changes(stage: &Stage, to_stderr: bool) {
 
 fn row(snapshot: &BreakerSnapshot) -> String {
     let mut row = format!(
-        "  {:<10} {:<10} failures {}  trips {}  failed probes {}",
+        "  {:<24} {:<10} failures {}  trips {}  failed probes {}",
         snapshot.name, snapshot.state, snapshot.failure_count, snapshot.trip_count, snapshot.failed_probe_count
     );
     if let Some(next) = snapshot.next_probe_in {

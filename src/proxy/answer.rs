@@ -5,11 +5,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use strum::IntoStaticStr;
 #[cfg(test)]
 use strum::VariantArray;
+
+use super::later::RETRY_AFTER_MS;
 
 /// What an error is about, for programs. `docs/OPERATIONS.md` explains each; a test compares the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
@@ -104,6 +106,13 @@ pub(crate) fn refused_by_provider(status: StatusCode) -> Response<Bytes> {
     server_error(status, Code::ProviderRefused, message)
 }
 
+/// The provider's configured address is not the right one. Where it redirects to is not for the client, which would
+/// follow without a key.
+pub(crate) fn redirected() -> Response<Bytes> {
+    let message = "The provider redirects to another address, and no other provider could answer.";
+    server_error(StatusCode::BAD_GATEWAY, Code::ProviderRefused, message)
+}
+
 /// No provider may be asked at the moment.
 pub(crate) fn unavailable(model: Option<&str>, retry_after: Option<Duration>) -> Response<Bytes> {
     let of_the_model = model.map_or(String::new(), |model| format!(" for the model '{model}'"));
@@ -111,11 +120,24 @@ pub(crate) fn unavailable(model: Option<&str>, retry_after: Option<Duration>) ->
         let message = format!("Every provider{of_the_model} is out of service.");
         return server_error(StatusCode::SERVICE_UNAVAILABLE, Code::ProvidersUnavailable, &message);
     };
-    let seconds = retry_after.as_millis().div_ceil(1000).max(1);
-    let message = format!("Every provider{of_the_model} is failing. The next one is tried again in {seconds} s.");
+    let seconds = in_seconds(retry_after);
+    let message =
+        format!("Every provider{of_the_model} is out of service. The next one is tried again in {seconds} s.");
     let mut response = server_error(StatusCode::SERVICE_UNAVAILABLE, Code::ProvidersUnavailable, &message);
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_str(&seconds.to_string()).expect("digits"));
+    come_back(response.headers_mut(), retry_after);
     response
+}
+
+/// Says when to come back.
+pub(crate) fn come_back(headers: &mut HeaderMap, after: Duration) {
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(in_seconds(after)));
+    // SDKs prefer it, and it is one provider's.
+    headers.remove(RETRY_AFTER_MS);
+}
+
+/// Rounded up, and at least 1.
+fn in_seconds(duration: Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
 }
 
 /// The provider did not answer in time, and no other one could.

@@ -105,6 +105,10 @@ pub struct GatewayConfig {
     pub server: ServerConfig,
     /// The order in which providers are asked.
     pub strategy: Strategy,
+    /// What becomes of a request that a provider has not answered.
+    pub failover: FailoverConfig,
+    /// How long a provider is not asked that asks to wait.
+    pub cooldowns: Cooldowns,
     /// The providers, in the order of the file.
     pub providers: Vec<ProviderConfig>,
     warnings: Vec<String>,
@@ -157,6 +161,56 @@ pub struct ServerConfig {
     pub drain_delay: Duration,
     /// How long requests in flight may take to finish after that.
     pub drain_limit: Duration,
+}
+
+/// `[failover]`: what becomes of a request that a provider has not answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FailoverConfig {
+    /// What a request does that has no provider to ask.
+    pub when_all_open: WhenAllOpen,
+    /// How often one request is sent at most. `None`: once to each provider that serves its model.
+    pub max_attempts: Option<u64>,
+    /// The names of the providers that are asked when another one's context is too short for a request.
+    pub fallback_on_context_length: Vec<String>,
+}
+
+/// What a request does while all circuits that could let it pass are open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WhenAllOpen {
+    /// It becomes the probe of the circuit that reopens first, before that time, but not before the circuit has been
+    /// open for a second.
+    #[default]
+    ProbeEarly,
+    /// It is answered 503.
+    Refuse,
+}
+
+/// `[cooldown]`: how long a model is not asked whose provider asks to wait, and a provider that refuses the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cooldowns {
+    /// If the provider does not say how long. It doubles, up to `max`, while it repeats.
+    pub default: Duration,
+    /// The longest one, whatever the provider says.
+    pub max: Duration,
+    /// After a key was refused, or an account was found empty. It doubles, up to six times as long, while it repeats.
+    pub key: Duration,
+}
+
+impl Cooldowns {
+    /// The longest one after a key was refused.
+    pub(crate) fn key_max(&self) -> Duration {
+        self.key * 6
+    }
+}
+
+impl Default for Cooldowns {
+    fn default() -> Self {
+        Self { default: Duration::from_secs(5), max: Duration::from_secs(300), key: Duration::from_secs(300) }
+    }
 }
 
 /// The smallest `max_held_bytes`.

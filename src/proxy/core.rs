@@ -5,16 +5,19 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::{Instant, timeout_at};
 
+use super::config::WhenAllOpen;
 use super::observe::lines::{LineWriter, Lines};
-use super::provider::{PerProvider, Provider, ProviderId};
+use super::provider::{CircuitId, PerProvider, Provider};
 use super::silence::{Ticker, Watchers};
 use super::state::{AppState, Live};
 use super::timers::Timers;
 use super::upstream::{Resolver, Upstream};
-use crate::{CircuitBreaker, Permit, Rejection};
+use crate::{CircuitBreaker, CircuitState, Permit, PermitType, Rejection, RejectionReason};
 
 /// One core's part of the gateway.
 pub(crate) struct Core {
@@ -84,16 +87,103 @@ impl Local {
         Self { live, upstreams, watchers }
     }
 
-    /// As [`CircuitBreaker::try_acquire`].
-    pub(crate) fn try_acquire(self: &Arc<Self>, provider: ProviderId) -> Result<ProviderPermit, Rejection> {
-        self.providers[provider].breaker.try_acquire().map(|permit| self.hold(provider, permit))
+    fn breaker(&self, id: CircuitId) -> &CircuitBreaker {
+        &self.providers[id.provider].circuit(id).breaker
     }
 
-    /// Turns a permit into one that can be kept.
-    pub(crate) fn hold(self: &Arc<Self>, provider: ProviderId, permit: Permit<&CircuitBreaker>) -> ProviderPermit {
-        permit.held_by(BreakerOf { local: Arc::clone(self), provider })
+    /// As [`CircuitBreaker::try_acquire`], of a circuit and of its provider's.
+    pub(crate) fn try_acquire(self: &Arc<Self>, id: CircuitId) -> Result<Permits, Refusal> {
+        let (above, below) = (&self.providers[id.provider].breaker, self.breaker(id));
+        // A provider's probe must not be claimed for a request that its model's circuit refuses (Sentinel#1638).
+        if above.state() != CircuitState::Closed && !below.would_allow() {
+            below.try_acquire().map(Permit::cancel).map_err(|rejection| Refusal { rejection, by_provider: false })?;
+        }
+        self.try_both(id, CircuitBreaker::try_acquire)
+    }
+
+    /// As [`CircuitBreaker::try_acquire_early`], of a circuit and of its provider's.
+    pub(crate) fn try_acquire_early(self: &Arc<Self>, id: CircuitId) -> Result<Permits, Refusal> {
+        let is_due = |breaker: &CircuitBreaker| breaker.early_probe_in(EARLY_AFTER).is_some_and(|left| left.is_zero());
+        if is_due(self.breaker(id)) && is_due(&self.providers[id.provider].breaker) {
+            self.try_both(id, |breaker| breaker.try_acquire_early(EARLY_AFTER))
+        } else {
+            self.try_acquire(id)
+        }
+    }
+
+    fn try_both(
+        self: &Arc<Self>,
+        id: CircuitId,
+        acquire: fn(&CircuitBreaker) -> Result<Permit<&CircuitBreaker>, Rejection>,
+    ) -> Result<Permits, Refusal> {
+        let (above, below) = (&self.providers[id.provider].breaker, self.breaker(id));
+        let above = acquire(above).map_err(|rejection| Refusal { rejection, by_provider: true })?;
+        match acquire(below) {
+            Ok(below) => Ok(self.hold(id, above, below)),
+            Err(rejection) => {
+                above.cancel();
+                Err(Refusal { rejection, by_provider: false })
+            }
+        }
+    }
+
+    /// As [`CircuitBreaker::acquire`], of a circuit and of its provider's.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it gives up the wait and changes nothing.
+    pub(crate) async fn acquire(self: &Arc<Self>, id: CircuitId) -> Result<Permits, Rejection> {
+        let (above, below) = (&*self.providers[id.provider].breaker, self.breaker(id));
+        let until = Instant::now() + self.providers[id.provider].config.breaker.wait_limit();
+        loop {
+            let Refusal { rejection, by_provider } = match self.try_acquire(id) {
+                Ok(permits) => return Ok(permits),
+                Err(refusal) if !refusal.ends_soon() || Instant::now() >= until => return Err(refusal.rejection),
+                Err(refusal) => refusal,
+            };
+            let (waited, other) = if by_provider { (above, below) } else { (below, above) };
+            // The limit of the second wait is that of the first one.
+            let permit = timeout_at(until, waited.acquire()).await.unwrap_or(Err(rejection))?;
+            match other.try_acquire() {
+                Ok(other) if by_provider => return Ok(self.hold(id, permit, other)),
+                Ok(other) => return Ok(self.hold(id, other, permit)),
+                Err(_) => permit.cancel(),
+            }
+        }
+    }
+
+    /// Turns permits into ones that can be kept.
+    fn hold(
+        self: &Arc<Self>,
+        id: CircuitId,
+        above: Permit<&CircuitBreaker>,
+        below: Permit<&CircuitBreaker>,
+    ) -> Permits {
+        let breaker = |of_provider| BreakerOf { local: Arc::clone(self), id, of_provider };
+        Permits { provider: above.held_by(breaker(true)), circuit: below.held_by(breaker(false)) }
+    }
+
+    /// How long until a circuit and its provider's reopen. `None` if nobody knows.
+    pub(crate) fn reopens_in(&self, id: CircuitId) -> Option<Duration> {
+        self.longer_of_both(id, Duration::MAX)
+    }
+
+    /// How long until a request for this circuit may be sent. A probe in flight is likely to end before its lease.
+    /// `None` if nobody knows, as after an isolation.
+    pub(crate) fn free_in(&self, id: CircuitId) -> Option<Duration> {
+        let is_early = self.failover.when_all_open == WhenAllOpen::ProbeEarly;
+        self.longer_of_both(id, if is_early { EARLY_AFTER } else { Duration::MAX })
+    }
+
+    /// A circuit is taken for open until it has been so for `after`, at the latest until it reopens.
+    fn longer_of_both(&self, id: CircuitId, after: Duration) -> Option<Duration> {
+        let (above, below) = (&self.providers[id.provider].breaker, self.breaker(id));
+        Some(above.early_probe_in(after)?.max(below.early_probe_in(after)?))
     }
 }
+
+/// A request that has nobody else to ask may be the probe when the circuit has been open for so long.
+const EARLY_AFTER: Duration = Duration::from_secs(1);
 
 impl Deref for Local {
     type Target = Live;
@@ -103,18 +193,56 @@ impl Deref for Local {
     }
 }
 
-/// A provider's breaker, kept alive by a reference count that no other core writes to.
+/// Why a request may not be sent.
+#[derive(Clone, Copy)]
+pub(crate) struct Refusal {
+    pub(crate) rejection: Rejection,
+    /// Whether it is the provider's own circuit that refused it.
+    by_provider: bool,
+}
+
+impl Refusal {
+    /// Whether a probe in flight, or a ramp, is in the way.
+    pub(crate) fn ends_soon(self) -> bool {
+        matches!(self.rejection.reason(), RejectionReason::ProbeInFlight | RejectionReason::Recovering)
+    }
+}
+
+/// What a request needs: the permits of a model's circuit and of its provider's.
+pub(crate) struct Permits {
+    pub(crate) provider: HeldPermit,
+    pub(crate) circuit: HeldPermit,
+}
+
+impl Permits {
+    /// Whether one of them is a probe.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.provider.kind() == PermitType::Probe || self.circuit.kind() == PermitType::Probe
+    }
+
+    pub(crate) fn cancel(self) {
+        self.provider.cancel();
+        self.circuit.cancel();
+    }
+
+    pub(crate) fn cancel_on_drop(self) -> Self {
+        Self { provider: self.provider.cancel_on_drop(), circuit: self.circuit.cancel_on_drop() }
+    }
+}
+
+/// A breaker, kept alive by a reference count that no other core writes to.
 pub(crate) struct BreakerOf {
     local: Arc<Local>,
-    provider: ProviderId,
+    id: CircuitId,
+    of_provider: bool,
 }
 
 impl Deref for BreakerOf {
     type Target = CircuitBreaker;
 
     fn deref(&self) -> &CircuitBreaker {
-        &self.local.providers[self.provider].breaker
+        if self.of_provider { &self.local.providers[self.id.provider].breaker } else { self.local.breaker(self.id) }
     }
 }
 
-pub(crate) type ProviderPermit = Permit<BreakerOf>;
+pub(crate) type HeldPermit = Permit<BreakerOf>;

@@ -4,7 +4,7 @@
 //!
 //! - `server`, `edge`: accepting connections, and serving them on the cores' threads;
 //! - `route`: the way of a request: choosing a provider, asking it, judging its answer, passing it on;
-//! - `core`, `state`, `provider`: what requests share, and how it is replaced while they are under way;
+//! - `core`, `state`, `provider`, `circuits`: what requests share, and how it is replaced while they are under way;
 //! - `observe`: the access log, the log, metrics, health;
 //! - `silence`: watching providers that do not answer;
 //! - `upstream`: connections to providers;
@@ -13,12 +13,14 @@
 
 mod answer;
 mod body;
+mod circuits;
 mod config;
 mod core;
 mod edge;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod later;
 mod observe;
 mod outcome;
 mod provider;
@@ -30,8 +32,13 @@ mod state;
 mod timers;
 mod upstream;
 
-pub use config::{ConfigErrors, Connections, GatewayConfig, ProviderConfig, Secret, ServerConfig, Strategy, Timeouts};
-pub use observe::health::{Health, HealthStatus, ProviderHealth};
+pub use circuits::AnswerKind;
+pub use config::{
+    ConfigErrors, Connections, Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, Secret, ServerConfig,
+    Strategy, Timeouts, WhenAllOpen,
+};
+pub use later::retry_after;
+pub use observe::health::{CircuitHealth, Health, HealthStatus, KeyHealth, ProviderHealth};
 // For the binary.
 #[doc(hidden)]
 pub use edge::descriptors::check_descriptors;

@@ -1,6 +1,6 @@
 //! How an attempt ended, and whose fault that is. The one table of the gateway's fairness.
 //!
-//! Not here: what follows from an outcome: `route`.
+//! Not here: which outcome an error stands for: `route::blame`; what follows from one: `route::attempts`.
 
 use http::StatusCode;
 use strum::{EnumCount, IntoStaticStr, VariantArray};
@@ -16,12 +16,25 @@ pub(crate) enum Outcome {
     /// A 4xx answer that is the client's fault.
     #[strum(serialize = "4xx")]
     ClientError,
-    /// 401, 402, 403, 404 or 408: the gateway's account at this provider lacks something. Another provider may do
-    /// better.
+    /// The client's context is too long for this provider's model. Another one may have more room.
+    ContextLength,
+    /// 408 and the like: it concerns this request alone, and another provider may do better.
     Declined,
-    /// 429.
+    /// 404, 405 or 501: the provider does not have what was asked for, at this path. Another one may have it.
+    NotOffered,
+    /// 3xx: the provider's configured address is not the right one.
+    Redirected,
+    /// The provider does not know the model.
+    UnknownModel,
+    /// 429, or a good answer that says that it was the last one for now.
     #[strum(serialize = "429")]
     RateLimited,
+    /// 503 or 529 that says when to come back.
+    Later,
+    /// 401 or 403, or another status that says the same: the provider refused the gateway's key.
+    KeyRefused,
+    /// 402, or another status that says the same: the gateway's account has nothing left.
+    NoCredit,
     /// A 5xx answer, or a 200 with an error inside that is as good as one.
     #[strum(serialize = "5xx")]
     ServerError,
@@ -53,12 +66,36 @@ pub(crate) enum Outcome {
     Shortage,
 }
 
+/// Whose fault an outcome is, and so whose circuit is told of it. Its text is what the access log shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "snake_case")]
+pub(crate) enum Scope {
+    /// Nobody's, or the client's.
+    Nobody,
+    /// One model's at one provider.
+    Model,
+    /// The provider's, whatever the model.
+    Provider,
+    /// The gateway's account at this provider, whatever the model.
+    Key,
+}
+
+impl Scope {
+    pub(crate) fn as_str(self) -> &'static str {
+        self.into_str()
+    }
+}
+
 impl Outcome {
-    /// The outcome that the status of an answer stands for.
+    /// The outcome that the status of an answer stands for by itself.
     pub(crate) fn of(status: StatusCode) -> Self {
         match status.as_u16() {
-            200..=399 => Self::Ok,
-            401..=404 | 408 => Self::Declined,
+            200..=299 => Self::Ok,
+            300..=399 => Self::Redirected,
+            401 | 403 | 407 => Self::KeyRefused,
+            402 => Self::NoCredit,
+            404 | 405 | 501 => Self::NotOffered,
+            408 | 421 | 425 | 426 | 451 => Self::Declined,
             429 => Self::RateLimited,
             400..=499 => Self::ClientError,
             500..=599 => Self::ServerError,
@@ -72,24 +109,48 @@ impl Outcome {
         self.into_str()
     }
 
+    pub(crate) fn scope(self) -> Scope {
+        match self {
+            Self::Ok
+            | Self::Unmarked
+            | Self::ClientError
+            | Self::ContextLength
+            | Self::Declined
+            | Self::NotOffered
+            | Self::Redirected
+            | Self::Overtaken
+            | Self::ClientLeft
+            | Self::Shortage => Scope::Nobody,
+            Self::UnknownModel
+            | Self::RateLimited
+            | Self::Later
+            | Self::ServerError
+            | Self::Empty
+            | Self::Connection
+            | Self::Protocol
+            | Self::FirstByteTimeout
+            | Self::Silent
+            | Self::IdleTimeout
+            | Self::TotalTimeout
+            | Self::Cut => Scope::Model,
+            Self::Connect | Self::ConnectTimeout => Scope::Provider,
+            Self::KeyRefused | Self::NoCredit => Scope::Key,
+        }
+    }
+
     /// Whether it is a success of the provider.
     pub(crate) fn is_success(self) -> bool {
         matches!(self, Self::Ok | Self::Unmarked)
     }
 
-    /// Whether it counts against the provider.
+    /// Whether it takes its scope out for a time that is known, or can be guessed, and is no breakage.
+    pub(crate) fn is_cooldown(self) -> bool {
+        matches!(self, Self::UnknownModel | Self::RateLimited | Self::Later | Self::KeyRefused | Self::NoCredit)
+    }
+
+    /// Whether it counts against the provider as breakage.
     pub(crate) fn is_failure(self) -> bool {
-        !matches!(
-            self,
-            Self::Ok
-                | Self::Unmarked
-                | Self::ClientError
-                | Self::Declined
-                | Self::RateLimited
-                | Self::Overtaken
-                | Self::ClientLeft
-                | Self::Shortage
-        )
+        self.scope() != Scope::Nobody && !self.is_cooldown()
     }
 
     /// Whether a permit that ended so has failed. Silence has not: the detector opens the circuit, once for many
@@ -116,21 +177,28 @@ mod tests {
     #[test]
     fn only_what_a_provider_did_wrong_counts_against_it() {
         let of = |status| Outcome::of(StatusCode::from_u16(status).unwrap());
-        for (status, outcome, failure) in [
-            (200, Outcome::Ok, false),
-            (302, Outcome::Ok, false),
-            (400, Outcome::ClientError, false),
-            (401, Outcome::Declined, false),
-            (404, Outcome::Declined, false),
-            (422, Outcome::ClientError, false),
-            (429, Outcome::RateLimited, false),
-            (500, Outcome::ServerError, true),
-            (529, Outcome::ServerError, true),
-            (101, Outcome::Protocol, true),
-            (600, Outcome::Protocol, true),
+        for (status, outcome, scope, failure) in [
+            (200, Outcome::Ok, Scope::Nobody, false),
+            (302, Outcome::Redirected, Scope::Nobody, false),
+            (400, Outcome::ClientError, Scope::Nobody, false),
+            (401, Outcome::KeyRefused, Scope::Key, false),
+            (402, Outcome::NoCredit, Scope::Key, false),
+            (404, Outcome::NotOffered, Scope::Nobody, false),
+            (405, Outcome::NotOffered, Scope::Nobody, false),
+            (408, Outcome::Declined, Scope::Nobody, false),
+            (422, Outcome::ClientError, Scope::Nobody, false),
+            (429, Outcome::RateLimited, Scope::Model, false),
+            (500, Outcome::ServerError, Scope::Model, true),
+            (501, Outcome::NotOffered, Scope::Nobody, false),
+            (529, Outcome::ServerError, Scope::Model, true),
+            (101, Outcome::Protocol, Scope::Model, true),
+            (600, Outcome::Protocol, Scope::Model, true),
         ] {
-            assert_eq!((of(status), of(status).is_failure()), (outcome, failure), "{status}");
+            let found = of(status);
+            assert_eq!((found, found.scope(), found.is_failure()), (outcome, scope, failure), "{status}");
         }
+        assert_eq!(Outcome::Connect.scope(), Scope::Provider);
+        assert!(Outcome::Silent.is_failure() && !Outcome::Silent.fails_its_permit());
     }
 
     #[test]

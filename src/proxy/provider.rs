@@ -1,18 +1,22 @@
-//! One provider: its settings, its breaker, its counts, and the detectors of its silence. All cores share it.
+//! One provider: its settings, its own circuit and those of its models, its counts, and the detectors of its silence.
+//! All cores share it.
 //!
 //! Not here: how it is asked (`route`), and each core's connections to it (`core`).
 
 use std::ops::Index;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::circuits::cooldown::Growing;
+use super::circuits::{AnswerKind, Circuit, Circuits, ModelId};
 use super::config::ProviderConfig;
 use super::observe::metrics::ProviderMetrics;
 use super::silence::Detectors;
 use super::silence::allowance::Allowance;
-use crate::{CircuitBreaker, CircuitState};
+use crate::{BreakerSnapshot, Cause, CircuitBreaker};
 
 /// A provider's place in the configuration. It is meaningful only together with the configuration that it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +38,8 @@ impl<T> PerProvider<T> {
 
 impl PerProvider<()> {
     /// The ids of some providers by their positions in the configuration.
-    pub(crate) fn ids(positions: &[usize]) -> Box<[ProviderId]> {
-        positions.iter().map(|position| ProviderId(*position)).collect()
+    pub(crate) fn ids(positions: &[usize]) -> impl Iterator<Item = ProviderId> {
+        positions.iter().map(|position| ProviderId(*position))
     }
 }
 
@@ -53,18 +57,33 @@ impl<T> Index<ProviderId> for PerProvider<T> {
     }
 }
 
-/// A provider and its breaker.
+/// A provider's models, and what is asked of one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CircuitId {
+    pub(crate) provider: ProviderId,
+    pub(crate) model: ModelId,
+    pub(crate) kind: AnswerKind,
+}
+
+/// A provider and its circuits.
 #[derive(Debug)]
 pub(crate) struct Provider {
     pub(crate) config: ProviderConfig,
+    /// Its own circuit, above those of its models. It is also that of its key: cooldowns of it are the key's.
     pub(crate) breaker: Arc<CircuitBreaker>,
+    pub(crate) circuits: Circuits,
     pub(crate) metrics: Arc<ProviderMetrics>,
     /// `None` if silence detection is switched off.
     pub(crate) silence: Option<Arc<Detectors>>,
+    /// How long the key is out.
+    pub(crate) key_cooldowns: Arc<Growing>,
     /// How many of its requests may be sent to another provider as well.
     allowance: Allowance,
-    breaks_off: AtomicBool,
+    /// Whose failures are in its row: the number of one circuit, [`SEVERAL`], or 0 if there are none.
+    failing: AtomicU32,
 }
+
+const SEVERAL: u32 = u32::MAX;
 
 impl Provider {
     pub(crate) fn new(
@@ -72,13 +91,21 @@ impl Provider {
         breaker: Arc<CircuitBreaker>,
         metrics: Arc<ProviderMetrics>,
         silence: Option<Arc<Detectors>>,
-        breaks_off: bool,
+        before: Option<&Self>,
     ) -> Self {
-        Self { config, breaker, metrics, silence, allowance: Allowance::new(), breaks_off: AtomicBool::new(breaks_off) }
+        let circuits = before.map(|before| &before.circuits);
+        let circuits = Circuits::new(&config.name, config.breaker, &config.models, circuits);
+        let key_cooldowns = before.map(|before| Arc::clone(&before.key_cooldowns)).unwrap_or_default();
+        let (allowance, failing) = (Allowance::new(), AtomicU32::new(0));
+        Self { config, breaker, circuits, metrics, silence, key_cooldowns, allowance, failing }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.config.name
+    }
+
+    pub(crate) fn circuit(&self, id: CircuitId) -> &Arc<Circuit> {
+        self.circuits.of(id.model, id.kind)
     }
 
     /// Notes that a request is sent to it at `now`.
@@ -88,13 +115,6 @@ impl Provider {
         if through_silence {
             self.metrics.pass_through_silence();
         }
-    }
-
-    /// Whether its circuit is open because of silence, or probes whether the silence is over.
-    pub(crate) fn is_silent(&self) -> bool {
-        let snapshot = self.breaker.snapshot();
-        let was_silent = || snapshot.last_error.is_some_and(|error| error.error_type() == "silent");
-        snapshot.silent || snapshot.state == CircuitState::HalfOpen && was_silent()
     }
 
     /// Whether a request that waits for it may be sent to another provider as well, at `now`.
@@ -111,26 +131,53 @@ impl Provider {
         may
     }
 
-    /// Notes that a request failed. Call it before the breaker is told: the failure may open
-    /// the circuit, and the next probe asks how.
-    pub(crate) fn note_failure(&self, breaks_off: bool) {
-        // Late failures do not change why the circuit is open.
-        if self.breaker.state() != CircuitState::Open {
-            self.breaks_off.store(breaks_off, Ordering::Relaxed);
+    /// Whether a failure of one of its circuits counts in the provider's own row of failures. One circuit alone never
+    /// opens the provider's: its failures say nothing about the other models.
+    pub(crate) fn counts(&self, circuit: &Circuit) -> bool {
+        let number = circuit.number();
+        let failing = self.failing.load(Ordering::Relaxed);
+        if failing != number && failing != SEVERAL {
+            self.failing.store(if failing == 0 { number } else { SEVERAL }, Ordering::Relaxed);
         }
+        failing != 0 && failing != number || !self.is_due()
+    }
+
+    /// Whether the next failure in a row would open its circuit.
+    pub(crate) fn is_due(&self) -> bool {
+        let threshold = self.config.breaker.failure_threshold();
+        threshold.is_some_and(|threshold| self.breaker.failure_count() + 1 >= threshold)
     }
 
     /// Notes that a request succeeded.
     pub(crate) fn note_success(&self) {
-        // Nearly always false, so that cores share the line without writing to it.
-        if self.breaks_off() {
-            self.breaks_off.store(false, Ordering::Relaxed);
+        // Nearly always 0, so that cores share the line without writing to it.
+        if self.failing.load(Ordering::Relaxed) != 0 {
+            self.failing.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Whether the last failure, with no success since, was an answer that began well and broke off. Of such a provider
-    /// a good first byte proves nothing.
-    pub(crate) fn breaks_off(&self) -> bool {
-        self.breaks_off.load(Ordering::Relaxed)
+    /// A probe of a model has succeeded. A rate limit is a model's, however it is asked to answer, so that its other
+    /// cooldowns that have passed are over as well. Otherwise a kind of answer that nobody asks for would stay open.
+    pub(crate) fn end_cooldowns(&self, id: CircuitId) {
+        for other in self.circuits.others(id.model, id.kind) {
+            let snapshot = other.breaker.snapshot();
+            let is_over = snapshot.cause == Some(Cause::Cooldown) && snapshot.next_probe_in == Some(Duration::ZERO);
+            if is_over && let Ok(permit) = other.breaker.try_acquire() {
+                permit.success();
+            }
+        }
+    }
+
+    /// Whether its key is out, or about to be tried again: what there is to know of its circuit then.
+    pub(crate) fn key_out(&self) -> Option<BreakerSnapshot> {
+        Some(self.breaker.snapshot()).filter(|snapshot| snapshot.cause == Some(Cause::Cooldown))
+    }
+
+    /// The key may have been replaced, or its account refilled.
+    pub(crate) fn forget_key_out(&self) {
+        if self.key_out().is_some() {
+            self.key_cooldowns.forget();
+            self.breaker.reset();
+        }
     }
 }

@@ -18,6 +18,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod attempts;
+pub(crate) mod blame;
 pub(crate) mod ending;
 pub(crate) mod exchange;
 pub(crate) mod failover;

@@ -19,6 +19,7 @@ use strum::{EnumCount, IntoStaticStr, VariantArray};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
+use super::circuits::{AnswerKind, Circuit};
 use super::timers::{Group, Timers};
 use crate::silence::{self, Config, Detector, DetectorSnapshot, TICK, Watcher};
 use crate::{CircuitBreaker, Permit};
@@ -48,11 +49,19 @@ impl Awaited {
     pub(crate) fn as_str(self) -> &'static str {
         self.into_str()
     }
+
+    /// Whose circuit its silence opens.
+    fn kind(self) -> AnswerKind {
+        match self {
+            Self::Answer => AnswerKind::Whole,
+            Self::Stream | Self::Chunk => AnswerKind::Stream,
+        }
+    }
 }
 
 /// The detectors of one provider, for all cores.
 pub(crate) struct Detectors {
-    breaker: Arc<CircuitBreaker>,
+    provider: String,
     cores: usize,
     config: Config,
     by_kind: Mutex<ByKind>,
@@ -62,8 +71,8 @@ pub(crate) struct Detectors {
 type ByKind = BTreeMap<(Box<str>, Awaited), Arc<Detector>>;
 
 impl Detectors {
-    pub(crate) fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
-        Self { breaker, cores, config, by_kind: Mutex::default() }
+    pub(crate) fn new(provider: &str, config: Config, cores: usize) -> Self {
+        Self { provider: provider.to_owned(), cores, config, by_kind: Mutex::default() }
     }
 
     /// The same detectors with other settings, without those of models that the provider does not serve any more. What
@@ -76,20 +85,23 @@ impl Detectors {
         for ((_, awaited), detector) in &by_kind {
             detector.set_config(config_of(config, *awaited));
         }
-        Self { breaker: Arc::clone(&self.breaker), cores: self.cores, config, by_kind: Mutex::new(by_kind) }
+        Self { provider: self.provider.clone(), cores: self.cores, config, by_kind: Mutex::new(by_kind) }
     }
 
-    fn of(&self, model: &str, awaited: Awaited) -> Arc<Detector> {
+    /// The detector that opens this circuit.
+    fn of(&self, model: &str, awaited: Awaited, breaker: &Arc<CircuitBreaker>) -> Arc<Detector> {
         let new = || {
-            let detector = Detector::new(Arc::clone(&self.breaker), config_of(self.config, awaited), self.cores);
+            let detector = Detector::new(Arc::clone(breaker), config_of(self.config, awaited), self.cores);
             Arc::new(detector.with_label(format!("{model}, {}", awaited.as_str())))
         };
         Arc::clone(self.by_kind.lock().entry((model.into(), awaited)).or_insert_with(new))
     }
 
-    /// When the newest of the provider's answered requests was sent.
-    pub(crate) fn newest_answer(&self) -> Option<std::time::Instant> {
-        self.by_kind.lock().values().filter_map(|detector| detector.newest_answer()).max()
+    /// When the newest of a model's answered requests was sent.
+    pub(crate) fn newest_answer(&self, model: &str) -> Option<std::time::Instant> {
+        let by_kind = self.by_kind.lock();
+        let of_model = Awaited::VARIANTS.iter().filter_map(|awaited| by_kind.get(&(model.into(), *awaited)));
+        of_model.filter_map(|detector| detector.newest_answer()).max()
     }
 
     /// What each detector knows, by model and kind of answer.
@@ -102,7 +114,7 @@ impl Detectors {
 
 impl fmt::Debug for Detectors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Detectors").field("breaker", &self.breaker.name()).finish_non_exhaustive()
+        f.debug_struct("Detectors").field("provider", &self.provider).finish_non_exhaustive()
     }
 }
 
@@ -145,15 +157,16 @@ impl Watchers {
         Self { detectors, ticker, by_model: Mutex::new(by_model), listening: Arc::default() }
     }
 
-    /// Watches a request that is sent with this permit, or through silence without one.
+    /// Watches a request that is sent with this permit of its circuit, or through silence without one.
     pub(crate) fn start<B: Deref<Target = CircuitBreaker>>(
         &self,
         model: &str,
         awaited: Awaited,
+        circuit: &dyn Fn(AnswerKind) -> Arc<Circuit>,
         permit: Option<&Permit<B>>,
         now: Instant,
     ) -> Option<Ticket> {
-        let watcher = self.watcher(model, awaited)?;
+        let watcher = self.watcher(model, awaited, circuit)?;
         Some(watcher.start(&self.ticker, |watcher| match permit {
             Some(permit) => watcher.start(permit, now.into_std()),
             None => watcher.start_piece(now.into_std()),
@@ -161,19 +174,26 @@ impl Watchers {
     }
 
     /// What watches the pieces of a stream.
-    pub(crate) fn pieces(&self, model: &str) -> Option<PieceWatch> {
-        let watcher = self.watcher(model, Awaited::Chunk)?;
+    pub(crate) fn pieces(&self, model: &str, circuit: &dyn Fn(AnswerKind) -> Arc<Circuit>) -> Option<PieceWatch> {
+        let watcher = self.watcher(model, Awaited::Chunk, circuit)?;
         Some(PieceWatch { watcher, ticker: Arc::clone(&self.ticker), awaited: None })
     }
 
-    fn watcher(&self, model: &str, awaited: Awaited) -> Option<Arc<CoreWatcher>> {
+    /// `circuit` finds the model's circuit that is to be opened, when there is no watcher yet.
+    fn watcher(
+        &self,
+        model: &str,
+        awaited: Awaited,
+        circuit: &dyn Fn(AnswerKind) -> Arc<Circuit>,
+    ) -> Option<Arc<CoreWatcher>> {
         let mut by_model = self.by_model.lock();
         if let Some(watchers) = by_model.get(model) {
             return watchers[awaited as usize].clone();
         }
         let mut watchers = OfModel::default();
         for (watcher, awaited) in watchers.iter_mut().zip(Awaited::VARIANTS) {
-            *watcher = CoreWatcher::new(self.detectors.of(model, *awaited));
+            let circuit = circuit(awaited.kind());
+            *watcher = CoreWatcher::new(self.detectors.of(model, *awaited, &circuit.breaker));
         }
         let found = watchers[awaited as usize].clone();
         by_model.insert(model.into(), watchers);

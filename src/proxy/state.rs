@@ -18,7 +18,9 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::body::budget::Budget;
-use super::config::{GatewayConfig, ProviderConfig, ServerConfig};
+use super::circuits::{AnswerKind, Circuits, ModelId};
+use super::config::{Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, ServerConfig};
+use super::observe::health::Health;
 use super::observe::lines::LineWriter;
 use super::observe::log;
 use super::observe::metrics::{Metrics, ProviderMetrics};
@@ -32,7 +34,8 @@ use crate::{CircuitBreaker, CircuitBreakerRegistry};
 /// The gateway's state, shared by all connections.
 #[derive(Debug)]
 pub struct AppState {
-    /// One breaker per provider, by its name.
+    /// One breaker per provider, by its name. It is above those of the provider's models, which
+    /// [`circuit`](Self::circuit) finds.
     pub circuit_breakers: Arc<CircuitBreakerRegistry>,
     live: ArcSwap<Live>,
     pub(crate) metrics: Metrics,
@@ -53,13 +56,18 @@ pub struct AppState {
 /// A configuration in use. A request keeps the one that it began with.
 pub(crate) struct Live {
     pub(crate) server: ServerConfig,
+    pub(crate) failover: FailoverConfig,
+    pub(crate) cooldowns: Cooldowns,
     pub(crate) providers: PerProvider<Arc<Provider>>,
     /// In the order in which they are asked.
-    by_model: HashMap<String, Box<[ProviderId]>, foldhash::fast::RandomState>,
+    by_model: HashMap<String, Box<[Candidate]>, foldhash::fast::RandomState>,
     /// For requests that name no model.
-    all: Box<[ProviderId]>,
+    all: Box<[Candidate]>,
     pub(crate) tls: Tls,
 }
+
+/// A provider of a model, and the model's place among its circuits.
+pub(crate) type Candidate = (ProviderId, ModelId);
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,12 +78,12 @@ impl fmt::Debug for Live {
 
 impl Live {
     /// The providers of a model, in the order in which they are asked.
-    pub(crate) fn candidates(&self, model: &str) -> Option<&[ProviderId]> {
+    pub(crate) fn candidates(&self, model: &str) -> Option<&[Candidate]> {
         self.by_model.get(model).map(|candidates| &**candidates)
     }
 
     /// Every provider, in the order in which they are asked.
-    pub(crate) fn all(&self) -> &[ProviderId] {
+    pub(crate) fn all(&self) -> &[Candidate] {
         &self.all
     }
 
@@ -83,7 +91,7 @@ impl Live {
     pub(crate) fn models(&self) -> Vec<(&str, &Provider)> {
         let models = self.by_model.iter();
         let mut models: Vec<(&str, &Provider)> =
-            models.map(|(model, candidates)| (model.as_str(), &*self.providers[candidates[0]])).collect();
+            models.map(|(model, candidates)| (model.as_str(), &*self.providers[candidates[0].0])).collect();
         models.sort_unstable_by_key(|(model, _)| *model);
         models
     }
@@ -171,6 +179,15 @@ impl AppState {
         for provider in gone {
             self.circuit_breakers.remove(provider.name());
         }
+        let live = self.live();
+        for old in before.providers.iter() {
+            let kept = live.providers.iter().find(|new| new.name() == old.name());
+            old.circuits.retire_all_but(kept.map(|kept| &kept.circuits));
+        }
+        // Whoever reloads may have replaced a key, or refilled an account.
+        for provider in live.providers.iter() {
+            provider.forget_key_out();
+        }
         Ok(())
     }
 
@@ -251,9 +268,7 @@ impl AppState {
     pub(crate) fn encode_metrics(&self) -> Vec<u8> {
         let lost = self.access_log().map_or(0, LineWriter::lost);
         let live = self.live();
-        let detectors =
-            live.providers.iter().filter_map(|provider| Some((provider.name(), &**provider.silence.as_ref()?)));
-        self.metrics.encode(&self.circuit_breakers, detectors, lost, log::lost(), self.budget.held())
+        self.metrics.encode(live.providers.iter().map(|provider| &**provider), lost, log::lost(), self.budget.held())
     }
 
     /// What is counted of a provider since the gateway began, as `/metrics` shows it. `None` if there is no such
@@ -274,6 +289,31 @@ impl AppState {
         let live = self.live();
         let provider = &live.providers[live.providers.find(|provider| provider.name() == name)?];
         Some(ProviderStats::of(&provider.metrics, provider.silence.as_deref()))
+    }
+
+    /// What `GET /health` says.
+    pub fn health(&self) -> Health {
+        Health::of(self.live().providers.iter().map(|provider| &**provider))
+    }
+
+    /// The circuit of a model, by the clients' name for it, at a provider, for one kind of answer. `None` if the
+    /// provider does not serve the model. The empty name stands for requests that name no model.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::proxy::{AnswerKind, AppState, GatewayConfig};
+    ///
+    /// let text = "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
+    /// let state = AppState::new(&GatewayConfig::from_toml(text)?)?;
+    /// assert_eq!(state.circuit("a", "m", AnswerKind::Stream).unwrap().name(), "a, m, stream");
+    /// assert!(state.circuit("a", "other", AnswerKind::Stream).is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn circuit(&self, provider: &str, model: &str, kind: AnswerKind) -> Option<Arc<CircuitBreaker>> {
+        let live = self.live();
+        let circuits = &live.providers[live.providers.find(|known| known.name() == provider)?].circuits;
+        Some(Arc::clone(&circuits.of(circuits.find(model)?, kind).breaker))
     }
 
     pub(crate) fn begin_drain(&self) {
@@ -344,18 +384,23 @@ impl Live {
                     let silence = config.silence.map(|settings| {
                         Arc::new(match known {
                             Some(known) => known.reconfigured(settings, is_served),
-                            None => Detectors::new(Arc::clone(&breaker), settings, cores),
+                            None => Detectors::new(&config.name, settings, cores),
                         })
                     });
-                    let breaks_off = old.is_some_and(|old| old.breaks_off());
-                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name), silence, breaks_off))
+                    let old = old.map(|old| &**old);
+                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name), silence, old))
                 }
             }
         };
-        let providers = config.providers.iter().map(provider).collect();
-        let candidates = config.candidates().into_iter();
-        let by_model = candidates.map(|(model, positions)| (model.to_owned(), PerProvider::ids(&positions))).collect();
-        Self { server: config.server.clone(), providers, by_model, all: PerProvider::ids(&config.order()), tls }
+        let providers: PerProvider<Arc<Provider>> = config.providers.iter().map(provider).collect();
+        let of_model = |(model, positions): (&str, Vec<usize>)| {
+            let place = |id: ProviderId| (id, providers[id].circuits.find(model).expect("the provider serves it"));
+            (model.to_owned(), PerProvider::ids(&positions).map(place).collect())
+        };
+        let by_model = config.candidates().into_iter().map(of_model).collect();
+        let all = PerProvider::ids(&config.order()).map(|id| (id, Circuits::NO_MODEL)).collect();
+        let (server, failover, cooldowns) = (config.server.clone(), config.failover.clone(), config.cooldowns.clone());
+        Self { server, failover, cooldowns, providers, by_model, all, tls }
     }
 }
 

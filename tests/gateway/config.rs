@@ -51,7 +51,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
     );
     let expected = [
         "1: strategy is \"random\", expected \"priority\" or \"cheapest\"",
-        "2: retries is unknown, expected one of strategy, server, connections, timeouts, breaker, silence, providers",
+        "2: retries is unknown, expected one of strategy, server, connections, timeouts, breaker, silence, failover, cooldown, providers",
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
         "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, cors, ca_file, access_log, max_body_bytes, \
          replay_body_bytes, search_body_bytes, replay_answer_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
@@ -82,6 +82,30 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
         "32: providers[2].models is \"m\", expected an array, each a model's name",
     ];
     assert_eq!(found, expected.map(|mistake| format!("line {mistake}")));
+}
+
+#[test]
+fn mistakes_in_failover_and_cooldowns_name_the_field_and_what_would_be_right() {
+    let text = "[failover]
+when_all_open = 'wait'
+max_attempts = 0
+fallback_on_context_length = ['a', 'c']
+[cooldown]
+default = '10m'
+max = '1m'
+key_cooldown = '5h'
+[[providers]]
+name = 'a'
+url = 'http://a/v1'
+models = ['m']";
+    let expected = [
+        "line 2: failover.when_all_open is \"wait\", expected \"probe_early\" or \"refuse\"",
+        "line 3: failover.max_attempts is 0, expected a whole number, 1 to 100",
+        "line 4: failover.fallback_on_context_length[1] is \"c\", expected the name of a provider",
+        "line 6: cooldown.default is 10m, expected 1ms to cooldown.max, which is 1m",
+        "line 8: cooldown.key_cooldown is 5h, expected 1ms to 4h",
+    ];
+    assert_eq!(mistakes(text), expected);
 }
 
 #[test]
@@ -174,7 +198,14 @@ fn the_example_file_documents_every_setting_and_loads() {
         .lines()
         .map(|line| line.strip_prefix("# ").filter(|rest| is_setting(rest)).unwrap_or(line).to_owned() + "\n")
         .collect();
-    let with_defaults = load(&all_set.replace("ca_file = ", "# ").replace("ceiling = ", "# ").replace("cors = ", "# "));
+    let with_defaults = load(
+        &all_set
+            .replace("ca_file = ", "# ")
+            .replace("ceiling = ", "# ")
+            .replace("cors = ", "# ")
+            .replace("max_attempts = ", "# ")
+            .replace("fallback_on", "# "),
+    );
     assert_eq!(with_defaults, plan);
     // Every table names its settings when it meets an unknown one. The root names the tables.
     let root = settings_of(&mistakes("x = 1"), "x is unknown");

@@ -70,7 +70,7 @@ async fn a_reused_connection_that_closes_before_an_answer_is_neutral_and_the_req
         let answer = gateway.ask().await;
         assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]));
     }
-    let snapshot = gateway.breaker("a").snapshot();
+    let snapshot = gateway.snapshot("a");
     assert_eq!((snapshot.failure_count, snapshot.trip_count), (0, 0));
 }
 
@@ -138,7 +138,7 @@ async fn an_idle_connection_is_closed_when_the_provider_closes_it_and_at_its_idl
         close.send(true).unwrap();
         tokio::time::timeout(DEADLINE, is_gone.recv()).await.expect("the gateway closes it too").unwrap();
         assert_eq!(gateway.ask().await.status, 200);
-        assert_eq!(gateway.breaker("a").trip_count(), 0);
+        assert_eq!(gateway.trips("a"), 0);
     }
 }
 

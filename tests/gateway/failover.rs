@@ -86,13 +86,13 @@ async fn a_4xx_is_the_clients_fault_and_neutral() {
 }
 
 #[tokio::test]
-async fn a_429_moves_on_and_is_neutral() {
+async fn a_429_moves_on_and_takes_the_model_out_at_once_without_blame() {
     let (a, b) = (Provider::with_status(429).await, Provider::with_status(200).await);
     let gateway = Gateway::start(&[&a, &b], "", "", "").await;
     for _ in 0..5 {
         assert!(gateway.ask().await.is_by(&b));
     }
-    assert_eq!((a.hits(), gateway.failures_of("a")), (5, 0));
+    assert_eq!((a.hits(), gateway.failures_of("a"), gateway.own_breaker("a").trip_count()), (1, 0, 0));
 }
 
 #[tokio::test]
@@ -184,7 +184,8 @@ async fn a_timeout_of_the_only_provider_is_a_504_and_a_refused_connection_a_502(
 async fn when_every_circuit_is_open_the_answer_is_a_503_with_the_soonest_retry_after() {
     let a = Provider::with_status(500).await;
     let b = Provider::with_status(500).await;
-    let gateway = Gateway::start(&[&a, &b], "", "failure_threshold = 1\nopen_for = '20s'", "").await;
+    let refuse = "failure_threshold = 1\nopen_for = '20s'\n[failover]\nwhen_all_open = 'refuse'";
+    let gateway = Gateway::start(&[&a, &b], "", refuse, "").await;
     assert_eq!(gateway.ask().await.status, 500);
     let answer = gateway.ask().await;
     assert_eq!(answer.status, 503);
@@ -197,21 +198,21 @@ async fn when_every_circuit_is_open_the_answer_is_a_503_with_the_soonest_retry_a
 async fn an_isolated_provider_is_not_asked_and_nobody_is_told_when_it_will_be() {
     let [a, b] = [Provider::with_status(200).await, Provider::with_status(200).await];
     let gateway = Gateway::start(&[&a, &b], "", "", "").await;
-    gateway.breaker("a").isolate("maintenance");
+    gateway.own_breaker("a").isolate("maintenance");
     let answer = gateway.ask().await;
     assert_eq!(answer.header("x-fusebox-provider"), "b", "{answer:?}");
-    gateway.breaker("b").isolate("maintenance");
+    gateway.own_breaker("b").isolate("maintenance");
     let answer = gateway.ask().await;
     assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("providers_unavailable")));
     assert!(!answer.headers.contains_key("retry-after"), "{answer:?}");
     let (status, health) = gateway.health().await;
     assert_eq!((status, health["providers"]["a"]["state"].as_str()), (503, Some("open")));
 
-    gateway.breaker("a").disable();
+    gateway.own_breaker("a").disable();
     assert_eq!(gateway.ask().await.header("x-fusebox-provider"), "a");
     let (status, health) = gateway.health().await;
     assert_eq!((status, health["providers"]["a"]["state"].as_str()), (200, Some("disabled")));
-    gateway.breaker("b").reset();
+    gateway.own_breaker("b").reset();
     assert_eq!(gateway.health().await.1["status"], "ok");
 }
 
@@ -284,18 +285,15 @@ async fn looking_at_a_candidate_does_not_use_up_its_probe() {
 }
 
 #[tokio::test]
-async fn a_probe_that_is_answered_429_is_handed_back() {
-    let gateway = Gateway::answering(
-        vec![answer(500), answer(429), answer(200)],
-        "",
-        "failure_threshold = 1\nopen_for = '1ms'",
-        "",
-    )
-    .await;
+async fn a_probe_that_is_answered_429_is_no_failed_probe_and_the_next_one_comes_after_the_cooldown() {
+    let responses = vec![answer(500), answer(429), answer(200)];
+    let once = "failure_threshold = 1\nopen_for = '1ms'\n[cooldown]\ndefault = '1ms'";
+    let gateway = Gateway::answering(responses, "", once, "").await;
     gateway.ask().await;
     gateway.reopens("a").await;
     assert_eq!(gateway.ask().await.status, 429);
-    assert_eq!(gateway.state_of("a"), "half_open");
+    assert_eq!(gateway.snapshot("a").failed_probe_count, 1, "it opened again");
+    gateway.reopens("a").await;
     assert_eq!(gateway.ask().await.status, 200);
     gateway.reaches("a", "closed").await;
 }

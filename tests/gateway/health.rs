@@ -1,6 +1,6 @@
 //! `/health`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Gateway, Provider, soon};
 
@@ -11,17 +11,27 @@ async fn health_is_ok_degraded_or_unhealthy_by_the_circuits() {
     let (a, b) = (Provider::with_status(200).await, Provider::with_status(200).await);
     let gateway = Gateway::start(&[&a, &b], "", ONCE, "").await;
     let closed = json!({"state": "closed", "failure_count": 0});
-    let open = json!({"state": "open", "failure_count": 1});
+    let open = |health: &(u16, Value), name: &str| {
+        let shown = &health.1["providers"][name];
+        assert!((3_590_000..=3_600_000).contains(&shown["retry_in_ms"].as_u64().unwrap()), "{shown}");
+        json!({
+            "state": "open", "failure_count": 1, "cause": "failures", "error": "test",
+            "retry_in_ms": shown["retry_in_ms"],
+        })
+    };
     let breakers = &gateway.state.circuit_breakers;
 
     let expected = json!({"status": "ok", "providers": {"a": closed, "b": closed}});
     assert_eq!(gateway.health().await, (200, expected));
     breakers.record_failure("a", "test", "");
-    let expected = json!({"status": "degraded", "providers": {"a": open, "b": closed}});
-    assert_eq!(gateway.health().await, (200, expected));
+    let health = gateway.health().await;
+    let expected = json!({"status": "degraded", "providers": {"a": open(&health, "a"), "b": closed}});
+    assert_eq!(health, (200, expected));
     breakers.record_failure("b", "test", "");
-    let expected = json!({"status": "unhealthy", "providers": {"a": open, "b": open}});
-    assert_eq!(gateway.health().await, (503, expected));
+    let health = gateway.health().await;
+    let both = json!({"a": open(&health, "a"), "b": open(&health, "b")});
+    let expected = json!({"status": "unhealthy", "providers": both});
+    assert_eq!(health, (503, expected));
 }
 
 #[tokio::test]

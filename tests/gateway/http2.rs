@@ -118,7 +118,7 @@ async fn a_closed_http2_connection_and_a_refused_stream_are_neutral() {
         for _ in 0..20 {
             assert_eq!(gateway.ask().await.status, 200);
         }
-        let snapshot = gateway.breaker("a").snapshot();
+        let snapshot = gateway.snapshot("a");
         assert_eq!((snapshot.failure_count, snapshot.trip_count), (0, 0));
         assert!(counts[0].load(Ordering::SeqCst) > 5);
     }
@@ -135,7 +135,7 @@ async fn a_request_that_lost_its_connection_is_sent_again_on_a_new_one() {
     let long = format!("{{\"model\":\"m\",\"input\":\"{}\"}}", "x".repeat(2000));
     assert_eq!(gateway.post("/v1/embeddings", &long).await.status, 200);
     assert_eq!(gateway.ask().await.status, 200);
-    assert_eq!((counts[0].load(Ordering::SeqCst), gateway.breaker("a").trip_count()), (3, 0));
+    assert_eq!((counts[0].load(Ordering::SeqCst), gateway.trips("a")), (3, 0));
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn a_stream_that_is_reset_after_the_provider_saw_it_is_the_providers_failu
     let gateway = gateway(address).await;
     assert_eq!(gateway.ask().await.status, 200);
     assert_eq!(gateway.ask().await.status, 502);
-    assert_eq!((gateway.breaker("a").trip_count(), counts[1].load(Ordering::SeqCst)), (1, 2), "it is not asked twice");
+    assert_eq!((gateway.trips("a"), counts[1].load(Ordering::SeqCst)), (1, 2), "it is not asked twice");
     assert_eq!(gateway.log(2).await[1]["attempts"][0]["outcome"], json!("connection"));
 }
 
@@ -162,7 +162,7 @@ async fn a_provider_that_does_not_speak_the_configured_http2_has_failed() {
     });
     let gateway = gateway(address).await;
     assert_eq!(gateway.ask().await.status, 502);
-    assert_eq!(gateway.breaker("a").trip_count(), 1);
+    assert_eq!(gateway.trips("a"), 1);
 }
 
 #[test]

@@ -27,8 +27,8 @@ async fn a_json_answer_that_is_an_error_is_a_failed_attempt_and_the_next_provide
         (r#"{"type":"error","error":{"type":"overloaded_error"}}"#, "5xx", 1),
         (r#"{"object":"response","status":"failed","error":{"code":"server_error"},"output":[]}"#, "5xx", 1),
         (r#"{"error":{"code":"rate_limit_exceeded","type":"tokens"}}"#, "429", 0),
-        (r#"{"error":{"code":"insufficient_quota"}}"#, "declined", 0),
-        (r#"{"error":{"code":404,"message":"no such model"}}"#, "declined", 0),
+        (r#"{"error":{"code":"insufficient_quota"}}"#, "no_credit", 0),
+        (r#"{"error":{"code":404,"message":"no such model"}}"#, "unknown_model", 0),
         ("<html>down</html>", "empty", 1),
         ("", "empty", 1),
     ] {
@@ -165,8 +165,8 @@ async fn a_key_that_an_error_in_a_stream_quotes_as_its_code_is_not_kept() {
     let gateway = Gateway::start(&[&a], "", "failure_threshold = 1", "").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     sender.send_data("data: {\"error\":{\"code\":\"provider-key\"}}\n\n".into()).await.unwrap();
-    gateway.until(|gateway| gateway.breaker("a").trip_count() == 1).await;
-    let error = gateway.breaker("a").snapshot().last_error.unwrap().message().to_owned();
+    gateway.until(|gateway| gateway.trips("a") == 1).await;
+    let error = gateway.snapshot("a").last_error.unwrap().message().to_owned();
     assert_eq!(error, "an error in the middle of the answer: ************");
     drop(response);
 }
@@ -185,7 +185,9 @@ async fn an_error_without_a_type_is_one_and_the_page_of_a_redirect_is_none() {
     })
     .await;
     let gateway = Gateway::start(&[&a], "", "", "").await;
-    assert_eq!((gateway.ask().await.status, gateway.failures_of("a")), (302, 0));
+    let answer = gateway.ask().await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (502, Some("provider_refused")));
+    assert_eq!(gateway.failures_of("a"), 0);
 }
 
 #[tokio::test]

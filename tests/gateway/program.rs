@@ -15,7 +15,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use crate::support::{CHAT, DEADLINE, Provider, TempFile, nobody, one_by_one, streamed, until_closed, until_open};
+use crate::support::{
+    CHAT, DEADLINE, Provider, TempFile, another, nobody, one_by_one, streamed, until_closed, until_open,
+};
 
 #[tokio::test]
 async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
@@ -38,7 +40,7 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
 
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request = hyper::Request::post(format!("http://{address}/v1/chat/completions"));
-    let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+    let request = request.body(Full::new(Bytes::from(another(CHAT)))).unwrap();
     let (response, ()) =
         tokio::join!(client.request(request), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
     assert!(Command::new("kill").arg(gateway.id().to_string()).status().unwrap().success());
@@ -58,7 +60,7 @@ async fn a_second_signal_ends_the_gateway_at_once() {
     let mut gateway = Serving::start("second-signal", &provider("a", &a)).await;
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request = hyper::Request::post(format!("http://{}/v1/chat/completions", gateway.address));
-    let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+    let request = request.body(Full::new(Bytes::from(another(CHAT)))).unwrap();
     let (response, ()) =
         tokio::join!(client.request(request), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
     let mut body = response.unwrap().into_body();
@@ -122,7 +124,7 @@ impl Serving {
     async fn ask(&self) -> (u16, String) {
         let client = Client::builder(TokioExecutor::new()).build_http();
         let request = hyper::Request::post(format!("http://{}/v1/chat/completions", self.address));
-        let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+        let request = request.body(Full::new(Bytes::from(another(CHAT)))).unwrap();
         let response = client.request(request).await.unwrap();
         let provider = response.headers()["x-fusebox-provider"].to_str().unwrap().to_owned();
         (response.status().as_u16(), provider)
@@ -192,7 +194,7 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_lose_no_breaker_stat
             let client = client.clone();
             requests.spawn(async move {
                 let request = hyper::Request::post(format!("http://{address}/v1/chat/completions"));
-                let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+                let request = request.body(Full::new(Bytes::from(another(CHAT)))).unwrap();
                 let response = client.request(request).await.unwrap();
                 assert!(response.status() == StatusCode::OK && response.headers()["x-fusebox-provider"] == "good");
                 response.into_body().collect().await.unwrap();
@@ -224,9 +226,9 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_lose_no_breaker_stat
         }
     };
     for line in [
-        "fusebox_circuit_state{provider=\"bad\",state=\"open\"} 1",
-        "fusebox_circuit_trips_total{provider=\"bad\"} 1",
-        "fusebox_circuit_failures{provider=\"bad\"} 3",
+        "fusebox_circuit_state{provider=\"bad\",model=\"m\",answer=\"whole\",state=\"open\"} 1",
+        "fusebox_circuit_trips_total{provider=\"bad\",model=\"m\",answer=\"whole\"} 1",
+        "fusebox_circuit_failures{provider=\"bad\",model=\"m\",answer=\"whole\"} 3",
         "fusebox_config_reloads_total{result=\"applied\"} 200",
         &all,
     ] {
@@ -250,7 +252,7 @@ async fn a_gateway_that_was_paused_itself_blames_no_provider() {
             let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
             loop {
                 let request = hyper::Request::post(format!("http://{address}/v1/chat/completions"));
-                let request = request.body(Full::new(Bytes::from_static(CHAT.as_bytes()))).unwrap();
+                let request = request.body(Full::new(Bytes::from(another(CHAT)))).unwrap();
                 client.request(request).await.unwrap().into_body().collect().await.unwrap();
             }
         });
@@ -350,10 +352,10 @@ fn the_demo_loses_a_provider_that_refuses_connections_and_no_client_notices() {
 }
 
 #[test]
-fn the_demo_avoids_a_provider_that_answers_429_and_blames_none() {
+fn the_demo_asks_a_provider_that_answers_429_later() {
     let summary = demo("429", "0.5");
-    assert_eq!((&summary["client_errors"], &summary["trips"]), (&json!(0), &json!(0)), "{summary}");
-    assert!(number(&summary, "faulty_provider_hits") >= 100.0, "every request tries it: {summary}");
+    assert_eq!(summary["client_errors"], json!(0), "{summary}");
+    assert!((1.0..=12.0).contains(&number(&summary, "faulty_provider_hits")), "{summary}");
 }
 
 #[test]
@@ -379,12 +381,12 @@ fn the_demo_cuts_only_the_streams_in_flight_at_the_opening_and_one_per_probe() {
 #[test]
 fn the_demo_prints_lines_where_there_is_no_terminal() {
     let output = Command::new(env!("CARGO_BIN_EXE_fusebox"))
-        .args(["demo", "--outage", "100ms", "--rate", "50", "--fault", "500"])
+        .args(["demo", "--outage", "300ms", "--rate", "50", "--fault", "500"])
         .output()
         .unwrap();
     let (out, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success() && out.starts_with("requests  ") && !out.contains('\x1b'), "{out}");
-    for part in ["primary fails with 500", "primary    open ", "next probe in", "(5xx: 500 Internal Server Error)"] {
+    for part in ["primary fails with 500", " open ", "next probe in", "(5xx: 500 Internal Server Error)"] {
         assert!(log.contains(part), "{part}: {log}");
     }
 }

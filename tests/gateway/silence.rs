@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::support::{Answer, CHAT, Gateway, Provider, read, streamed};
+use crate::support::{Answer, CHAT, Gateway, Provider, another, read, streamed};
 
 const ONE_CORE: &str = "cores = 1";
 const STREAM: &str = r#"{"model": "m", "stream": true}"#;
@@ -33,7 +33,7 @@ async fn learn(gateway: &Gateway, body: &str) {
 
 /// So many requests at once.
 fn several(gateway: &Gateway, requests: usize, body: &str) -> JoinSet<Answer> {
-    let sent = (0..requests).map(|_| gateway.sending(gateway.request("/v1/chat/completions", body)));
+    let sent = (0..requests).map(|_| gateway.sending(gateway.request("/v1/chat/completions", &another(body))));
     sent.map(|sent| async { read(sent.await).await }).collect()
 }
 
@@ -49,12 +49,12 @@ async fn unanswered_requests_are_answered_by_the_next_provider_and_health_says_w
     assert!(gateway.ask().await.is_by(&b) && a.hits() == 125, "nobody asks it any more");
     let (_, health) = gateway.health().await;
     let health = &health["providers"]["a"];
-    assert_eq!((&health["state"], &health["failure_count"]), (&json!("open"), &json!(0)));
+    assert_eq!((&health["state"], &health["failure_count"]), (&json!("open"), &json!(1)));
     let reason = health["reason"].as_str().unwrap();
     assert!(reason.starts_with("silent: m, answer: 5 unanswered for 2") && reason.contains("(phi 1"), "{reason}");
     let metrics = gateway.metrics().await;
     for line in [
-        "fusebox_circuit_silent{provider=\"a\"} 1",
+        "fusebox_circuit_silent{provider=\"a\",model=\"m\",answer=\"whole\"} 1",
         "fusebox_circuit_silent{provider=\"b\"} 0",
         "fusebox_attempts_total{provider=\"a\",outcome=\"silent\"} 5",
         "fusebox_silence_learnt{provider=\"a\",model=\"m\",awaited=\"answer\"} 1",
@@ -74,7 +74,7 @@ async fn a_silence_ends_with_the_first_late_answer() {
     let (gateway, a, gate, b) = knowing("", "").await;
     gate.send_replace(false);
     assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
-    assert!(gateway.breaker("a").snapshot().silent);
+    assert!(gateway.snapshot("a").silent);
     gate.send_replace(true);
     gateway.reaches("a", "closed").await;
     assert!(gateway.ask().await.is_by(&a));
@@ -108,7 +108,7 @@ async fn without_another_candidate_requests_keep_waiting() {
     learn(&gateway, CHAT).await;
     gate.send_replace(false);
     let waiting = several(&gateway, 5, CHAT);
-    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    gateway.until(|gateway| gateway.snapshot("a").silent).await;
     let late = several(&gateway, 1, CHAT);
     gateway.until(|_| a.hits() == 126).await;
     let metrics = gateway.metrics().await;
@@ -131,44 +131,40 @@ async fn slow_answers_that_look_like_silence_delay_and_refuse_no_quick_one() {
     learn(&gateway, CHAT).await;
     gate.send_replace(false);
     let slow = several(&gateway, 5, SLOW);
-    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    gateway.until(|gateway| gateway.snapshot("a").silent).await;
     let (status, health) = gateway.health().await;
     assert_eq!((status, &health["status"]), (200, &json!("degraded")), "requests can be served");
     let answer = gateway.ask().await;
     assert_eq!((answer.status, answer.header("x-fusebox-attempts")), (200, "1"));
     gateway.reaches("a", "closed").await;
-    assert_eq!(gateway.breaker("a").trip_count(), 1);
+    assert_eq!(gateway.trips("a"), 1);
     gate.send_replace(true);
     assert!(slow.join_all().await.iter().all(|answer| answer.status == 200));
     assert_eq!(a.hits(), 126, "nothing was sent twice");
 }
 
-/// Two silent providers, of which b answered later. Only b serves the model `n`.
-async fn both_silent() -> (Gateway, [(Provider, watch::Sender<bool>); 2], [JoinSet<Answer>; 2]) {
+/// Two silent providers, of which b answered later, and the requests that wait for it.
+async fn both_silent() -> (Gateway, [(Provider, watch::Sender<bool>); 2], JoinSet<Answer>) {
     let (a, b) = (Provider::gated().await, Provider::gated().await);
-    let provider = |name: &str, provider: &Provider, models: &str| {
-        format!("[[providers]]\nname = '{name}'\nurl = 'http://{}/v1'\nmodels = [{models}]\n", provider.address)
-    };
-    let providers = provider("a", &a.0, "'m'") + &provider("b", &b.0, "'m', 'n'");
-    let text = format!("[server]\n{ONE_CORE}\n{providers}");
-    let gateway = Gateway::from_config(&GatewayConfig::from_toml(&text).unwrap()).await;
-    let of_b = &CHAT.replace("\"m\"", "\"n\"");
+    let gateway = Gateway::start(&[&a.0, &b.0], ONE_CORE, "", "").await;
     learn(&gateway, CHAT).await;
-    learn(&gateway, of_b).await;
-    b.1.send_replace(false);
-    let asked_b = several(&gateway, 5, of_b);
-    gateway.until(|gateway| gateway.breaker("b").snapshot().silent).await;
+    gateway.own_breaker("a").isolate("so that b is asked");
+    learn(&gateway, CHAT).await;
+    gateway.own_breaker("a").reset();
     a.1.send_replace(false);
-    let asked_a = several(&gateway, 5, CHAT);
-    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
-    (gateway, [a, b], [asked_a, asked_b])
+    let moved = several(&gateway, 5, CHAT).join_all().await;
+    assert!(moved.iter().all(|answer| answer.is_by(&b.0)));
+    b.1.send_replace(false);
+    let waiting = several(&gateway, 5, CHAT);
+    gateway.until(|gateway| gateway.snapshot("a").silent && gateway.snapshot("b").silent).await;
+    (gateway, [a, b], waiting)
 }
 
 #[tokio::test]
 async fn if_all_candidates_are_silent_the_one_that_answered_last_is_asked() {
     let (gateway, [(a, _a_gate), (b, b_gate)], waiting) = both_silent().await;
     let asked = several(&gateway, 1, CHAT);
-    gateway.until(|_| b.hits() == 126).await;
+    gateway.until(|_| b.hits() == 131).await;
     b_gate.send_replace(true);
     let answer = asked.join_all().await.remove(0);
     assert!(answer.status == 200 && answer.is_by(&b) && a.hits() == 125);
@@ -182,7 +178,7 @@ async fn a_silent_candidate_is_asked_without_waiting_for_the_probe_of_its_silenc
     learn(&gateway, CHAT).await;
     gate.send_replace(false);
     let waiting = several(&gateway, 5, CHAT);
-    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    gateway.until(|gateway| gateway.snapshot("a").silent).await;
     gateway.reopens("a").await;
     let probe = gateway.breaker("a").try_acquire_owned().unwrap();
     let asked = several(&gateway, 1, CHAT);
@@ -198,7 +194,7 @@ async fn a_request_that_went_through_silence_ends_with_its_time_limits() {
     learn(&gateway, CHAT).await;
     a_gate.send_replace(false);
     let waiting = several(&gateway, 5, CHAT);
-    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    gateway.until(|gateway| gateway.snapshot("a").silent).await;
     let answer = gateway.ask().await;
     assert_eq!((answer.status, a.hits()), (504, 126), "nobody answers, and nothing else is left");
     assert!(waiting.join_all().await.iter().all(|answer| answer.status == 504));
@@ -228,7 +224,7 @@ async fn a_request_that_no_candidate_answers_ends_with_its_timeouts() {
     for answer in several(&gateway, 5, CHAT).join_all().await {
         assert!(answer.status == 500 || answer.status == 504, "{answer:?}");
     }
-    assert_eq!(gateway.breaker("a").trip_count(), 1, "the timeouts of what was silent are no news");
+    assert_eq!(gateway.trips("a"), 1, "the timeouts of what was silent are no news");
 }
 
 #[tokio::test]
@@ -240,7 +236,7 @@ async fn the_request_of_an_unanswered_probe_is_answered_by_the_next_provider() {
     let answer = gateway.ask().await;
     assert!(answer.is_by(&b) && answer.header("x-fusebox-attempts") == "2");
     assert_eq!(a.hits(), 126);
-    assert!(gateway.breaker("a").snapshot().failed_probe_count == 1);
+    assert!(gateway.snapshot("a").failed_probe_count == 1);
     gate.send_replace(true);
     gateway.reaches("a", "closed").await;
 }
@@ -250,7 +246,7 @@ async fn with_detection_switched_off_only_timeouts_notice_silence() {
     let (gateway, a, gate, b) = knowing("", "silence.enabled = false\ntimeouts.total = '200ms'").await;
     gate.send_replace(false);
     assert!(several(&gateway, 5, CHAT).join_all().await.iter().all(|answer| answer.is_by(&b)));
-    let snapshot = gateway.breaker("a").snapshot();
+    let snapshot = gateway.snapshot("a");
     assert!(!snapshot.silent && snapshot.last_error.unwrap().error_type() == "total_timeout");
     assert_eq!(a.hits(), 125);
 }
@@ -345,7 +341,7 @@ async fn events_that_only_keep_a_stream_alive_are_no_answer() {
             .unwrap();
     }
     assert!(waiting.join_all().await.iter().all(|answer| answer.is_by(&b)));
-    assert!(gateway.breaker("a").snapshot().silent);
+    assert!(gateway.snapshot("a").silent);
 
     // One of the streams begins late: that is an answer.
     for sender in &mut senders {
@@ -375,7 +371,7 @@ async fn flowing() -> (Gateway, Vec<Sender<Bytes, std::io::Error>>, Vec<hyper::b
 #[tokio::test]
 async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece_closes_it() {
     let (gateway, mut senders, mut streams) = flowing().await;
-    gateway.until(|gateway| gateway.breaker("a").snapshot().silent).await;
+    gateway.until(|gateway| gateway.snapshot("a").silent).await;
     for kept_alive in [
         ": keep-alive\n\n",
         "event: ping\ndata: {\"type\": \"ping\"}\n\n",
@@ -385,7 +381,7 @@ async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece
             sender.send_data(kept_alive.into()).await.unwrap();
             while stream.frame().await.unwrap().unwrap().into_data().unwrap() != kept_alive {}
         }
-        assert!(gateway.breaker("a").snapshot().silent, "{kept_alive}");
+        assert!(gateway.snapshot("a").silent, "{kept_alive}");
     }
     for mut sender in senders {
         sender.send_data("data: 2\n\n".into()).await.unwrap();
@@ -407,7 +403,7 @@ async fn a_client_that_does_not_read_does_not_make_its_provider_silent() {
         }
     });
     let _senders = sending.collect::<JoinSet<_>>().join_all().await;
-    assert_eq!(gateway.breaker("a").trip_count(), 0);
+    assert_eq!(gateway.trips("a"), 0);
     let metrics = gateway.metrics().await;
     for (name, value) in [("learnt", 1), ("unanswered", 0)] {
         let line = format!("fusebox_silence_{name}{{provider=\"a\",model=\"m\",awaited=\"chunk\"}} {value}\n");

@@ -50,7 +50,7 @@ async fn a_stream_that_falls_silent_ends_with_an_error_event_after_the_idle_time
     let gateway = Gateway::answering(vec![response], "", "", "timeouts.idle = '50ms'").await;
     let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
     assert_eq!(broken(response).await.1, "The provider fell silent in the middle of the answer.");
-    assert_eq!(gateway.breaker("a").snapshot().failure_count, 1);
+    assert_eq!(gateway.snapshot("a").failure_count, 1);
     assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "idle_timeout");
 }
 
@@ -172,7 +172,7 @@ async fn if_broken_streams_opened_the_circuit_a_probe_is_judged_at_its_end() {
     break_off(sender, response).await;
     let (sender, response) = begin("half_open").await;
     break_off(sender, response).await;
-    let snapshot = gateway.breaker("a").snapshot();
+    let snapshot = gateway.snapshot("a");
     assert_eq!(
         (snapshot.trip_count, snapshot.failed_probe_count),
         (1, 1),
@@ -212,7 +212,7 @@ async fn a_probe_that_is_judged_at_its_end_succeeds_before_its_lease_ends() {
     second.abort(std::io::Error::other("gone"));
     reading.await.unwrap().unwrap();
     gateway.reaches("a", "open").await;
-    assert_eq!(gateway.breaker("a").trip_count(), 2);
+    assert_eq!(gateway.trips("a"), 2);
 }
 
 #[tokio::test]
@@ -229,9 +229,9 @@ async fn a_client_that_leaves_is_neutral_and_its_probe_is_handed_back() {
         let head = format!("POST /v1/x HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n{CHAT}", CHAT.len());
         client.write_all(head.as_bytes()).await.unwrap();
         gateway.until(|_| a.hits() == 2).await;
-        assert!(gateway.breaker("a").snapshot().probe_in_flight);
+        assert!(gateway.snapshot("a").probe_in_flight);
     }
-    gateway.until(|gateway| !gateway.breaker("a").snapshot().probe_in_flight).await;
+    gateway.until(|gateway| !gateway.snapshot("a").probe_in_flight).await;
     assert_eq!(gateway.state_of("a"), "half_open");
     assert_eq!(gateway.ask().await.status, 200);
     gateway.reaches("a", "closed").await;

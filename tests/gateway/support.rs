@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use fusebox::proxy::{AppState, CircuitBreaker, GatewayConfig, run_server};
+use fusebox::proxy::{AnswerKind, AppState, BreakerSnapshot, CircuitBreaker, CircuitState, GatewayConfig, run_server};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Full};
@@ -66,7 +66,7 @@ pub(crate) struct Seen {
     pub(crate) body: Bytes,
 }
 
-type Script = dyn Fn(usize) -> Response<Body> + Send + Sync;
+type Script = dyn Fn(usize, &str) -> Response<Body> + Send + Sync;
 
 /// A provider whose n-th answer is given by a function of n.
 pub(crate) struct Provider {
@@ -84,7 +84,12 @@ impl Provider {
         address: &str,
         script: impl Fn(usize) -> Response<Body> + Send + Sync + 'static,
     ) -> Self {
-        Self::start_behind(watch::channel(true).1, "", address, script).await
+        Self::start_behind(watch::channel(true).1, "", address, move |n, _| script(n)).await
+    }
+
+    /// A provider whose answers are given by a function of the request's body.
+    pub(crate) async fn judging(script: impl Fn(&str) -> Response<Body> + Send + Sync + 'static) -> Self {
+        Self::start_behind(watch::channel(true).1, "", "127.0.0.1:0", move |_, body| script(body)).await
     }
 
     /// Answers every request with 200, while the gate is open; until then it waits.
@@ -95,14 +100,14 @@ impl Provider {
     /// The same for requests whose body contains this text. All others are answered at once.
     pub(crate) async fn gated_for(text: &'static str) -> (Self, watch::Sender<bool>) {
         let (gate, is_open) = watch::channel(true);
-        (Self::start_behind(is_open, text, "127.0.0.1:0", |_| answer(200)).await, gate)
+        (Self::start_behind(is_open, text, "127.0.0.1:0", |_, _| answer(200)).await, gate)
     }
 
     async fn start_behind(
         gate: watch::Receiver<bool>,
         gated: &'static str,
         address: &str,
-        script: impl Fn(usize) -> Response<Body> + Send + Sync + 'static,
+        script: impl Fn(usize, &str) -> Response<Body> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -113,7 +118,8 @@ impl Provider {
         let app = axum::Router::new().fallback(async move |request: Request<Body>| {
             let (head, body) = request.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
-            let is_gated = String::from_utf8_lossy(&body).contains(gated);
+            let text = String::from_utf8_lossy(&body).into_owned();
+            let is_gated = text.contains(gated);
             log.lock().push(Seen {
                 version: head.version,
                 method: head.method,
@@ -121,7 +127,7 @@ impl Provider {
                 headers: head.headers,
                 body,
             });
-            let mut response = script(count.fetch_add(1, Ordering::SeqCst));
+            let mut response = script(count.fetch_add(1, Ordering::SeqCst), &text);
             response.headers_mut().insert(BY, address.to_string().parse().unwrap());
             // An error says that the test is over.
             let _ = gate.clone().wait_for(|is_open| *is_open || !is_gated).await;
@@ -284,9 +290,10 @@ impl Gateway {
         Request::post(uri).header("content-type", "application/json").body(Full::from(body.to_owned())).unwrap()
     }
 
-    /// Asks for a completion; the body is still to be read.
+    /// Asks for a completion; the body is still to be read. No two of these requests are alike: the failures of the
+    /// same one would count once.
     pub(crate) async fn begin(&self) -> Response<hyper::body::Incoming> {
-        self.send(self.request("/v1/chat/completions", CHAT)).await
+        self.send(self.request("/v1/chat/completions", &another(CHAT))).await
     }
 
     /// Asks for a completion whose first chunk the provider sends meanwhile: there is no answer before that.
@@ -318,12 +325,33 @@ impl Gateway {
         (answer.status, answer.json())
     }
 
-    pub(crate) fn state_of(&self, provider: &str) -> String {
-        self.state.circuit_breakers.state(provider).unwrap().to_string()
+    /// The provider's own circuit, or one of those of the model `m`: the one that is furthest from closed.
+    pub(crate) fn snapshot(&self, provider: &str) -> BreakerSnapshot {
+        let rank = |state| match state {
+            CircuitState::Open => 2,
+            CircuitState::Closed => 0,
+            _ => 1,
+        };
+        let snapshots = self.circuits(provider).map(|circuit| circuit.snapshot());
+        snapshots.into_iter().max_by_key(|it| (rank(it.state), it.trip_count, it.failure_count)).unwrap()
     }
 
+    pub(crate) fn state_of(&self, provider: &str) -> String {
+        self.snapshot(provider).state.to_string()
+    }
+
+    /// How often these circuits have opened.
+    pub(crate) fn trips(&self, provider: &str) -> u64 {
+        self.circuits(provider).iter().map(|circuit| circuit.trip_count()).sum()
+    }
+
+    /// The most failures in a row of any of these circuits.
     pub(crate) fn failures_of(&self, provider: &str) -> u32 {
-        self.state.circuit_breakers.failure_count(provider).unwrap()
+        self.circuits(provider).iter().map(|circuit| circuit.failure_count()).max().unwrap()
+    }
+
+    fn circuits(&self, provider: &str) -> [Arc<CircuitBreaker>; 3] {
+        [self.own_breaker(provider), self.breaker(provider), self.stream_breaker(provider)]
     }
 
     /// Waits until `provider`'s circuit is in `state`, which follows the answer by a moment.
@@ -337,12 +365,30 @@ impl Gateway {
 
     /// Waits until `provider`'s open time has passed.
     pub(crate) async fn reopens(&self, provider: &str) {
-        self.until(|gateway| gateway.breaker(provider).would_allow()).await;
+        self.until(|gateway| gateway.circuits(provider).iter().all(|circuit| circuit.would_allow())).await;
     }
 
+    /// The circuit of the model `m` for whole answers.
     pub(crate) fn breaker(&self, provider: &str) -> Arc<CircuitBreaker> {
+        self.state.circuit(provider, "m", AnswerKind::Whole).unwrap()
+    }
+
+    /// The same for streams.
+    pub(crate) fn stream_breaker(&self, provider: &str) -> Arc<CircuitBreaker> {
+        self.state.circuit(provider, "m", AnswerKind::Stream).unwrap()
+    }
+
+    /// The circuit above those of the provider's models.
+    pub(crate) fn own_breaker(&self, provider: &str) -> Arc<CircuitBreaker> {
         self.state.circuit_breakers.get(provider).unwrap()
     }
+}
+
+/// The same body with a field that no other one has.
+pub(crate) fn another(body: &str) -> String {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    format!("{}, \"user\": \"{number}\"}}", body.strip_suffix('}').unwrap())
 }
 
 pub(crate) const CHAT: &str = r#"{"messages": [{"role": "user", "content": "hi"}], "model": "m"}"#;

@@ -8,16 +8,21 @@ use crate::Mutant;
 /// What the models and the histories are built from.
 const SOURCES: [&str; 3] = ["src", "loom-tests/src", "loom-tests/tests"];
 
-/// The copy's root, and the build folder that it shares with the repository.
+/// The copy's root, and its build folder.
 pub(crate) struct Copy {
     pub(crate) root: PathBuf,
     pub(crate) target: PathBuf,
 }
 
 impl Copy {
-    pub(crate) fn make(repository: &Path) -> Self {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
-        let root = target.join("mutants");
+    /// The first copy shares the build folder with the repository. Any other one has its own, since cargo builds one
+    /// thing at a time in a folder.
+    pub(crate) fn make(repository: &Path, number: usize) -> Self {
+        let shared = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
+        let (root, target) = match number {
+            0 => (shared.join("mutants"), shared),
+            _ => (shared.join(format!("mutants-{number}")), shared.join(format!("mutants-{number}-target"))),
+        };
         let _ = fs::remove_dir_all(&root);
         for folder in SOURCES {
             copy_folder(&repository.join(folder), &root.join(folder));

@@ -1,8 +1,7 @@
 //! Makes one deliberate mistake after the other in a copy of the sources, and runs the tests that are said to notice.
 //!
 //! A model that passes proves nothing until it has been seen to fail. `loom-tests/mutants.toml` lists the mistakes as
-//! edits of the sources; the copy has a workspace of its own, and shares the build folder so that no dependency is
-//! built twice.
+//! edits of the sources; a copy has a workspace of its own.
 
 mod copy;
 #[cfg(test)]
@@ -11,7 +10,9 @@ mod suite;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use copy::Copy;
 use serde::Deserialize;
@@ -75,38 +76,34 @@ fn main() -> ExitCode {
         }
     }
 
-    let copy = Copy::make(repository());
-    let suites = match baseline(&copy, is_quick) {
+    let copies: Vec<_> = (0..COPIES).map(|number| Copy::make(repository(), number)).collect();
+    let suites = std::thread::scope(|scope| {
+        let building: Vec<_> = copies.iter().map(|copy| scope.spawn(move || baseline(copy, is_quick))).collect();
+        building.into_iter().map(|suites| suites.join().expect("no panic")).collect::<Result<Vec<_>, _>>()
+    });
+    let suites = match suites {
         Ok(suites) => suites,
         Err(error) => {
             eprintln!("without a mutant: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let said = if is_quick { "is built" } else { "passes" };
-    println!("{} of {all} mutants; the copy {said} after {:.0} s", mutants.len(), started.elapsed().as_secs_f64());
+    let said = if is_quick { "are built" } else { "pass" };
+    println!("{} of {all} mutants; the copies {said} after {:.0} s", mutants.len(), started.elapsed().as_secs_f64());
 
-    let mut killed = 0;
-    let mut harmless = Vec::new();
-    let mut wrong = Vec::new();
-    for mutant in &mutants {
-        let at = Instant::now();
-        let verdict = copy.with(mutant, || examine(mutant, &copy, &suites)).and_then(|verdict| verdict);
-        let took = at.elapsed().as_secs_f64();
-        match verdict {
-            Ok(how) => {
-                println!("{took:>5.1} s  {}: {how}", mutant.name);
-                match mutant.harmless {
-                    Some(_) => harmless.push(&*mutant.name),
-                    None => killed += 1,
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Found::default()));
+    std::thread::scope(|scope| {
+        for (copy, suites) in copies.iter().zip(&suites) {
+            scope.spawn(|| {
+                while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let at = Instant::now();
+                    let verdict = copy.with(mutant, || examine(mutant, copy, suites)).and_then(|verdict| verdict);
+                    found.lock().expect("no panic").note(mutant, verdict, at.elapsed());
                 }
-            }
-            Err(why) => {
-                println!("{took:>5.1} s  {}: WRONG: {why}\n         rule: {}", mutant.name, mutant.why);
-                wrong.push(&*mutant.name);
-            }
+            });
         }
-    }
+    });
+    let Found { killed, harmless, wrong } = found.into_inner().expect("no panic");
     println!(
         "{killed} of {} killed, {} harmless {harmless:?}, {} wrong {wrong:?}, in {:.0} s",
         mutants.len() - harmless.len(),
@@ -115,6 +112,36 @@ fn main() -> ExitCode {
         started.elapsed().as_secs_f64()
     );
     if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// So many mutants are examined at once. Building one keeps a core busy.
+const COPIES: usize = 2;
+
+/// What became of the mutants.
+#[derive(Default)]
+struct Found {
+    killed: usize,
+    harmless: Vec<String>,
+    wrong: Vec<String>,
+}
+
+impl Found {
+    fn note(&mut self, mutant: &Mutant, verdict: Result<String, String>, took: Duration) {
+        let (took, name) = (took.as_secs_f64(), &mutant.name);
+        match verdict {
+            Ok(how) => {
+                println!("{took:>5.1} s  {name}: {how}");
+                match mutant.harmless {
+                    Some(_) => self.harmless.push(name.clone()),
+                    None => self.killed += 1,
+                }
+            }
+            Err(why) => {
+                println!("{took:>5.1} s  {name}: WRONG: {why}\n         rule: {}", mutant.why);
+                self.wrong.push(name.clone());
+            }
+        }
+    }
 }
 
 /// What fails without a mutant does not notice one.

@@ -12,9 +12,8 @@ use crate::harness::{Answer, OPEN_FOR, beside, breaker, explore, fail, probes, r
 const AFTER: Duration = Duration::from_millis(400);
 
 /// For a call that has nobody else to ask.
-fn early(breaker: Arc<CircuitBreaker>) -> Answer {
-    let owner = Arc::clone(&breaker);
-    breaker.try_acquire_early(AFTER).map(|permit| permit.held_by(owner))
+fn early(breaker: &Arc<CircuitBreaker>) -> Answer {
+    breaker.try_acquire_early(AFTER).map(|permit| permit.held_by(Arc::clone(breaker)))
 }
 
 /// A breaker that has been open for so long.
@@ -29,8 +28,8 @@ fn open_since(time: Duration) -> Arc<CircuitBreaker> {
 fn of_calls_that_may_be_early_exactly_one_is_the_probe() {
     explore(&["the first", "the second", "the third"], || {
         let breaker = open_since(AFTER);
-        let others = [(); 2].map(|()| beside(&breaker, early));
-        let ours = early(Arc::clone(&breaker));
+        let others = [(); 2].map(|()| beside(&breaker, |breaker| early(&breaker)));
+        let ours = early(&breaker);
         let [second, third] = others.map(|other| other.join().unwrap());
         let answers = [("the first", ours), ("the second", second), ("the third", third)];
         let losers = answers.iter().filter(|(_, answer)| reason(answer) == Some(RejectionReason::ProbeInFlight));
@@ -46,7 +45,7 @@ fn an_early_call_and_one_that_comes_in_time_are_never_both_the_probe() {
     explore(&["the early one", "the other one"], || {
         let breaker = open_since(OPEN_FOR);
         let other = beside(&breaker, CircuitBreaker::try_acquire_owned);
-        let ours = early(Arc::clone(&breaker));
+        let ours = early(&breaker);
         let other = other.join().unwrap();
         assert_ne!(probes(&ours), probes(&other));
         if probes(&ours) { "the early one" } else { "the other one" }
@@ -57,8 +56,8 @@ fn an_early_call_and_one_that_comes_in_time_are_never_both_the_probe() {
 fn a_failed_early_probe_is_followed_by_no_other_before_its_time() {
     explore(&["met the probe", "met the new opening", "was the probe"], || {
         let breaker = open_since(AFTER);
-        let other = beside(&breaker, early);
-        let ours = early(Arc::clone(&breaker));
+        let other = beside(&breaker, |breaker| early(&breaker));
+        let ours = early(&breaker);
         let failed = ours.is_ok();
         if let Ok(probe) = ours {
             probe.failure("test", "again");
@@ -81,12 +80,12 @@ fn an_early_call_never_shortens_a_cooldown() {
     explore(&["the cooldown came first", "the probe came first"], || {
         let breaker = open_since(AFTER);
         let other = beside(&breaker, |breaker| breaker.trip_for(Duration::from_secs(60), "429", "later"));
-        let answer = early(Arc::clone(&breaker));
+        let answer = early(&breaker);
         let cools = other.join().unwrap();
         assert_ne!(cools, probes(&answer), "a probe decides");
         if cools {
             assert_eq!(breaker.snapshot().cause, Some(Cause::Cooldown));
-            assert!(early(Arc::clone(&breaker)).is_err());
+            assert!(early(&breaker).is_err());
             "the cooldown came first"
         } else {
             assert_eq!(breaker.state(), CircuitState::HalfOpen);

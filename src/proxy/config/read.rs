@@ -13,7 +13,10 @@ use toml::de::DeTable;
 use super::ca_file::read_ca_file;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_query};
-use super::{Connections, GatewayConfig, MIN_HELD_BYTES, ProviderConfig, Secret, ServerConfig, Strategy, Timeouts};
+use super::{
+    Connections, Cooldowns, FailoverConfig, GatewayConfig, MIN_HELD_BYTES, ProviderConfig, Secret, ServerConfig,
+    Strategy, Timeouts,
+};
 use crate::{Config, ConfigBuilder, ConfigError, silence};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -38,6 +41,8 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     let (timeouts_at, timeouts) = root.table("timeouts");
     let (breaker_at, breaker) = root.table("breaker");
     let (silence_at, silence) = root.table("silence");
+    let (failover_at, failover) = root.table("failover");
+    let (cooldown_at, cooldown) = root.table("cooldown");
     let providers = root.tables("providers");
     if providers.is_empty() {
         root.warn("providers", "are missing: every request will be answered 404");
@@ -51,8 +56,16 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     read_timeouts(Section::new("timeouts.".into(), timeouts_at, timeouts, &mut report), &mut defaults.timeouts);
     read_breaker(Section::new("breaker.".into(), breaker_at, breaker, &mut report), &mut defaults.breaker);
     read_silence(Section::new("silence.".into(), silence_at, silence, &mut report), &mut defaults.silence);
+    let cooldowns = read_cooldowns(Section::new("cooldown.".into(), cooldown_at, cooldown, &mut report));
     let mut names = HashSet::new();
-    let mut config = GatewayConfig { server, strategy, providers: Vec::new(), warnings: Vec::new() };
+    let mut config = GatewayConfig {
+        server,
+        strategy,
+        failover: FailoverConfig::default(),
+        cooldowns,
+        providers: Vec::new(),
+        warnings: Vec::new(),
+    };
     let mut places = Vec::new();
     for (index, (at, table)) in providers.into_iter().enumerate() {
         let path = format!("providers[{index}].");
@@ -62,6 +75,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
             places.push(at);
         }
     }
+    config.failover = read_failover(Section::new("failover.".into(), failover_at, failover, &mut report), &names);
     for (model, candidates) in config.candidates() {
         if let [only] = candidates[..] {
             let name = &config.providers[only].name;
@@ -165,6 +179,44 @@ fn read_cors(server: &mut Section<'_, '_>, origins: &mut Vec<HeaderValue>) {
         }
     }
     section.finish();
+}
+
+/// `names` are those of the providers.
+fn read_failover(mut section: Section<'_, '_>, names: &HashSet<String>) -> FailoverConfig {
+    let mut failover = FailoverConfig::default();
+    section.one_of("when_all_open", "\"probe_early\" or \"refuse\"", &mut failover.when_all_open);
+    let mut max_attempts = 0;
+    section.count("max_attempts", 1..=100, &mut max_attempts);
+    failover.max_attempts = Some(max_attempts).filter(|max| *max > 0);
+    let expected = "the name of a provider";
+    let longer = section.texts("fallback_on_context_length", expected);
+    for (index, Text { shown, value }) in longer.into_iter().enumerate() {
+        if names.contains(&value) {
+            failover.fallback_on_context_length.push(value);
+        } else {
+            section.mistake(&format!("fallback_on_context_length[{index}]"), &shown, expected);
+        }
+    }
+    section.finish();
+    failover
+}
+
+fn read_cooldowns(mut section: Section<'_, '_>) -> Cooldowns {
+    let mut cooldowns = Cooldowns::default();
+    section.duration("max", MILLISECOND..=MAX_DURATION, &mut cooldowns.max);
+    let has_default = section.any_duration("default");
+    if let Some(default) = has_default {
+        if (MILLISECOND..=cooldowns.max).contains(&default) {
+            cooldowns.default = default;
+        } else {
+            let [is, longest] = [default, cooldowns.max].map(humantime::format_duration);
+            section.mistake("default", &is.to_string(), &format!("1ms to cooldown.max, which is {longest}"));
+        }
+    }
+    cooldowns.default = cooldowns.default.min(cooldowns.max);
+    section.duration("key_cooldown", MILLISECOND..=MAX_DURATION / 6, &mut cooldowns.key);
+    section.finish();
+    cooldowns
 }
 
 fn read_connections(mut section: Section<'_, '_>, connections: &mut Connections) {

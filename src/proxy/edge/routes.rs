@@ -18,7 +18,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 use super::v1;
 use crate::proxy::answer;
 use crate::proxy::core::Core;
-use crate::proxy::observe::health::{Health, HealthStatus};
+use crate::proxy::observe::health::HealthStatus;
 use crate::proxy::request::is_authorized;
 use crate::proxy::state::AppState;
 
@@ -83,7 +83,7 @@ pub(crate) fn own(response: http::Response<Bytes>) -> Response {
 }
 
 async fn health(State(state): State<Arc<AppState>>) -> Response {
-    let health = Health::of(&state.circuit_breakers);
+    let health = state.health();
     let status = match health.status {
         HealthStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
         HealthStatus::Ok | HealthStatus::Degraded => StatusCode::OK,

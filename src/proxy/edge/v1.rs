@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 use crate::proxy::answer;
 use crate::proxy::core::Core;
 use crate::proxy::observe::facts::End;
-use crate::proxy::provider::{Provider, ProviderId};
+use crate::proxy::provider::Provider;
 use crate::proxy::request::upload::Rest;
 use crate::proxy::request::{self as asked, Prepared, Received};
 use crate::proxy::route::exchange::Exchange;
 use crate::proxy::route::failover::Failover;
 use crate::proxy::route::judge::Answer;
 use crate::proxy::route::stream::Payload;
-use crate::proxy::state::Live;
+use crate::proxy::state::{Candidate, Live};
 
 /// Serves a request below `/v1/`. This is no `async fn`, and no future is around it: each would store the request once
 /// more.
@@ -91,7 +91,7 @@ where
 
 /// The providers that may answer a request, in the order in which they are asked. An error is the answer, if no
 /// provider serves its model.
-fn candidates<'a>(live: &'a Live, request: &Prepared) -> Result<&'a [ProviderId], Box<Response<Bytes>>> {
+fn candidates<'a>(live: &'a Live, request: &Prepared) -> Result<&'a [Candidate], Box<Response<Bytes>>> {
     let Some(named) = &request.named else { return Ok(live.all()) };
     live.candidates(&named.model).ok_or_else(|| {
         let known = live.models();

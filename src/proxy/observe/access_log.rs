@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::facts::Facts;
-use crate::proxy::outcome::Outcome;
+use crate::proxy::outcome::{Outcome, Scope};
 
 /// One attempt, as the log shows it.
 #[derive(Clone, Copy)]
@@ -42,6 +42,9 @@ pub(crate) fn write<'a>(
     for (number, AttemptLine { provider, outcome, through_silence, took }) in attempts.enumerate() {
         put(text, if number == 0 { "{\"provider\":" } else { ",{\"provider\":" }, provider);
         put(text, ",\"outcome\":", outcome.as_str());
+        if outcome.scope() != Scope::Nobody {
+            put(text, ",\"scope\":", outcome.scope().as_str());
+        }
         if through_silence {
             put(text, ",\"through_silence\":", &true);
         }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
+use crate::proxy::provider::Provider;
+use crate::{BreakerSnapshot, Cause, CircuitState};
 
 /// The whole gateway's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -20,18 +21,53 @@ pub enum HealthStatus {
     Unhealthy,
 }
 
-/// One provider's circuit.
+/// One circuit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct ProviderHealth {
+pub struct CircuitHealth {
     /// `closed`, `recovering`, `open`, `half_open` or `disabled`. A circuit whose open time has passed is shown as
     /// half-open: its next request is the probe.
     pub state: &'static str,
     /// How many failures in a row were counted.
     pub failure_count: u32,
-    /// Why the circuit is open, if silence opened it and not failures.
+    /// Why the circuit is open: `failures`, `silence`, `cooldown` or `isolated`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<&'static str>,
+    /// The outcome that opened it, such as `5xx`, `429` or `key_refused`, unless it is closed. `docs/METRICS.md` lists
+    /// them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Milliseconds until it is tried again, while it is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_in_ms: Option<u64>,
+    /// What was silent, if silence opened it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// A provider's key that is out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct KeyHealth {
+    /// `key_refused` or `no_credit`.
+    pub error: String,
+    /// Milliseconds until it is tried again.
+    pub retry_in_ms: u64,
+}
+
+/// One provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ProviderHealth {
+    /// Its own circuit. If that is closed and those of all its models are not, it is the best of them.
+    #[serde(flatten)]
+    pub circuit: CircuitHealth,
+    /// Why its key is out, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyHealth>,
+    /// Those of its models' circuits that are not closed: by model, then by kind of answer (`whole`, `stream`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub models: BTreeMap<String, BTreeMap<&'static str, CircuitHealth>>,
 }
 
 /// The body of `GET /health`.
@@ -45,30 +81,88 @@ pub struct Health {
 }
 
 impl Health {
-    /// Looks at every breaker.
-    pub fn of(breakers: &CircuitBreakerRegistry) -> Self {
-        let snapshots = breakers.snapshots();
-        // A silent provider is asked all the same if no other one is left.
-        let refuses = |snapshot: &BreakerSnapshot| visible(snapshot) == CircuitState::Open && !snapshot.silent;
-        let status = if snapshots.iter().all(|snapshot| passes(snapshot.state)) {
-            HealthStatus::Ok
-        } else if snapshots.iter().all(refuses) {
-            HealthStatus::Unhealthy
-        } else {
-            HealthStatus::Degraded
+    /// Looks at every circuit.
+    pub(crate) fn of<'a>(providers: impl Iterator<Item = &'a Provider>) -> Self {
+        let (mut all_closed, mut all_refuse) = (true, true);
+        let mut shown = BTreeMap::new();
+        for provider in providers {
+            let own = provider.breaker.snapshot();
+            let known: Vec<_> = provider
+                .circuits
+                .known()
+                .map(|(model, kind, circuit)| (model, kind, circuit.breaker.snapshot()))
+                .collect();
+            let best = best(provider, &own, known.iter().map(|(model, _, snapshot)| (*model, snapshot)));
+            all_closed &= passes(&own) && known.iter().all(|(_, _, snapshot)| passes(snapshot));
+            // A silent provider is asked all the same if no other one is left.
+            all_refuse &= visible(best) == CircuitState::Open && !best.silent;
+            let key = provider.key_out().map(|out| KeyHealth {
+                error: out.last_error.as_ref().map(|error| error.error_type().to_owned()).unwrap_or_default(),
+                retry_in_ms: in_ms(out.next_probe_in.unwrap_or_default()),
+            });
+            let mut circuit = CircuitHealth::of(best);
+            let counts = known.iter().map(|(_, _, snapshot)| snapshot.failure_count);
+            circuit.failure_count = counts.fold(own.failure_count, u32::max);
+            let mut models: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
+            for (model, kind, snapshot) in known.iter().filter(|(_, _, snapshot)| !passes(snapshot)) {
+                let of_model = models.entry((*model).to_owned()).or_default();
+                of_model.insert(kind.as_str(), CircuitHealth::of(snapshot));
+            }
+            shown.insert(provider.name().to_owned(), ProviderHealth { circuit, key, models });
+        }
+        let status = match (all_closed, all_refuse) {
+            (true, _) => HealthStatus::Ok,
+            (false, true) => HealthStatus::Unhealthy,
+            (false, false) => HealthStatus::Degraded,
         };
-        let provider = |snapshot: &BreakerSnapshot| {
-            let state = visible(snapshot).as_str();
-            // Any other error's text may tell what is not meant for the public.
-            let reason = snapshot.last_error.as_ref().filter(|_| snapshot.silent).map(ToString::to_string);
-            (snapshot.name.to_string(), ProviderHealth { state, failure_count: snapshot.failure_count, reason })
-        };
-        Self { status, providers: snapshots.iter().map(provider).collect() }
+        Self { status, providers: shown }
     }
 }
 
-fn passes(state: CircuitState) -> bool {
-    matches!(state, CircuitState::Closed | CircuitState::Disabled)
+/// What a request meets at best: the provider's own circuit, unless that lets it pass and no model's does.
+fn best<'a>(
+    provider: &Provider,
+    own: &'a BreakerSnapshot,
+    known: impl Iterator<Item = (&'a str, &'a BreakerSnapshot)> + Clone,
+) -> &'a BreakerSnapshot {
+    let is_known = |model: &String| known.clone().any(|(known, _)| known == model);
+    if !passes(own) || !provider.config.models.keys().all(is_known) {
+        return own;
+    }
+    let best = known.map(|(_, snapshot)| snapshot).min_by_key(|snapshot| rank(visible(snapshot)));
+    best.filter(|best| !passes(best)).unwrap_or(own)
+}
+
+fn rank(state: CircuitState) -> u8 {
+    match state {
+        CircuitState::Closed | CircuitState::Disabled => 0,
+        CircuitState::Recovering => 1,
+        CircuitState::HalfOpen => 2,
+        CircuitState::Open => 3,
+    }
+}
+
+impl CircuitHealth {
+    fn of(snapshot: &BreakerSnapshot) -> Self {
+        let error = snapshot.last_error.as_ref().filter(|_| !passes(snapshot));
+        Self {
+            state: visible(snapshot).as_str(),
+            failure_count: snapshot.failure_count,
+            cause: snapshot.cause.map(Cause::as_str),
+            error: error.map(|error| error.error_type().to_owned()),
+            retry_in_ms: snapshot.next_probe_in.map(in_ms),
+            // Any other error's text may tell what is not meant for the public.
+            reason: error.filter(|_| snapshot.silent).map(ToString::to_string),
+        }
+    }
+}
+
+fn in_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn passes(snapshot: &BreakerSnapshot) -> bool {
+    matches!(snapshot.state, CircuitState::Closed | CircuitState::Disabled)
 }
 
 /// The state to show. The breaker itself becomes half-open only with the next call. If a load balancer kept that call

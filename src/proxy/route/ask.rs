@@ -15,6 +15,7 @@ use memchr::memmem;
 use tokio::time::Instant;
 
 use super::attempts::AttemptId;
+use super::blame::Blame;
 use super::ending::{Ending, is_json};
 use super::inside::{self, Inside};
 use super::receive::{Begun, Held, begin, hold, late};
@@ -56,17 +57,12 @@ pub(crate) enum Reply {
 
 /// An answer with another status than 2xx or 3xx, or with an error inside.
 pub(crate) struct ErrorReply {
-    pub(crate) outcome: Outcome,
+    pub(crate) blame: Blame,
     pub(crate) head: response::Parts,
-    pub(crate) body: ErrorBody,
+    /// `None` if it is too long, took too long, or cannot be read.
+    pub(crate) body: Option<Bytes>,
     /// For the log.
     pub(crate) message: String,
-}
-
-pub(crate) enum ErrorBody {
-    /// It is still to be received.
-    Coming(UpstreamBody),
-    Whole(Bytes),
 }
 
 /// The beginning of an answer that is passed on while it comes.
@@ -191,9 +187,12 @@ fn receive(
         upstream.strike_out_secrets(&mut head.headers);
         let outcome = Outcome::of(head.status);
         if outcome != Outcome::Ok {
+            // Boxed: it is rare, and its state would be a part of every request's.
+            let max = (*max_held).max(MAX_ERROR);
+            let body = Box::pin(error_body(outcome, &head, body, core, max, since(), timeouts)).await;
+            let blame = Blame::of(head.status, &head.headers, body.as_deref().unwrap_or_default());
             let message = head.status.to_string();
-            let body = ErrorBody::Coming(body);
-            return Reply::Error(Box::new(ErrorReply { outcome, head, body, message }));
+            return Reply::Error(Box::new(ErrorReply { blame, head, body, message }));
         }
 
         let kind = Kind::of(&head.headers);
@@ -295,10 +294,37 @@ fn judge_whole(
 /// An error inside an answer with a good status, as the answer that it should have been.
 fn error_inside(mut head: response::Parts, inside: Inside, upstream: &Upstream) -> Reply {
     let message = format!("{} with an error inside: {}", head.status, upstream.showable(&inside.code));
-    let outcome = inside.outcome();
+    let blame = inside.blame(&head.headers);
     head.status = inside.status;
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Reply::Error(Box::new(ErrorReply { outcome, head, body: ErrorBody::Whole(inside.body), message }))
+    Reply::Error(Box::new(ErrorReply { blame, head, body: Some(inside.body), message }))
+}
+
+/// How long the body of an error may take if another provider may do better.
+const MAX_ERROR_BODY: Duration = Duration::from_secs(1);
+
+/// The whole body of an error, which says why. `None` if it is too long, takes too long or is compressed, so that the
+/// gateway could not strike out its key.
+async fn error_body(
+    outcome: Outcome,
+    head: &response::Parts,
+    mut body: UpstreamBody,
+    core: &Core,
+    max: u64,
+    since: Instant,
+    timeouts: &Timeouts,
+) -> Option<Bytes> {
+    // The address that it redirects to is not for the client.
+    if is_encoded(&head.headers) || outcome == Outcome::Redirected {
+        return None;
+    }
+    let mut timer = core.timers.timer();
+    let received = hold(&mut timer, &mut body, None, max, &core.app.budget, since, timeouts);
+    let limit = if outcome == Outcome::ClientError { timeouts.first_byte } else { MAX_ERROR_BODY };
+    match tokio::time::timeout(limit, received).await.ok()?.ok()? {
+        Held::Whole(body) => Some(body),
+        Held::TooLong(_) => None,
+    }
 }
 
 /// An error that is longer is passed on while it comes, as any other answer.

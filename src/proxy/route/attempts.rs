@@ -1,11 +1,12 @@
 //! The attempts of one request: which provider was asked, with which permit and ticket, and how it ended. Settling an
 //! attempt is the one place where the gateway tells a breaker how a call went.
 //!
-//! Not here: asking a provider: `ask`; choosing one: `failover`.
+//! Not here: asking a provider: `ask`; choosing one: `failover`; whose fault an outcome is: `outcome`.
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,10 +14,13 @@ use tracing::warn;
 
 use crate::PermitType;
 use crate::error::Escaped;
-use crate::proxy::core::{Core, Local, ProviderPermit};
+use crate::proxy::circuits::{AnswerKind, Circuit};
+use crate::proxy::config::Cooldowns;
+use crate::proxy::core::{Core, Local, Permits};
 use crate::proxy::observe::access_log::AttemptLine;
-use crate::proxy::outcome::Outcome;
-use crate::proxy::provider::{Provider, ProviderId};
+use crate::proxy::outcome::{Outcome, Scope};
+use crate::proxy::provider::{CircuitId, Provider, ProviderId};
+use crate::proxy::request::Prepared;
 use crate::proxy::silence::{Awaited, PieceWatch, Ticket, Watchers};
 use crate::proxy::timers::Timer;
 
@@ -25,12 +29,12 @@ use crate::proxy::timers::Timer;
 pub(crate) struct AttemptId(usize);
 
 struct Attempt {
-    provider: ProviderId,
+    circuit: CircuitId,
     started: Instant,
-    /// Whether it was sent to a silent provider, without a permit, because no other candidate was left.
+    /// Whether it was sent to a silent provider, without permits, because no other candidate was left.
     through_silence: bool,
-    /// `None` once it is resolved.
-    permit: Option<ProviderPermit>,
+    /// `None` once they are resolved.
+    permits: Option<Permits>,
     /// `None` once the request is answered, or if it is not watched.
     ticket: Option<Ticket>,
     /// `None` until it is settled.
@@ -41,12 +45,51 @@ pub(crate) struct Attempts {
     core: Arc<Core>,
     local: Arc<Local>,
     all: Vec<Attempt>,
+    content: Content,
+}
+
+/// What the request consists of, to know it again if its client sends it again.
+enum Content {
+    /// The body is not kept for it.
+    Unknown,
+    /// While its body is kept anyway.
+    Kept(Arc<Prepared>),
+    Hashed(u64),
+}
+
+impl Content {
+    fn hash(&self) -> Option<u64> {
+        static STATE: LazyLock<foldhash::fast::RandomState> = LazyLock::new(Default::default);
+        match self {
+            Self::Unknown => None,
+            Self::Hashed(hash) => Some(*hash),
+            Self::Kept(request) => {
+                let mut hasher = STATE.build_hasher();
+                hasher.write(request.model().as_bytes());
+                hasher.write(request.head.uri.path().as_bytes());
+                hasher.write(&request.body);
+                Some(hasher.finish())
+            }
+        }
+    }
 }
 
 impl Attempts {
     /// For a request that is served by `core`. It keeps the configuration that it begins with.
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { local: core.local(), core, all: Vec::new() }
+        Self { local: core.local(), core, all: Vec::new(), content: Content::Unknown }
+    }
+
+    /// Says what the request consists of, if its whole body is there.
+    pub(crate) fn set_request(&mut self, request: &Arc<Prepared>) {
+        self.content = Content::Kept(Arc::clone(request));
+    }
+
+    /// Lets go of the request's body.
+    pub(crate) fn forget_request(&mut self) {
+        let is_needed = self.all.iter().any(|attempt| attempt.ended.is_none());
+        let hash = if is_needed { self.content.hash() } else { None };
+        self.content = hash.map_or(Content::Unknown, Content::Hashed);
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -61,23 +104,27 @@ impl Attempts {
         self.all.len()
     }
 
-    /// Begins an attempt. Without a permit it goes through silence. `awaited` is the latency class to watch, or `None`.
-    /// An unsettled permit is cancelled: a client that leaves says nothing about a provider.
+    /// Begins an attempt. Without permits it goes through silence. `awaited` is the latency class to watch, or `None`.
+    /// Unsettled permits are cancelled: a client that leaves says nothing about a provider.
     pub(crate) fn begin(
         &mut self,
-        provider: ProviderId,
-        permit: Option<ProviderPermit>,
+        id: CircuitId,
+        permits: Option<Permits>,
         model: &str,
         awaited: Option<Awaited>,
     ) -> AttemptId {
         let started = Instant::now();
-        let through_silence = permit.is_none();
-        let is_probe = permit.as_ref().is_some_and(|permit| permit.kind() == PermitType::Probe);
-        self.local.providers[provider].begin(started, is_probe, through_silence);
-        let ticket =
-            awaited.and_then(|awaited| self.watchers(provider)?.start(model, awaited, permit.as_ref(), started));
-        let permit = permit.map(ProviderPermit::cancel_on_drop);
-        self.all.push(Attempt { provider, started, through_silence, permit, ticket, ended: None });
+        let through_silence = permits.is_none();
+        let is_probe = permits.as_ref().is_some_and(Permits::is_probe);
+        let provider = &self.local.providers[id.provider];
+        provider.begin(started, is_probe, through_silence);
+        provider.circuit(id).begin();
+        let ticket = awaited.and_then(|awaited| {
+            let permit = permits.as_ref().map(|permits| &permits.circuit);
+            self.watchers(id.provider)?.start(model, awaited, &circuits(provider, id), permit, started)
+        });
+        let permits = permits.map(Permits::cancel_on_drop);
+        self.all.push(Attempt { circuit: id, started, through_silence, permits, ticket, ended: None });
         AttemptId(self.all.len() - 1)
     }
 
@@ -87,7 +134,7 @@ impl Attempts {
     }
 
     pub(crate) fn provider(&self, AttemptId(attempt): AttemptId) -> ProviderId {
-        self.all[attempt].provider
+        self.all[attempt].circuit.provider
     }
 
     pub(crate) fn started(&self, AttemptId(attempt): AttemptId) -> Instant {
@@ -100,12 +147,19 @@ impl Attempts {
     }
 
     pub(crate) fn is_probe(&self, AttemptId(attempt): AttemptId) -> bool {
-        self.all[attempt].permit.as_ref().is_some_and(|permit| permit.kind() == PermitType::Probe)
+        self.all[attempt].permits.as_ref().is_some_and(Permits::is_probe)
+    }
+
+    /// The circuit that an attempt is told to.
+    pub(crate) fn circuit(&self, AttemptId(attempt): AttemptId) -> &Arc<Circuit> {
+        let id = self.all[attempt].circuit;
+        self.local.providers[id.provider].circuit(id)
     }
 
     /// What watches the pieces of an attempt's stream.
     pub(crate) fn pieces(&self, attempt: AttemptId, model: &str) -> Option<PieceWatch> {
-        self.watchers(self.provider(attempt))?.pieces(model)
+        let id = self.all[attempt.0].circuit;
+        self.watchers(id.provider)?.pieces(model, &circuits(&self.local.providers[id.provider], id))
     }
 
     fn watchers(&self, provider: ProviderId) -> Option<&Watchers> {
@@ -119,20 +173,24 @@ impl Attempts {
         if let Some(mut ticket) = attempt.ticket.take() {
             ticket.answered(now);
         }
-        self.local.providers[attempt.provider].metrics.first_byte(now.saturating_duration_since(attempt.started));
+        self.local.providers[attempt.circuit.provider]
+            .metrics
+            .first_byte(now.saturating_duration_since(attempt.started));
     }
 
     /// If the attempt is a probe, the probe has succeeded; the rest of the answer is judged as an ordinary call.
     pub(crate) fn prove(&mut self, attempt: AttemptId) {
-        if self.is_probe(attempt)
-            && let attempt = &mut self.all[attempt.0]
-            && let Some(probe) = attempt.permit.take()
-        {
-            self.local.providers[attempt.provider].note_success();
-            probe.success();
-            let permit = self.local.try_acquire(attempt.provider).map(ProviderPermit::cancel_on_drop).ok();
-            attempt.permit = permit.filter(|permit| permit.kind() == PermitType::Normal);
-        }
+        let attempt = &mut self.all[attempt.0];
+        let Some(permits) = attempt.permits.take_if(|permits| permits.is_probe()) else { return };
+        let id = attempt.circuit;
+        let provider = &self.local.providers[id.provider];
+        provider.circuit(id).note_success();
+        provider.note_success();
+        permits.provider.success();
+        permits.circuit.success();
+        provider.end_cooldowns(id);
+        let permits = self.local.try_acquire(id).map(Permits::cancel_on_drop).ok();
+        attempt.permits = permits.filter(|permits| !permits.is_probe());
     }
 
     /// Another provider has answered before this silent one. Keeps waiting for `answer`, which returns whether it is an
@@ -147,29 +205,53 @@ impl Attempts {
         }
     }
 
-    /// Ends an attempt, unless it has ended, and tells the breaker how it went. Each failure is logged: the
-    /// breaker logs only the one that it opens on, and lets few of them through.
-    pub(crate) fn settle(&mut self, AttemptId(attempt): AttemptId, outcome: Outcome, message: &dyn fmt::Display) {
+    /// As [`settle_until`](Self::settle_until), of a provider that has not said when to come back.
+    pub(crate) fn settle(&mut self, attempt: AttemptId, outcome: Outcome, message: &dyn fmt::Display) {
+        self.settle_until(attempt, outcome, None, message);
+    }
+
+    /// Ends an attempt, unless it has ended, and tells the circuits how it went. `later` is how long the provider has
+    /// asked to wait. Each failure is logged: a breaker logs only the one that it opens on, and lets few of them
+    /// through.
+    pub(crate) fn settle_until(
+        &mut self,
+        AttemptId(attempt): AttemptId,
+        outcome: Outcome,
+        later: Option<Duration>,
+        message: &dyn fmt::Display,
+    ) {
         let attempt = &mut self.all[attempt];
         if attempt.ended.is_some() {
             return;
         }
-        let provider = &self.local.providers[attempt.provider];
+        let id = attempt.circuit;
+        let provider = &self.local.providers[id.provider];
         let took = attempt.started.elapsed();
         attempt.ended = Some((outcome, took));
         provider.metrics.end(outcome, took);
         attempt.ticket = None;
-        if let Some(permit) = attempt.permit.take() {
-            resolve(permit, provider, outcome, message);
-        }
+        let limits = &self.local.cooldowns;
+        let hash = || self.content.hash();
+        let cooldown = Blamed { provider, id, limits }.tell(attempt.permits.take(), outcome, later, hash, message);
         // Last: a subscriber that panics must leave nothing behind that others wait for.
-        if outcome.fails_its_permit() {
-            let error_type = outcome.as_str();
-            warn!(provider = provider.name(), error_type, error = %Escaped(message), "a provider failed");
+        let (error_type, scope) = (outcome.as_str(), outcome.scope().as_str());
+        if let Some(cooldown) = cooldown {
+            let (error, seconds) = (Escaped(message), cooldown.as_secs_f64());
+            let model = provider.circuits.name(id.model);
+            warn!(provider = provider.name(), model, scope, error_type, seconds, %error, "a provider is to be asked later");
+        } else if outcome.fails_its_permit() || outcome == Outcome::Redirected {
+            warn!(provider = provider.name(), scope, error_type, error = %Escaped(message), "a provider failed");
         } else if outcome == Outcome::Shortage && self.core.app.may_log_shortage() {
             let error = Escaped(message);
             warn!(provider = provider.name(), %error, "the gateway has no room for another connection");
         }
+    }
+
+    /// A good answer has used up a limit of the provider: the model is asked again when that is over.
+    pub(crate) fn use_up(&self, AttemptId(attempt): AttemptId, later: Duration) {
+        let id = self.all[attempt].circuit;
+        let blamed = Blamed { provider: &self.local.providers[id.provider], id, limits: &self.local.cooldowns };
+        blamed.cool_down(None, Outcome::RateLimited, Some(later), &"the last answer used up a limit");
     }
 
     /// Settles what has not ended: the client has left.
@@ -183,23 +265,121 @@ impl Attempts {
     pub(crate) fn lines(&self) -> impl Iterator<Item = AttemptLine<'_>> + Clone {
         self.all.iter().map(|attempt| {
             let (outcome, took) = attempt.ended.unwrap_or_else(|| (Outcome::ClientLeft, attempt.started.elapsed()));
-            let provider = self.local.providers[attempt.provider].name();
+            let provider = self.local.providers[attempt.circuit.provider].name();
             AttemptLine { provider, outcome, through_silence: attempt.through_silence, took }
         })
     }
 }
 
-/// Tells a breaker how a call went.
-fn resolve(permit: ProviderPermit, provider: &Provider, outcome: Outcome, message: &dyn fmt::Display) {
-    if outcome.fails_its_permit() {
-        provider.note_failure(outcome.is_broken_off());
-        permit.failure(outcome.as_str(), message);
-    } else if outcome.is_success() {
-        // Not if the call is from before the circuit was open.
-        if permit.succeed() {
-            provider.note_success();
+/// Finds the circuits of the same model.
+fn circuits(provider: &Provider, id: CircuitId) -> impl Fn(AnswerKind) -> Arc<Circuit> {
+    move |kind| Arc::clone(provider.circuits.of(id.model, kind))
+}
+
+/// For so long a provider is not asked for a model that it does not know.
+const UNKNOWN_MODEL: Duration = Duration::from_secs(300);
+
+/// Whose circuits are told of an outcome.
+struct Blamed<'a> {
+    provider: &'a Provider,
+    id: CircuitId,
+    limits: &'a Cooldowns,
+}
+
+impl Blamed<'_> {
+    /// Tells the circuits how a call went. Returns for how long its scope is out, if it is.
+    fn tell(
+        &self,
+        permits: Option<Permits>,
+        outcome: Outcome,
+        later: Option<Duration>,
+        hash: impl FnOnce() -> Option<u64>,
+        message: &dyn fmt::Display,
+    ) -> Option<Duration> {
+        if outcome.is_cooldown() {
+            return Some(self.cool_down(permits, outcome, later, message));
         }
-    } else {
-        permit.cancel();
+        let is_probe = permits.as_ref().is_some_and(Permits::is_probe);
+        let Permits { provider: above, circuit: permit } = permits?;
+        let circuit = self.provider.circuit(self.id);
+        match outcome.scope() {
+            _ if outcome.is_success() => {
+                // Not if the call is from before the circuit was open.
+                if permit.succeed() {
+                    circuit.note_success();
+                }
+                if is_probe {
+                    self.provider.end_cooldowns(self.id);
+                }
+                if above.succeed() {
+                    self.provider.note_success();
+                }
+            }
+            Scope::Provider => {
+                permit.cancel();
+                above.failure(outcome.as_str(), message);
+            }
+            Scope::Model if outcome == Outcome::Silent => {
+                permit.cancel();
+                // It is a suspicion, which may open the model's circuit, and adds to the doubt about the provider.
+                if circuit.is_new_silence() && !self.provider.is_due() && self.provider.counts(circuit) {
+                    above.failure(outcome.as_str(), message);
+                } else {
+                    above.cancel();
+                }
+            }
+            // A probe decides, whatever its request.
+            Scope::Model if is_probe || circuit.is_news(hash(), Instant::now()) => {
+                circuit.note_failure(outcome.is_broken_off());
+                permit.failure(outcome.as_str(), message);
+                if above.kind() == PermitType::Probe || self.provider.counts(circuit) {
+                    above.failure(outcome.as_str(), message);
+                } else {
+                    above.cancel();
+                }
+            }
+            Scope::Model | Scope::Nobody | Scope::Key => {
+                permit.cancel();
+                above.cancel();
+            }
+        }
+        None
+    }
+
+    /// Takes the model out, or the key, and returns for how long.
+    fn cool_down(
+        &self,
+        permits: Option<Permits>,
+        outcome: Outcome,
+        later: Option<Duration>,
+        message: &dyn fmt::Display,
+    ) -> Duration {
+        let (now, limits, text) = (Instant::now(), self.limits, outcome.as_str());
+        let (above, permit) = permits.map_or((None, None), |both| (Some(both.provider), Some(both.circuit)));
+        if outcome.scope() == Scope::Key {
+            let length = self.provider.key_cooldowns.begin(now, limits.key, limits.key_max());
+            drop(permit);
+            match above {
+                Some(above) => above.cool_down(length, text, message),
+                None => drop(self.provider.breaker.trip_for(length, text, message)),
+            }
+            return length;
+        }
+        drop(above);
+        let circuit = self.provider.circuit(self.id);
+        let length = match later {
+            _ if outcome == Outcome::UnknownModel => UNKNOWN_MODEL,
+            Some(later) => later.min(limits.max),
+            None => circuit.cooldowns.begin(now, limits.default, limits.max),
+        };
+        match permit {
+            Some(permit) => permit.cool_down(length, text, message),
+            None => drop(circuit.breaker.trip_for(length, text, message)),
+        }
+        // It is the model's, however it is asked to answer.
+        for other in self.provider.circuits.others(self.id.model, self.id.kind) {
+            other.breaker.trip_for(length, text, message);
+        }
+        length
     }
 }

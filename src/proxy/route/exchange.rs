@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use http::{request, response};
+use http::{HeaderMap, request, response};
 
 use super::attempts::{AttemptId, Attempts};
+use super::blame::Blame;
 use super::inside::Inside;
 use crate::proxy::core::Core;
 use crate::proxy::observe::access_log;
@@ -50,11 +51,11 @@ impl Exchange {
     /// A stream has an error in its middle, which the client gets. It is judged as one that breaks off, unless the
     /// error is nobody's fault.
     pub(crate) fn fail_inside(&mut self, attempt: AttemptId, inside: &Inside) {
-        let outcome = inside.outcome();
+        let Blame { outcome, later, .. } = inside.blame(&HeaderMap::new());
         let outcome = if outcome.is_failure() { Outcome::Cut } else { outcome };
         let upstream = &self.attempts.local().upstreams[self.attempts.provider(attempt)];
         let message = format!("an error in the middle of the answer: {}", upstream.showable(&inside.code));
-        self.attempts.settle(attempt, outcome, &message);
+        self.attempts.settle_until(attempt, outcome, later, &message);
         self.facts.end = End::Cut;
     }
 }

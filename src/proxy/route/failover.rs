@@ -8,24 +8,27 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use super::ask::{Asked, ErrorReply, InFlight, Question, Reply, ask};
+use super::ask::{Asked, InFlight, Question, Reply, ask};
 use super::exchange::Exchange;
-use super::judge::{Answer, Fallback, Verdict, error_verdict, judge};
+use super::judge::{Answer, Fallback, Verdict, judge};
 use super::stream::Payload;
 use crate::proxy::answer;
 use crate::proxy::body::parts::Parts;
-use crate::proxy::core::{Local, ProviderPermit};
+use crate::proxy::circuits::AnswerKind;
+use crate::proxy::config::WhenAllOpen;
+use crate::proxy::core::{Local, Permits};
 use crate::proxy::outcome::Outcome;
-use crate::proxy::provider::ProviderId;
+use crate::proxy::provider::CircuitId;
 use crate::proxy::request::upload::{Progress, Rest, Upload};
 use crate::proxy::request::{Prepared, model};
 use crate::proxy::silence::Awaited;
-use crate::proxy::state::Live;
+use crate::proxy::state;
 use crate::proxy::upstream::RequestBody;
-use crate::{Cause, CircuitBreaker, Permit, Rejection, RejectionReason};
+use crate::{Rejection, RejectionReason};
 
 /// A request that waits for silent providers looks for another candidate this often: a circuit may have closed, or
 /// there may be room in the allowance for sending requests twice.
@@ -46,7 +49,8 @@ pub(crate) struct Failover<'a> {
     /// How much of a long body has been passed on.
     progress: Option<Arc<Progress>>,
     /// In the order in which they are asked.
-    candidates: &'a [ProviderId],
+    candidates: &'a [state::Candidate],
+    kind: AnswerKind,
     untried: Vec<Candidate>,
     /// Requests to providers that were found silent. Each may still be the first to be answered.
     silent: Vec<InFlight>,
@@ -55,14 +59,14 @@ pub(crate) struct Failover<'a> {
 }
 
 struct Candidate {
-    id: ProviderId,
+    id: CircuitId,
     /// Whether its rejection has been counted.
     is_rejected: bool,
 }
 
 /// What is to be done next.
 enum Step {
-    Ask(ProviderId, ProviderPermit),
+    Ask(CircuitId, Permits),
     Pass(Answer),
     GiveUp,
 }
@@ -70,22 +74,26 @@ enum Step {
 impl<'a> Failover<'a> {
     pub(crate) fn new(
         live: &'a Arc<Local>,
-        candidates: &'a [ProviderId],
+        candidates: &'a [state::Candidate],
         exchange: &'a mut Exchange,
         request: Arc<Prepared>,
         rest: Option<Box<Rest>>,
     ) -> Self {
-        let untried = candidates.iter().map(|id| Candidate { id: *id, is_rejected: false }).collect();
+        let kind = if request.asks_for_a_stream() { AnswerKind::Stream } else { AnswerKind::Whole };
+        let untried = circuits(candidates, kind).map(|id| Candidate { id, is_rejected: false }).collect();
         let is_once = rest.is_some();
+        if !is_once {
+            exchange.attempts.set_request(&request);
+        }
         exchange.facts.is_replayable = !is_once;
         let (silent, best, progress) = (Vec::new(), None, None);
-        Self { live, exchange, request, rest, is_once, progress, candidates, untried, silent, best }
+        Self { live, exchange, request, rest, is_once, progress, candidates, kind, untried, silent, best }
     }
 
     /// Asks the candidates in their order until one has answered. `None` if none has.
     pub(crate) async fn run(&mut self) -> Option<Answer> {
         let found = loop {
-            let at_once = if self.silent.is_empty() {
+            let at_once = if self.silent.is_empty() && self.may_ask() {
                 next_at_once(self.live, &mut self.untried, &mut Refused::default())
             } else {
                 None
@@ -113,16 +121,25 @@ impl<'a> Failover<'a> {
 
     /// The winning answer, or else the most useful failure.
     pub(crate) fn finish(self, found: Option<Answer>) -> Answer {
+        let soonest = if found.is_none() { self.soonest() } else { None };
         for InFlight { reply, asked } in self.silent {
             self.exchange.attempts.listen(asked.attempt, async move { reply.await.is_good() });
         }
+        self.exchange.attempts.forget_request();
         let model = self.request.named.as_ref().map(|named| named.model.as_str());
         let answer = found.unwrap_or_else(|| {
-            if let Some(best) = self.best {
-                return best.answer;
+            let Some(best) = self.best else {
+                return Answer { response: answer::unavailable(model, soonest).map(Payload::Whole), provider: None };
+            };
+            let mut answer = best.answer;
+            let status = answer.response.status();
+            if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+                && let Some(soonest) = soonest
+            {
+                // Any of the providers may answer next time.
+                answer::come_back(answer.response.headers_mut(), soonest);
             }
-            let retry_after = soonest(self.live, self.candidates);
-            Answer { response: answer::unavailable(model, retry_after).map(Payload::Whole), provider: None }
+            answer
         });
         let status = answer.response.status();
         if status.is_server_error() {
@@ -131,9 +148,14 @@ impl<'a> Failover<'a> {
         answer
     }
 
-    /// Sends the request to a provider, which is silent if there is no permit.
-    fn ask(&mut self, id: ProviderId, permit: Option<ProviderPermit>) -> InFlight {
-        let provider = &self.live.providers[id];
+    /// The shortest time until one of the candidates takes a request again. `None` if nobody knows.
+    fn soonest(&self) -> Option<Duration> {
+        circuits(self.candidates, self.kind).filter_map(|id| self.live.free_in(id)).min()
+    }
+
+    /// Sends the request to a provider, which is silent if there are no permits.
+    fn ask(&mut self, id: CircuitId, permits: Option<Permits>) -> InFlight {
+        let provider = &self.live.providers[id.provider];
         let Prepared { body, format, named, .. } = &*self.request;
         let body = match named.as_ref().and_then(|named| Some((named, provider.config.models.get(&named.model)?))) {
             Some((named, there)) if *there != named.model => model::rename(format, body, named, there),
@@ -154,9 +176,9 @@ impl<'a> Failover<'a> {
             _ => Some(Awaited::Answer),
         };
         let attempts = &mut self.exchange.attempts;
-        let attempt = attempts.begin(id, permit, self.request.model(), awaited);
+        let attempt = attempts.begin(id, permits, self.request.model(), awaited);
         let question = Question {
-            upstream: Arc::clone(&self.live.upstreams[id]),
+            upstream: Arc::clone(&self.live.upstreams[id.provider]),
             request: Arc::clone(&self.request),
             body,
             progress: self.progress.clone(),
@@ -176,17 +198,25 @@ impl<'a> Failover<'a> {
     async fn next(&mut self) -> Step {
         loop {
             let mut refused = Refused::default();
-            if let Some((id, permit)) = self.admitted(&mut refused) {
+            if self.may_ask()
+                && let Some((id, permit)) = self.admitted(&mut refused)
+            {
                 return Step::Ask(id, permit);
             }
             if self.silent.is_empty() {
+                if !self.may_ask() {
+                    return Step::GiveUp;
+                }
                 if let Some(id) = self.last_to_answer(&refused.silent) {
-                    debug!(provider = self.live.providers[id].name(), "a request goes to a silent provider");
+                    debug!(provider = self.live.providers[id.provider].name(), "a request goes to a silent provider");
                     self.untried.retain(|candidate| candidate.id != id && !self.is_once);
                     let asked = self.ask(id, None);
                     self.silent.push(asked);
                 } else if refused.awaited.is_empty() {
-                    return Step::GiveUp;
+                    return match self.early() {
+                        Some((id, permits)) => Step::Ask(id, permits),
+                        None => Step::GiveUp,
+                    };
                 }
             }
             let (live, awaited, is_waiting) = (self.live, refused.awaited, !self.silent.is_empty());
@@ -210,13 +240,13 @@ impl<'a> Failover<'a> {
                 }
                 // Each is waited for once. The rest is asked again: its open time may have passed meanwhile.
                 Ok(None) if !is_waiting => {
-                    self.untried.retain(|it| !awaited.contains(&it.id) || live.providers[it.id].is_silent());
+                    self.untried.retain(|it| {
+                        !awaited.contains(&it.id) || live.providers[it.id.provider].circuit(it.id).is_silent()
+                    });
                 }
                 Ok(None) => {}
                 Err((asked, reply)) => {
-                    // With no other attempt under way the client waits for what an error says.
-                    let waits = self.silent.is_empty();
-                    if let Some(answer) = self.judge(&asked, reply, waits).await {
+                    if let Some(answer) = self.judge(&asked, reply) {
                         return Step::Pass(answer);
                     }
                 }
@@ -224,8 +254,26 @@ impl<'a> Failover<'a> {
         }
     }
 
+    /// Whether the request may be sent once more.
+    fn may_ask(&self) -> bool {
+        self.live.failover.max_attempts.is_none_or(|max| (self.exchange.attempts.len() as u64) < max)
+    }
+
+    /// There is nobody else to ask: takes the probe of the circuit that reopens first, before it does.
+    fn early(&mut self) -> Option<(CircuitId, Permits)> {
+        if self.live.failover.when_all_open == WhenAllOpen::Refuse {
+            return None;
+        }
+        let mut free: Vec<_> =
+            self.untried.iter().filter_map(|it| Some((self.live.reopens_in(it.id)?, it.id))).collect();
+        free.sort_by_key(|(left, _)| *left);
+        let (id, permits) = free.into_iter().find_map(|(_, id)| Some((id, self.live.try_acquire_early(id).ok()?)))?;
+        self.untried.retain(|other| other.id != id);
+        Some((id, permits))
+    }
+
     /// As [`next_at_once`], within the allowance for sending requests twice.
-    fn admitted(&mut self, refused: &mut Refused) -> Option<(ProviderId, ProviderPermit)> {
+    fn admitted(&mut self, refused: &mut Refused) -> Option<(CircuitId, Permits)> {
         if !self.may_send_twice() {
             return None;
         }
@@ -250,8 +298,9 @@ impl<'a> Failover<'a> {
     }
 
     /// The one of these silent candidates that has answered last.
-    fn last_to_answer(&self, silent: &[ProviderId]) -> Option<ProviderId> {
-        let newest = |id: &ProviderId| self.live.providers[*id].silence.as_ref()?.newest_answer();
+    fn last_to_answer(&self, silent: &[CircuitId]) -> Option<CircuitId> {
+        let model = self.request.model();
+        let newest = |id: &CircuitId| self.live.providers[id.provider].silence.as_ref()?.newest_answer(model);
         // Of equals `max_by_key` finds the last one, and the first one is to be asked.
         silent.iter().rev().copied().max_by_key(newest)
     }
@@ -268,18 +317,13 @@ impl<'a> Failover<'a> {
                 Poll::Pending => Poll::Pending,
             });
             match unless_answered(&mut self.silent, pin!(until_silent)).await {
-                Ok(Some(reply)) => {
-                    return match judge(&newest.asked, reply, self.exchange, self.request.model()) {
-                        Ok(verdict) => self.keep(verdict),
-                        Err(error) => Box::pin(self.judge_error(&newest.asked, *error, true)).await,
-                    };
-                }
+                Ok(Some(reply)) => return self.judge(&newest.asked, reply),
                 Ok(None) => {
                     self.silent.push(newest);
                     return None;
                 }
                 Err((asked, reply)) => {
-                    if let Some(answer) = Box::pin(self.judge(&asked, reply, false)).await {
+                    if let Some(answer) = self.judge(&asked, reply) {
                         self.exchange.attempts.settle(attempt, Outcome::Overtaken, &"");
                         return Some(answer);
                     }
@@ -288,17 +332,8 @@ impl<'a> Failover<'a> {
         }
     }
 
-    async fn judge(&mut self, asked: &Asked, reply: Reply, waits: bool) -> Option<Answer> {
-        match judge(asked, reply, self.exchange, self.request.model()) {
-            Ok(verdict) => self.keep(verdict),
-            Err(error) => self.judge_error(asked, *error, waits).await,
-        }
-    }
-
-    async fn judge_error(&mut self, asked: &Asked, error: ErrorReply, waits: bool) -> Option<Answer> {
-        let attempts = &self.exchange.attempts;
-        let id = attempts.provider(asked.attempt);
-        let verdict = error_verdict(asked, id, error, attempts.core(), &self.live.server, waits).await;
+    fn judge(&mut self, asked: &Asked, reply: Reply) -> Option<Answer> {
+        let verdict = judge(asked, reply, self.exchange, self.request.model());
         self.keep(verdict)
     }
 
@@ -306,7 +341,17 @@ impl<'a> Failover<'a> {
     fn keep(&mut self, verdict: Verdict) -> Option<Answer> {
         match verdict {
             Verdict::Answer(answer) => Some(answer),
-            Verdict::Next(fallback) => {
+            Verdict::Missing(fallback) if self.best.is_none() => Some(fallback.answer),
+            Verdict::Longer(fallback) => {
+                let (longer, live) = (&self.live.failover.fallback_on_context_length, self.live);
+                self.untried.retain(|it| longer.iter().any(|name| name == live.providers[it.id.provider].name()));
+                if self.untried.is_empty() {
+                    return Some(fallback.answer);
+                }
+                self.best = Some(Box::new(fallback));
+                None
+            }
+            Verdict::Next(fallback) | Verdict::Missing(fallback) => {
                 if self.best.as_ref().is_none_or(|best| fallback.usefulness() >= best.usefulness()) {
                     self.best = Some(Box::new(fallback));
                 }
@@ -314,6 +359,10 @@ impl<'a> Failover<'a> {
             }
         }
     }
+}
+
+fn circuits(candidates: &[state::Candidate], kind: AnswerKind) -> impl Iterator<Item = CircuitId> {
+    candidates.iter().map(move |(provider, model)| CircuitId { provider: *provider, model: *model, kind })
 }
 
 /// Runs `future` until it completes, or until one of the requests to `silent` providers is answered, which is then
@@ -337,8 +386,8 @@ async fn unless_answered<T>(
 #[derive(Default)]
 struct Refused {
     /// They have a probe in flight, or recover.
-    awaited: Vec<ProviderId>,
-    silent: Vec<ProviderId>,
+    awaited: Vec<CircuitId>,
+    silent: Vec<CircuitId>,
 }
 
 /// Takes the first provider out of `untried` that lets the request pass now.
@@ -346,7 +395,7 @@ fn next_at_once(
     live: &Arc<Local>,
     untried: &mut Vec<Candidate>,
     refused: &mut Refused,
-) -> Option<(ProviderId, ProviderPermit)> {
+) -> Option<(CircuitId, Permits)> {
     for at in 0..untried.len() {
         let Candidate { id, is_rejected } = untried[at];
         match live.try_acquire(id) {
@@ -354,16 +403,17 @@ fn next_at_once(
                 untried.remove(at);
                 return Some((id, permit));
             }
-            Err(rejection) => {
+            Err(refusal) => {
+                let provider = &live.providers[id.provider];
                 if !is_rejected {
-                    live.providers[id].metrics.reject();
+                    provider.metrics.reject();
                     untried[at].is_rejected = true;
                 }
-                match rejection.reason() {
-                    RejectionReason::Silent => refused.silent.push(id),
-                    RejectionReason::ProbeInFlight if live.providers[id].is_silent() => refused.silent.push(id),
-                    RejectionReason::ProbeInFlight | RejectionReason::Recovering => refused.awaited.push(id),
-                    _ => {}
+                let is_silent = || provider.circuit(id).is_silent();
+                if refusal.rejection.reason() == RejectionReason::Silent || refusal.ends_soon() && is_silent() {
+                    refused.silent.push(id);
+                } else if refusal.ends_soon() {
+                    refused.awaited.push(id);
                 }
             }
         }
@@ -372,24 +422,24 @@ fn next_at_once(
 }
 
 /// As [`first_granted`], and waits on if none of them lets the request pass.
-async fn first_granted_or_never(live: &Arc<Local>, awaited: &[ProviderId]) -> Option<(ProviderId, ProviderPermit)> {
+async fn first_granted_or_never(live: &Arc<Local>, awaited: &[CircuitId]) -> Option<(CircuitId, Permits)> {
     match first_granted(live, awaited).await {
         None => pending().await,
         granted => granted,
     }
 }
 
-/// Waits for all these providers at once, until one lets the request pass. Only the request that is sent with a probe
+/// Waits for all these circuits at once, until one lets the request pass. Only the request that is sent with a probe
 /// claims it, and nobody waits for one provider while another can answer.
-async fn first_granted(live: &Arc<Local>, awaited: &[ProviderId]) -> Option<(ProviderId, ProviderPermit)> {
-    type Wait<'a> = Pin<Box<dyn Future<Output = Result<Permit<&'a CircuitBreaker>, Rejection>> + Send + 'a>>;
-    let wait = |id: &ProviderId| Some(Box::pin(live.providers[*id].breaker.acquire()) as Wait<'_>);
+async fn first_granted(live: &Arc<Local>, awaited: &[CircuitId]) -> Option<(CircuitId, Permits)> {
+    type Wait<'a> = Pin<Box<dyn Future<Output = Result<Permits, Rejection>> + Send + 'a>>;
+    let wait = |id: &CircuitId| Some(Box::pin(live.acquire(*id)) as Wait<'_>);
     let mut waits: Vec<Option<Wait<'_>>> = awaited.iter().map(wait).collect();
     poll_fn(|cx| {
         for (slot, id) in waits.iter_mut().zip(awaited) {
             let Some(wait) = slot else { continue };
             match wait.as_mut().poll(cx) {
-                Poll::Ready(Ok(permit)) => return Poll::Ready(Some((*id, live.hold(*id, permit)))),
+                Poll::Ready(Ok(permits)) => return Poll::Ready(Some((*id, permits))),
                 Poll::Ready(Err(_)) => *slot = None,
                 Poll::Pending => {}
             }
@@ -397,12 +447,4 @@ async fn first_granted(live: &Arc<Local>, awaited: &[ProviderId]) -> Option<(Pro
         if waits.iter().all(Option::is_none) { Poll::Ready(None) } else { Poll::Pending }
     })
     .await
-}
-
-/// The shortest time until one of the candidates takes a request again. A probe in flight is likely to end before its
-/// lease. `None` if all are isolated.
-fn soonest(live: &Live, candidates: &[ProviderId]) -> Option<Duration> {
-    let snapshots = candidates.iter().map(|id| live.providers[*id].breaker.snapshot());
-    let known = snapshots.filter(|snapshot| snapshot.cause != Some(Cause::Isolated));
-    known.map(|snapshot| snapshot.next_probe_in.unwrap_or_default()).min()
 }

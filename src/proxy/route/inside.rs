@@ -5,13 +5,13 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use memchr::memmem;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::proxy::outcome::Outcome;
+use super::blame::Blame;
 
 /// What such an error says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +25,9 @@ pub(crate) struct Inside {
 }
 
 impl Inside {
-    pub(crate) fn outcome(&self) -> Outcome {
-        Outcome::of(self.status)
+    /// Whose fault it is, as of an answer that had its status.
+    pub(crate) fn blame(&self, headers: &HeaderMap) -> Blame {
+        Blame::of(self.status, headers, &self.body)
     }
 
     /// An error of which nothing can be read.
@@ -83,8 +84,8 @@ fn word(value: &Value) -> Option<String> {
 
 /// What the words of an error stand for, as parts of them. The first row that fits counts.
 const STATUSES: [(u16, &[&str]); 10] = [
-    (402, &["quota", "billing", "balance", "credit", "payment"]),
-    (429, &["rate_limit", "ratelimit", "too_many_requests", "resource_exhausted", "throttl"]),
+    (402, &["insufficient_quota", "billing", "balance", "credit", "payment"]),
+    (429, &["rate_limit", "ratelimit", "too_many_requests", "resource_exhausted", "throttl", "quota"]),
     (401, &["api_key", "authentication", "unauthorized", "unauthenticated"]),
     (403, &["permission", "forbidden", "access_denied"]),
     (404, &["not_found", "not_exist"]),

@@ -1,30 +1,18 @@
 //! Judging what came back for an attempt: the breaker is told how it went, and either the client gets an answer or
 //! another provider is asked.
 //!
-//! Not here: which outcome an answer stands for: `outcome`; whom to ask next: `failover`.
-
-use std::time::Duration;
+//! Not here: whose fault an error is: `blame`; whom to ask next: `failover`.
 
 use bytes::Bytes;
 use http::{Response, StatusCode, response};
-use tokio::time::Instant;
-use tracing::warn;
 
-use super::ask::{Asked, ErrorBody, ErrorReply, Reply, StreamStart, is_encoded};
+use super::ask::{Asked, ErrorReply, Reply, StreamStart};
+use super::blame;
 use super::exchange::Exchange;
-use super::receive::{Held, hold};
 use super::stream::{JudgedStream, Payload};
-use crate::proxy::answer;
-use crate::proxy::config::ServerConfig;
-use crate::proxy::core::Core;
-use crate::proxy::outcome::Outcome;
+use crate::proxy::outcome::{Outcome, Scope};
 use crate::proxy::provider::ProviderId;
-use crate::proxy::upstream::UpstreamBody;
-
-/// The body of an error says why, and is held up to this size at least.
-const MIN_HELD: u64 = 64 << 10;
-/// How long the body of an error may take if another provider may do better.
-const MAX_ERROR_BODY: Duration = Duration::from_secs(1);
+use crate::proxy::{answer, later};
 
 /// An answer for the client.
 pub(crate) struct Answer {
@@ -39,20 +27,27 @@ pub(crate) enum Verdict {
     Answer(Answer),
     /// Another candidate may do better.
     Next(Fallback),
+    /// A candidate with more room may do better.
+    Longer(Fallback),
+    /// This goes to the client, unless another candidate has failed before: what is missing here may be there.
+    Missing(Fallback),
 }
 
 /// A failed attempt's answer, for the client if no candidate does better.
 pub(crate) struct Fallback {
     pub(crate) answer: Answer,
     outcome: Outcome,
+    /// Whether it says that something was not found, which may be true of this provider alone.
+    pub(crate) is_not_found: bool,
 }
 
 impl Fallback {
-    /// How much it helps the client: most of all to be asked to come back later, then to learn of a failure of a
-    /// provider that could have answered, and least of all to learn that one could not.
+    /// How much it helps the client: most of all to learn what to do otherwise, or to come back later, then of a
+    /// failure of a provider that could have answered, and least of all that one could not.
     pub(crate) fn usefulness(&self) -> u8 {
         match self.outcome {
-            Outcome::RateLimited => 4,
+            Outcome::ContextLength => 5,
+            Outcome::RateLimited | Outcome::Later => 4,
             Outcome::ServerError => 3,
             outcome if outcome.is_timeout() => 2,
             outcome if outcome.is_failure() => 1,
@@ -61,16 +56,11 @@ impl Fallback {
     }
 }
 
-/// Settles an attempt by its reply. The body of an error is still to be received: see [`error_verdict`].
-pub(crate) fn judge(
-    asked: &Asked,
-    reply: Reply,
-    exchange: &mut Exchange,
-    model: &str,
-) -> Result<Verdict, Box<ErrorReply>> {
+/// Settles an attempt by its reply.
+pub(crate) fn judge(asked: &Asked, reply: Reply, exchange: &mut Exchange, model: &str) -> Verdict {
     let attempt = asked.attempt;
     let provider = Some(exchange.attempts.provider(attempt));
-    Ok(match reply {
+    match reply {
         Reply::ClientFault(answer) => {
             exchange.attempts.settle(attempt, Outcome::ClientLeft, &"");
             Verdict::Answer(Answer { response: answer.map(Payload::Whole), provider: None })
@@ -84,16 +74,18 @@ pub(crate) fn judge(
                 _ => answer::unreachable(),
             };
             let answer = Answer { response: response.map(Payload::Whole), provider: None };
-            Verdict::Next(Fallback { answer, outcome })
+            Verdict::Next(Fallback { answer, outcome, is_not_found: false })
         }
         Reply::Error(reply) => {
-            // Before its body is received, which cannot change the outcome.
-            exchange.attempts.settle(attempt, reply.outcome, &reply.message);
-            return Err(reply);
+            exchange.attempts.settle_until(attempt, reply.blame.outcome, reply.blame.later, &reply.message);
+            error_verdict(asked, provider, *reply)
         }
         Reply::Whole(head, whole) => {
             exchange.attempts.first_byte(attempt);
             exchange.attempts.settle(attempt, Outcome::Ok, &"");
+            if let Some(later) = later::used_up(&head.headers, blame::now) {
+                exchange.attempts.use_up(attempt, later);
+            }
             Verdict::Answer(Answer { response: Response::from_parts(head, Payload::Whole(whole)), provider })
         }
         Reply::Stream(start) => {
@@ -103,77 +95,48 @@ pub(crate) fn judge(
             }
             let stream =
                 JudgedStream::begin(asked, body, first, is_events.then_some(has_an_end), ending, exchange, model);
+            if let Some(later) = later::used_up(&head.headers, blame::now) {
+                exchange.attempts.use_up(attempt, later);
+            }
             let response = Response::from_parts(head, Payload::Stream(Box::new(stream)));
             Verdict::Answer(Answer { response, provider })
         }
-    })
+    }
 }
 
-/// What follows from an error, whose body is received if a client `waits` for it.
-///
-/// # Cancel safety
-///
-/// Dropping it, because the client has left, changes nothing.
-pub(crate) async fn error_verdict(
-    asked: &Asked,
-    provider: ProviderId,
-    reply: ErrorReply,
-    core: &Core,
-    limits: &ServerConfig,
-    waits: bool,
-) -> Verdict {
-    let ErrorReply { outcome, head, body, .. } = reply;
-    let said = match body {
-        ErrorBody::Whole(body) => Some(body),
-        // The gateway could not strike out its key.
-        ErrorBody::Coming(_) if is_encoded(&head.headers) => None,
-        ErrorBody::Coming(body) if waits => error_body(asked, outcome, body, core, limits, asked.since()).await,
-        ErrorBody::Coming(_) => None,
-    };
-    let status = head.status;
-    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN) {
-        warn!(provider = asked.provider.name(), %status, "a provider refused the gateway's account");
-    }
-    let is_its_own = said.is_some() && outcome != Outcome::Protocol
-        // It is about the gateway's key, and may quote a part of it.
-        && status != StatusCode::UNAUTHORIZED;
-    let answer = match said {
-        Some(body) if is_its_own => {
+/// What follows from an error.
+fn error_verdict(asked: &Asked, provider: Option<ProviderId>, reply: ErrorReply) -> Verdict {
+    let ErrorReply { blame, head, body, .. } = reply;
+    let outcome = blame.outcome;
+    let answer = match body {
+        // A message about the gateway's account may quote a part of its key, and is nothing for its clients.
+        Some(body) if outcome != Outcome::Protocol && head.status != StatusCode::UNAUTHORIZED => {
             let body = Payload::Whole(asked.upstream.without_secrets(body));
-            Answer { response: Response::from_parts(head, body), provider: Some(provider) }
+            Answer { response: Response::from_parts(head, body), provider }
         }
         _ => Answer { response: instead_of(outcome, &head).map(Payload::Whole), provider: None },
     };
+    let is_its_own = answer.provider.is_some();
+    let fallback = Fallback { answer, outcome, is_not_found: blame.is_not_found };
     match outcome {
-        Outcome::ClientError if is_its_own => Verdict::Answer(answer),
-        _ => Verdict::Next(Fallback { answer, outcome }),
+        Outcome::ClientError if is_its_own => {
+            if fallback.is_not_found {
+                Verdict::Missing(fallback)
+            } else {
+                Verdict::Answer(fallback.answer)
+            }
+        }
+        Outcome::ContextLength if is_its_own => Verdict::Longer(fallback),
+        _ => Verdict::Next(fallback),
     }
 }
 
 fn instead_of(outcome: Outcome, head: &response::Parts) -> Response<Bytes> {
-    if outcome.is_failure() { answer::unreachable() } else { answer::refused_by_provider(head.status) }
-}
-
-/// The whole body of an error, or `None` if it is too long or takes too long.
-async fn error_body(
-    asked: &Asked,
-    outcome: Outcome,
-    mut body: UpstreamBody,
-    core: &Core,
-    limits: &ServerConfig,
-    since: Instant,
-) -> Option<Bytes> {
-    let mut timer = core.timers.timer();
-    let max = limits.replay_answer_bytes.max(MIN_HELD);
-    let timeouts = &asked.provider.config.timeouts;
-    let held = hold(&mut timer, &mut body, None, max, &core.app.budget, since, timeouts);
-    let held = match outcome {
-        Outcome::ClientError => tokio::time::timeout(timeouts.first_byte, held).await.ok()?.ok()?,
-        // A provider that could do better should not have to wait for it.
-        _ => tokio::time::timeout(MAX_ERROR_BODY, held).await.ok()?.ok()?,
-    };
-    match held {
-        Held::Whole(body) => Some(body),
-        Held::TooLong(_) => None,
+    if outcome == Outcome::Redirected {
+        answer::redirected()
+    } else if outcome.is_failure() || outcome.scope() == Scope::Model {
+        answer::unreachable()
+    } else {
+        answer::refused_by_provider(head.status)
     }
 }

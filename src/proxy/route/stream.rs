@@ -78,7 +78,7 @@ impl JudgedStream {
         let timeouts = asked.provider.config.timeouts.clone();
         let mut proven = None;
         if exchange.attempts.is_probe(attempt) {
-            if asked.provider.breaks_off() {
+            if exchange.attempts.circuit(attempt).breaks_off() {
                 proven = Some(since + timeouts.first_byte + timeouts.idle);
             } else {
                 exchange.attempts.prove(attempt);

@@ -13,16 +13,15 @@ use strum::VariantArray;
 
 use super::{BOUNDS, CloseReason, Metrics, ProviderMetrics, Sharded, Times};
 use crate::proxy::outcome::Outcome;
-use crate::proxy::silence::Detectors;
+use crate::proxy::provider::Provider;
 use crate::silence::DetectorSnapshot;
-use crate::{BreakerSnapshot, CircuitBreakerRegistry, CircuitState};
+use crate::{BreakerSnapshot, Cause, CircuitState};
 
 impl Metrics {
     /// In Prometheus' text format.
     pub(crate) fn encode<'a>(
         &self,
-        breakers: &CircuitBreakerRegistry,
-        detectors: impl Iterator<Item = (&'a str, &'a Detectors)>,
+        providers: impl Iterator<Item = &'a Provider>,
         access_log_lines_lost: u64,
         log_lines_lost: u64,
         held_bytes: u64,
@@ -31,17 +30,16 @@ impl Metrics {
         self.encode_gateway(&mut page, access_log_lines_lost, log_lines_lost);
         let help = "Bytes of bodies and answers that are held in memory.";
         page.gauge("fusebox_held_bytes", help, &[], float(held_bytes));
-        for breaker in breakers.snapshots() {
-            encode_breaker(&mut page, &breaker);
+        for provider in providers {
+            encode_circuits(&mut page, provider);
+            let detectors = provider.silence.iter().flat_map(|detectors| detectors.snapshots());
+            for (model, awaited, silence) in detectors {
+                let labels = [("provider", provider.name()), ("model", &*model), ("awaited", awaited.as_str())];
+                encode_silence(&mut page, &labels, silence);
+            }
         }
         for (name, metrics) in &*self.providers.lock() {
             encode_provider(&mut page, name, metrics);
-        }
-        for (provider, detectors) in detectors {
-            for (model, awaited, silence) in detectors.snapshots() {
-                let labels = [("provider", provider), ("model", &*model), ("awaited", awaited.as_str())];
-                encode_silence(&mut page, &labels, silence);
-            }
         }
         let families: Vec<_> = page.0.into_values().collect();
         let mut text = Vec::new();
@@ -87,6 +85,9 @@ const STATES: [CircuitState; 5] = [
     CircuitState::Disabled,
 ];
 
+/// Those that open a circuit of the gateway.
+const CAUSES: [Cause; 4] = [Cause::Failures, Cause::Silence, Cause::Cooldown, Cause::Isolated];
+
 /// Does not compile with a state that it does not know, so that none can be missing above.
 const _: fn(CircuitState) = |state| match state {
     CircuitState::Closed
@@ -96,25 +97,49 @@ const _: fn(CircuitState) = |state| match state {
     | CircuitState::Disabled => {}
 };
 
-fn encode_breaker(page: &mut Page, breaker: &BreakerSnapshot) {
-    let provider = ("provider", &*breaker.name);
+fn encode_circuits(page: &mut Page, provider: &Provider) {
+    let name = ("provider", provider.name());
+    encode_breaker(page, &[name], &provider.breaker.snapshot());
+    for (model, kind, circuit) in provider.circuits.known() {
+        let breaker = circuit.breaker.snapshot();
+        // A provider may have a thousand models, nearly all of which have nothing to tell.
+        if breaker.state != CircuitState::Closed || breaker.failure_count > 0 || breaker.trip_count > 0 {
+            encode_breaker(page, &[name, ("model", model), ("answer", kind.as_str())], &breaker);
+        }
+    }
+    let out = provider.key_out();
+    let help = "1 while the provider's key is out: it was refused, or its account is empty.";
+    page.gauge("fusebox_key_out", help, &[name], if out.is_some() { 1.0 } else { 0.0 });
+    let help = "Time until a key that is out is tried again; 0 if it is not out.";
+    let left = out.and_then(|out| out.next_probe_in).unwrap_or_default();
+    page.gauge("fusebox_key_retry_in_seconds", help, &[name], left.as_secs_f64());
+}
+
+/// `of` is the provider, or one of its models and a kind of answer.
+fn encode_breaker(page: &mut Page, of: &[(&str, &str)], breaker: &BreakerSnapshot) {
+    let and = |more: (&'static str, &'static str)| of.iter().copied().chain([more]).collect::<Vec<(&str, &str)>>();
     for state in STATES {
         let is = if breaker.state == state { 1.0 } else { 0.0 };
         let help = "1 for the current state of the circuit, 0 for the others.";
-        page.gauge("fusebox_circuit_state", help, &[provider, ("state", state.as_str())], is);
+        page.gauge("fusebox_circuit_state", help, &and(("state", state.as_str())), is);
+    }
+    for cause in CAUSES {
+        let is = if breaker.cause == Some(cause) { 1.0 } else { 0.0 };
+        let help = "1 for why the circuit is open, 0 for all others.";
+        page.gauge("fusebox_circuit_open_cause", help, &and(("cause", cause.as_str())), is);
     }
     let silent = if breaker.silent { 1.0 } else { 0.0 };
-    page.gauge("fusebox_circuit_silent", "1 while the circuit is open because of silence.", &[provider], silent);
+    page.gauge("fusebox_circuit_silent", "1 while the circuit is open because of silence.", of, silent);
     let failures = f64::from(breaker.failure_count);
-    page.gauge("fusebox_circuit_failures", "Failures in a row.", &[provider], failures);
+    page.gauge("fusebox_circuit_failures", "Failures in a row.", of, failures);
     let help = "Time until the open circuit takes a probe; 0 if it is not open.";
     let next = breaker.next_probe_in.unwrap_or_default().as_secs_f64();
-    page.gauge("fusebox_circuit_probe_in_seconds", help, &[provider], next);
+    page.gauge("fusebox_circuit_probe_in_seconds", help, of, next);
     let waiters = float(breaker.waiters as u64);
-    page.gauge("fusebox_circuit_waiters", "Requests that wait for the probe.", &[provider], waiters);
+    page.gauge("fusebox_circuit_waiters", "Requests that wait for the probe.", of, waiters);
     let help = "Times the circuit went from closed or recovering to open.";
-    page.count("fusebox_circuit_trips_total", help, &[provider], breaker.trip_count);
-    page.count("fusebox_circuit_failed_probes_total", "Probes that failed.", &[provider], breaker.failed_probe_count);
+    page.count("fusebox_circuit_trips_total", help, of, breaker.trip_count);
+    page.count("fusebox_circuit_failed_probes_total", "Probes that failed.", of, breaker.failed_probe_count);
 }
 
 fn encode_silence(page: &mut Page, labels: &[(&str, &str)], silence: DetectorSnapshot) {
