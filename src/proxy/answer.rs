@@ -26,6 +26,7 @@ pub(crate) enum Code {
     InvalidHost,
     InvalidModel,
     InvalidPath,
+    InvalidProvider,
     MethodNotAllowed,
     ModelNotFound,
     ModelNotFoundInTime,
@@ -90,6 +91,12 @@ pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item 
     let shown = start_of(model, MAX_SHOWN_MODEL);
     let message = format!("No provider of this gateway serves the model '{shown}'. {known}");
     invalid(StatusCode::NOT_FOUND, Code::ModelNotFound, Some("model"), &message)
+}
+
+/// The client has chosen a provider that there is not, or that does not serve its model.
+pub(crate) fn invalid_provider() -> Response<Bytes> {
+    let message = "The provider in 'x-fusebox-provider' is not one of this gateway, or does not serve the model.";
+    invalid(StatusCode::BAD_REQUEST, Code::InvalidProvider, None, message)
 }
 
 /// In the form of `OpenAI`'s own answer, so that SDKs report a wrong key.

@@ -126,6 +126,8 @@ pub struct ServerConfig {
     pub admin_listen: Option<SocketAddr>,
     /// A client must present one of these tokens. If there are none, anybody may send requests.
     pub auth_tokens: Vec<Secret>,
+    /// Whether a client may choose the provider, by the header `x-fusebox-provider`.
+    pub allow_provider_header: bool,
     /// The origins whose pages may read answers (CORS). `*` stands for any. Without one, no page of another origin can.
     pub cors_origins: Vec<HeaderValue>,
     /// A PEM file of certificate authorities that are trusted in addition to the public ones.
@@ -223,6 +225,7 @@ impl Default for ServerConfig {
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
             admin_listen: None,
             auth_tokens: Vec::new(),
+            allow_provider_header: false,
             cors_origins: Vec::new(),
             ca_file: None,
             access_log: true,

@@ -23,6 +23,7 @@ pub mod fuzz;
 mod later;
 mod observe;
 mod outcome;
+mod owners;
 mod provider;
 mod request;
 mod route;

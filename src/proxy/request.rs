@@ -3,6 +3,7 @@
 //! Not here: which providers may answer it: `state` and `route`.
 
 pub(crate) mod headers;
+pub(crate) mod ids;
 pub(crate) mod model;
 pub(crate) mod path;
 pub(crate) mod upload;
@@ -25,6 +26,9 @@ use super::timers::Timer;
 /// A longer path, query included, is refused: together with the provider's base a URI must stay below 64 KiB.
 const MAX_PATH: usize = 8 * 1024;
 
+/// In which a client may choose the provider.
+const PROVIDER: &str = "x-fusebox-provider";
+
 /// A request that can be sent.
 pub(crate) struct Prepared {
     pub(crate) head: request::Parts,
@@ -33,6 +37,8 @@ pub(crate) struct Prepared {
     pub(crate) format: Format,
     /// `None` if the request belongs to no model.
     pub(crate) named: Option<Named>,
+    /// The provider that the client has chosen, if it may.
+    pub(crate) chosen: Option<HeaderValue>,
 }
 
 impl Prepared {
@@ -102,9 +108,15 @@ where
         Err(fault) => return Err(fault.answer()),
     };
     received.bytes = body.len() as u64;
-    let named = model::find(&format, &body, rest.is_none()).map_err(|message| invalid(&message))?;
+    let is_kept = ids::is_about_what_is_kept(head.uri.path());
+    let named = match model::find(&format, &body, rest.is_none()) {
+        Ok(named) => named,
+        Err(_) if is_kept && body.is_empty() => None,
+        Err(message) => return Err(invalid(&message)),
+    };
     match &named {
         Some(_) => {}
+        None if is_kept && rest.is_none() => {}
         None if format == Format::Json && rest.is_none() => return Err(invalid("The body has no 'model'.")),
         // A form may have no model: a file belongs to none.
         None if rest.is_none() || takes_files => {}
@@ -122,8 +134,9 @@ where
             ));
         }
     }
+    let chosen = if limits.allow_provider_header { head.headers.remove(PROVIDER) } else { None };
     headers::to_provider(&mut head.headers);
-    Ok((Arc::new(Prepared { head, body, format, named }), rest))
+    Ok((Arc::new(Prepared { head, body, format, named, chosen }), rest))
 }
 
 /// Whether a token is shown in one of the headers in which SDKs send their key. Compares with every token even if one

@@ -25,6 +25,7 @@ use super::observe::lines::LineWriter;
 use super::observe::log;
 use super::observe::metrics::{Metrics, ProviderMetrics};
 use super::outcome::Outcome;
+use super::owners::Owners;
 use super::provider::{PerProvider, Provider, ProviderId};
 use super::silence::{Awaited, Detectors};
 use super::upstream::{Resolver, SetupError, Tls};
@@ -49,6 +50,7 @@ pub struct AppState {
     shortage_logged: Mutex<Option<Instant>>,
     pub(crate) budget: Arc<Budget>,
     resolver: Resolver,
+    pub(crate) owners: Owners,
     /// For the settings that a reload does not change.
     started_with: ServerConfig,
 }
@@ -141,6 +143,7 @@ impl AppState {
             shortage_logged: Mutex::new(None),
             budget: Budget::new(config.server.max_held_bytes),
             resolver: Resolver::new(),
+            owners: Owners::default(),
             started_with: config.server.clone(),
         }))
     }

@@ -33,6 +33,8 @@ const FLOORS: &[&[&str]] = &[
     // what a client asks for,
     &["proxy::request::path"],
     &["proxy::request::headers"],
+    &["proxy::request::ids"],
+    &["proxy::owners"],
     &["proxy::request::model"],
     &["proxy::request::upload"],
     &["proxy::request"],

@@ -10,6 +10,7 @@ mod failover;
 mod health;
 mod hostile;
 mod http2;
+mod ids;
 mod inside;
 mod machine;
 mod marks;

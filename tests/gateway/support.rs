@@ -66,7 +66,13 @@ pub(crate) struct Seen {
     pub(crate) body: Bytes,
 }
 
-type Script = dyn Fn(usize, &str) -> Response<Body> + Send + Sync;
+impl Seen {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+type Script = dyn Fn(usize, &Seen) -> Response<Body> + Send + Sync;
 
 /// A provider whose n-th answer is given by a function of n.
 pub(crate) struct Provider {
@@ -89,7 +95,13 @@ impl Provider {
 
     /// A provider whose answers are given by a function of the request's body.
     pub(crate) async fn judging(script: impl Fn(&str) -> Response<Body> + Send + Sync + 'static) -> Self {
-        Self::start_behind(watch::channel(true).1, "", "127.0.0.1:0", move |_, body| script(body)).await
+        Self::start_behind(watch::channel(true).1, "", "127.0.0.1:0", move |_, seen| script(&seen.text())).await
+    }
+
+    /// The same, of path and body.
+    pub(crate) async fn routing(script: impl Fn(&str, &str) -> Response<Body> + Send + Sync + 'static) -> Self {
+        let script = move |_, seen: &Seen| script(&seen.path, &seen.text());
+        Self::start_behind(watch::channel(true).1, "", "127.0.0.1:0", script).await
     }
 
     /// Answers every request with 200, while the gate is open; until then it waits.
@@ -107,7 +119,7 @@ impl Provider {
         gate: watch::Receiver<bool>,
         gated: &'static str,
         address: &str,
-        script: impl Fn(usize, &str) -> Response<Body> + Send + Sync + 'static,
+        script: impl Fn(usize, &Seen) -> Response<Body> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -118,16 +130,16 @@ impl Provider {
         let app = axum::Router::new().fallback(async move |request: Request<Body>| {
             let (head, body) = request.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
-            let text = String::from_utf8_lossy(&body).into_owned();
-            let is_gated = text.contains(gated);
-            log.lock().push(Seen {
+            let seen = Seen {
                 version: head.version,
                 method: head.method,
                 path: head.uri.path_and_query().unwrap().to_string(),
                 headers: head.headers,
                 body,
-            });
-            let mut response = script(count.fetch_add(1, Ordering::SeqCst), &text);
+            };
+            let is_gated = seen.text().contains(gated);
+            let mut response = script(count.fetch_add(1, Ordering::SeqCst), &seen);
+            log.lock().push(seen);
             response.headers_mut().insert(BY, address.to_string().parse().unwrap());
             // An error says that the test is over.
             let _ = gate.clone().wait_for(|is_open| *is_open || !is_gated).await;

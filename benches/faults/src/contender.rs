@@ -88,6 +88,21 @@ pub(crate) fn start(
             command.args(["serve", "--config"]).arg(configuration("fusebox.toml", text));
         }
     }
+    spawn(command, folder, port, who)
+}
+
+/// The gateway with this configuration, but for its `[server]`.
+pub(crate) fn start_with(folder: &Path, fusebox: &Path, text: &str) -> Running {
+    let port = free_port();
+    let path = folder.join(format!("{port}-fusebox.toml"));
+    let server = format!("[server]\nlisten = '127.0.0.1:{port}'\naccess_log = false\n{text}");
+    fs::write(&path, server).expect("a temporary folder takes a file");
+    let mut command = Command::new(fusebox);
+    command.args(["serve", "--config"]).arg(path);
+    spawn(command, folder, port, Who::Fusebox)
+}
+
+fn spawn(mut command: Command, folder: &Path, port: u16, who: Who) -> Running {
     let said = folder.join(format!("{port}.err"));
     let stderr = fs::File::create(&said).expect("a temporary folder takes a file");
     let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("a contender");

@@ -1,5 +1,6 @@
 //! Requests at a steady rate, each sent when it is due, however many are still waiting.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -61,9 +62,12 @@ pub(crate) async fn burst(port: u16, requests: usize) -> Vec<Sample> {
     (0..requests).map(|_| ask(client.clone())).collect::<tokio::task::JoinSet<_>>().join_all().await
 }
 
+/// No two are alike: the failures of the same request would count once.
 fn body(is_stream: bool, is_long: bool) -> String {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
     let effort = if is_long { "high" } else { "low" };
-    format!("{{\"model\": \"m\", \"stream\": {is_stream}, \"reasoning_effort\": \"{effort}\", \"messages\": []}}")
+    format!("{{\"model\": \"m\", \"stream\": {is_stream}, \"reasoning_effort\": \"{effort}\", \"user\": \"{number}\"}}")
 }
 
 /// Whether there was a whole and good answer.

@@ -10,12 +10,13 @@ mod process;
 #[expect(dead_code, reason = "what only the demo shows")]
 #[path = "../../../src/demo/provider.rs"]
 mod provider;
+mod scope;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -23,6 +24,7 @@ use contender::{Who, start};
 use load::{Sample, send};
 use process::build;
 use provider::{Fault, Latency, Simulated};
+use scope::Case;
 
 #[derive(Parser)]
 #[command(about)]
@@ -41,6 +43,12 @@ struct Options {
     /// Only bursts of requests that take a hundred times as long as usual: no provider fails.
     #[arg(long)]
     bursts: bool,
+    /// Only the gateway, and only whose fault it is: a provider that says later, a key, one model of two, one request.
+    #[arg(long)]
+    scopes: bool,
+    /// Of those.
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Case::value_variants().to_vec())]
+    cases: Vec<Case>,
 }
 
 fn main() {
@@ -50,6 +58,14 @@ fn main() {
     let fusebox = build();
     let who: Vec<Who> = options.who.iter().copied().filter(|who| who.is_there()).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    if options.scopes {
+        scope::head();
+        for case in options.cases {
+            println!("| {} |", runtime.block_on(scope::run(case, folder.clone(), fusebox.clone())));
+        }
+        let _ = std::fs::remove_dir_all(folder);
+        return;
+    }
     if options.bursts {
         burst::head();
         for who in who {

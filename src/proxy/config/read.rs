@@ -134,6 +134,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
             "is not a loopback address and there are no auth_tokens: anybody who reaches it may send requests",
         );
     }
+    section.flag("allow_provider_header", &mut server.allow_provider_header);
     read_cors(&mut section, &mut server.cors_origins);
     if let Some(Text { shown, value }) = section.text("ca_file", "a path") {
         let file = PathBuf::from(value);

@@ -19,10 +19,12 @@ use crate::proxy::answer;
 use crate::proxy::core::Core;
 use crate::proxy::observe::facts::End;
 use crate::proxy::provider::Provider;
+use crate::proxy::request::ids;
+use crate::proxy::request::model::Format;
 use crate::proxy::request::upload::Rest;
 use crate::proxy::request::{self as asked, Prepared, Received};
 use crate::proxy::route::exchange::Exchange;
-use crate::proxy::route::failover::Failover;
+use crate::proxy::route::failover::{Failover, Whose};
 use crate::proxy::route::judge::Answer;
 use crate::proxy::route::stream::Payload;
 use crate::proxy::state::{Candidate, Live};
@@ -44,10 +46,10 @@ where
         let own = |response: Response<Bytes>| Answer { response: response.map(Payload::Whole), provider: None };
         let answer = match read(&live, &mut exchange, head, body).await {
             Err(answer) => own(answer),
-            Ok((request, rest)) => match candidates(&live, &request) {
+            Ok((request, rest)) => match candidates(&live, &request, &exchange) {
                 Err(answer) => own(*answer),
-                Ok(candidates) => {
-                    let mut failover = Failover::new(&live, candidates, &mut exchange, request, rest);
+                Ok(Route { candidates, whose }) => {
+                    let mut failover = Failover::new(&live, candidates, whose, &mut exchange, request, rest);
                     let found = failover.run().await;
                     failover.finish(found)
                 }
@@ -74,7 +76,8 @@ where
     {
         return Err(answer);
     }
-    if head.method != Method::POST {
+    let reads_or_deletes = matches!(head.method, Method::GET | Method::DELETE);
+    if head.method != Method::POST && !(reads_or_deletes && ids::is_about_what_is_kept(head.uri.path())) {
         return Err(answer::method_not_allowed());
     }
     let core = exchange.attempts.core();
@@ -89,14 +92,44 @@ where
     Ok((request, rest))
 }
 
-/// The providers that may answer a request, in the order in which they are asked. An error is the answer, if no
-/// provider serves its model.
-fn candidates<'a>(live: &'a Live, request: &Prepared) -> Result<&'a [Candidate], Box<Response<Bytes>>> {
-    let Some(named) = &request.named else { return Ok(live.all()) };
-    live.candidates(&named.model).ok_or_else(|| {
-        let known = live.models();
-        Box::new(answer::unknown_model(&named.model, known.iter().map(|(model, _)| *model)))
-    })
+/// Who may answer a request.
+struct Route<'a> {
+    /// In the order in which they are asked.
+    candidates: &'a [Candidate],
+    whose: Whose,
+}
+
+/// The providers that may answer a request. An error is the answer, if no provider serves its model.
+fn candidates<'a>(live: &'a Live, request: &Prepared, exchange: &Exchange) -> Result<Route<'a>, Box<Response<Bytes>>> {
+    let candidates = match &request.named {
+        None => live.all(),
+        Some(named) => live.candidates(&named.model).ok_or_else(|| {
+            let known = live.models();
+            Box::new(answer::unknown_model(&named.model, known.iter().map(|(model, _)| *model)))
+        })?,
+    };
+    let of = |name: &str| {
+        let is_it = |(id, _): &&Candidate| live.providers[*id].name() == name;
+        candidates.iter().find(is_it).map(std::slice::from_ref)
+    };
+    if let Some(chosen) = &request.chosen {
+        let candidates = chosen.to_str().ok().and_then(of).ok_or_else(|| Box::new(answer::invalid_provider()))?;
+        return Ok(Route { candidates, whose: Whose::Anybodys });
+    }
+    if candidates.len() < 2 {
+        return Ok(Route { candidates, whose: Whose::Anybodys });
+    }
+    let mut ids: Vec<_> = ids::in_path(request.head.uri.path()).collect();
+    if request.format == Format::Json {
+        ids.append(&mut ids::in_request(&request.body));
+    }
+    let owners = &exchange.attempts.core().app.owners;
+    let owner = ids.iter().find_map(|id| owners.of(id));
+    match owner.as_deref().and_then(of) {
+        Some(candidates) => Ok(Route { candidates, whose: Whose::Anybodys }),
+        None if ids.is_empty() => Ok(Route { candidates, whose: Whose::Anybodys }),
+        None => Ok(Route { candidates, whose: Whose::Unknown }),
+    }
 }
 
 /// Answers `GET /v1/models` and `GET /v1/models/{id}`.

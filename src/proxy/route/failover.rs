@@ -24,7 +24,7 @@ use crate::proxy::core::{Local, Permits};
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::CircuitId;
 use crate::proxy::request::upload::{Progress, Rest, Upload};
-use crate::proxy::request::{Prepared, model};
+use crate::proxy::request::{Prepared, ids, model};
 use crate::proxy::silence::Awaited;
 use crate::proxy::state;
 use crate::proxy::upstream::RequestBody;
@@ -51,11 +51,21 @@ pub(crate) struct Failover<'a> {
     /// In the order in which they are asked.
     candidates: &'a [state::Candidate],
     kind: AnswerKind,
+    whose: Whose,
     untried: Vec<Candidate>,
     /// Requests to providers that were found silent. Each may still be the first to be answered.
     silent: Vec<InFlight>,
     /// The most useful failure so far.
     best: Option<Box<Fallback>>,
+}
+
+/// Whose the things are that a request names by their ids.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// It names none, or all candidates have them.
+    Anybodys,
+    /// One provider's, and nobody knows whose: what one has not found another may have.
+    Unknown,
 }
 
 struct Candidate {
@@ -75,6 +85,7 @@ impl<'a> Failover<'a> {
     pub(crate) fn new(
         live: &'a Arc<Local>,
         candidates: &'a [state::Candidate],
+        whose: Whose,
         exchange: &'a mut Exchange,
         request: Arc<Prepared>,
         rest: Option<Box<Rest>>,
@@ -87,7 +98,7 @@ impl<'a> Failover<'a> {
         }
         exchange.facts.is_replayable = !is_once;
         let (silent, best, progress) = (Vec::new(), None, None);
-        Self { live, exchange, request, rest, is_once, progress, candidates, kind, untried, silent, best }
+        Self { live, exchange, request, rest, is_once, progress, candidates, kind, whose, untried, silent, best }
     }
 
     /// Asks the candidates in their order until one has answered. `None` if none has.
@@ -121,7 +132,13 @@ impl<'a> Failover<'a> {
 
     /// The winning answer, or else the most useful failure.
     pub(crate) fn finish(self, found: Option<Answer>) -> Answer {
-        let soonest = if found.is_none() { self.soonest() } else { None };
+        let soonest = match &found {
+            None => self.soonest(),
+            Some(answer) => {
+                self.remember(answer);
+                None
+            }
+        };
         for InFlight { reply, asked } in self.silent {
             self.exchange.attempts.listen(asked.attempt, async move { reply.await.is_good() });
         }
@@ -146,6 +163,19 @@ impl<'a> Failover<'a> {
             warn!(model, status = status.as_u16(), "no provider could answer");
         }
         answer
+    }
+
+    /// Notes whose the ids are that an answer has.
+    fn remember(&self, answer: &Answer) {
+        let Some(provider) = answer.provider.filter(|_| self.live.providers.iter().len() > 1) else { return };
+        if ids::has_new_ids(self.request.head.uri.path()) && answer.response.status().is_success() {
+            let begun = match answer.response.body() {
+                Payload::Whole(bytes) => bytes,
+                Payload::Stream(stream) => stream.begun(),
+            };
+            let owners = &self.exchange.attempts.core().app.owners;
+            owners.remember(&ids::in_answer(begun), self.live.providers[provider].breaker.shared_name());
+        }
     }
 
     /// The shortest time until one of the candidates takes a request again. `None` if nobody knows.
@@ -341,7 +371,7 @@ impl<'a> Failover<'a> {
     fn keep(&mut self, verdict: Verdict) -> Option<Answer> {
         match verdict {
             Verdict::Answer(answer) => Some(answer),
-            Verdict::Missing(fallback) if self.best.is_none() => Some(fallback.answer),
+            Verdict::Missing(fallback) if self.best.is_none() && self.whose == Whose::Anybodys => Some(fallback.answer),
             Verdict::Longer(fallback) => {
                 let (longer, live) = (&self.live.failover.fallback_on_context_length, self.live);
                 self.untried.retain(|it| longer.iter().any(|name| name == live.providers[it.id.provider].name()));

@@ -109,6 +109,11 @@ impl JudgedStream {
         }
     }
 
+    /// What was received before it is passed on.
+    pub(crate) fn begun(&self) -> &[u8] {
+        self.first.as_deref().unwrap_or_default()
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         // hyper's server stops polling a body of known length once it has all of it, and never asks for the end.
         let ends_by_itself = self.events.is_none() && self.ending.is_none();
