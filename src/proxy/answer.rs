@@ -32,6 +32,7 @@ pub(crate) enum Code {
     ModelNotFoundInTime,
     NotFound,
     PathTooLong,
+    ProviderBusy,
     ProviderRefused,
     ProviderStreamBroken,
     ProviderTimeout,
@@ -151,6 +152,14 @@ fn in_seconds(duration: Duration) -> u64 {
 pub(crate) fn timed_out() -> Response<Bytes> {
     let message = "The provider did not answer in time, and no other provider could answer.";
     server_error(StatusCode::GATEWAY_TIMEOUT, Code::ProviderTimeout, message)
+}
+
+/// All providers have as many requests as they may have, and no place became free in time.
+pub(crate) fn busy() -> Response<Bytes> {
+    let message = "Every provider has as many requests as this gateway lets it have.";
+    let mut response = server_error(StatusCode::SERVICE_UNAVAILABLE, Code::ProviderBusy, message);
+    come_back(response.headers_mut(), Duration::from_secs(1));
+    response
 }
 
 /// The gateway has run out of descriptors, ports or memory.

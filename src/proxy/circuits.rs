@@ -4,6 +4,7 @@
 //! Not here: the provider's own circuit: `provider`; what opens a circuit: `route::attempts`.
 
 pub(crate) mod cooldown;
+pub(crate) mod gate;
 mod repeats;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,9 @@ use strum::{EnumCount, VariantArray};
 use tokio::time::Instant;
 
 use self::cooldown::Growing;
+use self::gate::Gate;
 use self::repeats::Repeats;
+use super::config::Limits;
 use crate::{CircuitBreaker, CircuitState, Config};
 
 /// How an answer comes. Its text is a label in the metrics.
@@ -53,6 +56,8 @@ pub(crate) struct Circuits {
 
 struct OfModel {
     name: Box<str>,
+    /// `None` if the number of its requests is not limited.
+    gate: Option<Arc<Gate>>,
     kinds: [OnceLock<Arc<Circuit>>; AnswerKind::COUNT],
 }
 
@@ -61,16 +66,19 @@ impl Circuits {
     pub(crate) fn new(
         provider: &str,
         config: Config,
+        limits: Limits,
         models: &BTreeMap<String, String>,
         before: Option<&Self>,
     ) -> Self {
         let of_model = |name: &str| {
-            let old = before.and_then(|before| Some(&before.models[before.find(name)?.0 as usize].kinds));
-            let kinds = old.cloned().unwrap_or_default();
+            let old = before.and_then(|before| Some(&before.models[before.find(name)?.0 as usize]));
+            let kinds = old.map(|old| old.kinds.clone()).unwrap_or_default();
+            let gate = old.and_then(|old| old.gate.clone()).filter(|gate| gate.limits == limits);
+            let gate = gate.or_else(|| Gate::new(limits).map(Arc::new));
             for circuit in kinds.iter().filter_map(OnceLock::get) {
                 circuit.breaker.set_config(config);
             }
-            OfModel { name: name.into(), kinds }
+            OfModel { name: name.into(), gate, kinds }
         };
         let names = std::iter::once("").chain(models.keys().map(String::as_str));
         Self { provider: provider.to_owned(), config, models: names.map(of_model).collect() }
@@ -110,6 +118,10 @@ impl Circuits {
     pub(crate) fn others(&self, model: ModelId, kind: AnswerKind) -> impl Iterator<Item = &Arc<Circuit>> {
         let others = AnswerKind::VARIANTS.iter().filter(move |other| **other != kind);
         others.map(move |other| self.of(model, *other))
+    }
+
+    pub(crate) fn gate(&self, model: ModelId) -> Option<&Gate> {
+        self.models[model.0 as usize].gate.as_deref()
     }
 
     pub(crate) fn name(&self, model: ModelId) -> &str {

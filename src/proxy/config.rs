@@ -273,6 +273,24 @@ impl Default for Timeouts {
     }
 }
 
+/// `[limits]`: how many requests a provider has at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// So many for each model. `None`: any number.
+    pub max_in_flight: Option<u64>,
+    /// How many wait for a place, for each model, if no other provider has one.
+    pub max_waiting: u64,
+    /// For how long.
+    pub wait_limit: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_in_flight: None, max_waiting: 100, wait_limit: Duration::from_secs(10) }
+    }
+}
+
 /// `[connections]`: the connections to providers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -329,6 +347,8 @@ pub struct ProviderConfig {
     pub connections: Connections,
     /// Its time limits.
     pub timeouts: Timeouts,
+    /// How many requests it has at once.
+    pub limits: Limits,
     /// The settings of its breaker.
     pub breaker: Config,
     /// When it counts as silent. `None`: never.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
+use super::circuits::gate::{Gate, Place};
 use super::config::WhenAllOpen;
 use super::observe::lines::{LineWriter, Lines};
 use super::provider::{CircuitId, PerProvider, Provider};
@@ -91,14 +92,13 @@ impl Local {
         &self.providers[id.provider].circuit(id).breaker
     }
 
-    /// As [`CircuitBreaker::try_acquire`], of a circuit and of its provider's.
+    /// As [`CircuitBreaker::try_acquire`], of a circuit and of its provider's; and a place there, if they are limited.
     pub(crate) fn try_acquire(self: &Arc<Self>, id: CircuitId) -> Result<Permits, Refusal> {
-        let (above, below) = (&self.providers[id.provider].breaker, self.breaker(id));
-        // A provider's probe must not be claimed for a request that its model's circuit refuses (Sentinel#1638).
-        if above.state() != CircuitState::Closed && !below.would_allow() {
-            below.try_acquire().map(Permit::cancel).map_err(|rejection| Refusal { rejection, by_provider: false })?;
-        }
-        self.try_both(id, CircuitBreaker::try_acquire)
+        let permits = self.try_circuits(id)?;
+        self.with_place(id, permits, None).map_err(|permits| {
+            permits.cancel();
+            Refusal { rejection: None, by_provider: false }
+        })
     }
 
     /// As [`CircuitBreaker::try_acquire_early`], of a circuit and of its provider's.
@@ -111,44 +111,78 @@ impl Local {
         }
     }
 
+    /// As [`try_acquire`](Self::try_acquire), without a place: for a request that has one.
+    pub(crate) fn try_circuits(self: &Arc<Self>, id: CircuitId) -> Result<Permits, Refusal> {
+        let (above, below) = (&self.providers[id.provider].breaker, self.breaker(id));
+        // A provider's probe must not be claimed for a request that its model's circuit refuses (Sentinel#1638).
+        if above.state() != CircuitState::Closed && !below.would_allow() {
+            below.try_acquire().map(Permit::cancel).map_err(Refusal::by_model)?;
+        }
+        self.try_both(id, CircuitBreaker::try_acquire)
+    }
+
     fn try_both(
         self: &Arc<Self>,
         id: CircuitId,
         acquire: fn(&CircuitBreaker) -> Result<Permit<&CircuitBreaker>, Rejection>,
     ) -> Result<Permits, Refusal> {
         let (above, below) = (&self.providers[id.provider].breaker, self.breaker(id));
-        let above = acquire(above).map_err(|rejection| Refusal { rejection, by_provider: true })?;
+        let above = acquire(above).map_err(|rejection| Refusal { rejection: Some(rejection), by_provider: true })?;
         match acquire(below) {
             Ok(below) => Ok(self.hold(id, above, below)),
             Err(rejection) => {
                 above.cancel();
-                Err(Refusal { rejection, by_provider: false })
+                Err(Refusal::by_model(rejection))
             }
         }
     }
 
-    /// As [`CircuitBreaker::acquire`], of a circuit and of its provider's.
+    /// Adds `place`, or one that is free, if places are limited. Without one the permits come back.
+    fn with_place(&self, id: CircuitId, permits: Permits, place: Option<Place>) -> Result<Permits, Permits> {
+        let Some(gate) = self.gate(id) else { return Ok(permits) };
+        match place.or_else(|| gate.try_enter()) {
+            None => Err(permits),
+            place => Ok(Permits { place, ..permits }),
+        }
+    }
+
+    fn gate(&self, id: CircuitId) -> Option<&Gate> {
+        self.providers[id.provider].circuits.gate(id.model)
+    }
+
+    /// As [`CircuitBreaker::acquire`], of a circuit and of its provider's; and waits for a place there, if they are
+    /// limited. `None` if there is none, or if a probe failed.
     ///
     /// # Cancel safety
     ///
     /// Dropping it gives up the wait and changes nothing.
-    pub(crate) async fn acquire(self: &Arc<Self>, id: CircuitId) -> Result<Permits, Rejection> {
+    pub(crate) async fn acquire(self: &Arc<Self>, id: CircuitId) -> Option<Permits> {
         let (above, below) = (&*self.providers[id.provider].breaker, self.breaker(id));
         let until = Instant::now() + self.providers[id.provider].config.breaker.wait_limit();
+        let mut place = None;
         loop {
-            let Refusal { rejection, by_provider } = match self.try_acquire(id) {
-                Ok(permits) => return Ok(permits),
-                Err(refusal) if !refusal.ends_soon() || Instant::now() >= until => return Err(refusal.rejection),
-                Err(refusal) => refusal,
+            let permits = match self.try_circuits(id) {
+                Ok(permits) => permits,
+                Err(refusal) if !refusal.ends_soon() || Instant::now() >= until => return None,
+                Err(Refusal { by_provider, .. }) => {
+                    let (waited, other) = if by_provider { (above, below) } else { (below, above) };
+                    // The limit of the second wait is that of the first one.
+                    let permit = timeout_at(until, waited.acquire()).await.ok()?.ok()?;
+                    match other.try_acquire() {
+                        Ok(other) if by_provider => self.hold(id, permit, other),
+                        Ok(other) => self.hold(id, other, permit),
+                        Err(_) => {
+                            permit.cancel();
+                            continue;
+                        }
+                    }
+                }
             };
-            let (waited, other) = if by_provider { (above, below) } else { (below, above) };
-            // The limit of the second wait is that of the first one.
-            let permit = timeout_at(until, waited.acquire()).await.unwrap_or(Err(rejection))?;
-            match other.try_acquire() {
-                Ok(other) if by_provider => return Ok(self.hold(id, permit, other)),
-                Ok(other) => return Ok(self.hold(id, other, permit)),
-                Err(_) => permit.cancel(),
+            match self.with_place(id, permits, place.take()) {
+                Ok(permits) => return Some(permits),
+                Err(permits) => permits.cancel(),
             }
+            place = Some(self.gate(id)?.enter().await?);
         }
     }
 
@@ -160,7 +194,7 @@ impl Local {
         below: Permit<&CircuitBreaker>,
     ) -> Permits {
         let breaker = |of_provider| BreakerOf { local: Arc::clone(self), id, of_provider };
-        Permits { provider: above.held_by(breaker(true)), circuit: below.held_by(breaker(false)) }
+        Permits { provider: above.held_by(breaker(true)), circuit: below.held_by(breaker(false)), place: None }
     }
 
     /// How long until a circuit and its provider's reopen. `None` if nobody knows.
@@ -196,22 +230,39 @@ impl Deref for Local {
 /// Why a request may not be sent.
 #[derive(Clone, Copy)]
 pub(crate) struct Refusal {
-    pub(crate) rejection: Rejection,
+    /// `None` if no place is free.
+    rejection: Option<Rejection>,
     /// Whether it is the provider's own circuit that refused it.
     by_provider: bool,
 }
 
 impl Refusal {
+    fn by_model(rejection: Rejection) -> Self {
+        Self { rejection: Some(rejection), by_provider: false }
+    }
+
+    /// Whether a circuit is open because of silence.
+    pub(crate) fn is_silent(self) -> bool {
+        self.rejection.is_some_and(|rejection| rejection.reason() == RejectionReason::Silent)
+    }
+
     /// Whether a probe in flight, or a ramp, is in the way.
     pub(crate) fn ends_soon(self) -> bool {
-        matches!(self.rejection.reason(), RejectionReason::ProbeInFlight | RejectionReason::Recovering)
+        let ends_soon = |reason| matches!(reason, RejectionReason::ProbeInFlight | RejectionReason::Recovering);
+        self.rejection.is_some_and(|rejection| ends_soon(rejection.reason()))
+    }
+
+    /// Whether no place is free.
+    pub(crate) fn is_full(self) -> bool {
+        self.rejection.is_none()
     }
 }
 
-/// What a request needs: the permits of a model's circuit and of its provider's.
+/// What a request needs: the permits of a model's circuit and of its provider's, and a place if they are limited.
 pub(crate) struct Permits {
     pub(crate) provider: HeldPermit,
     pub(crate) circuit: HeldPermit,
+    pub(crate) place: Option<Place>,
 }
 
 impl Permits {
@@ -226,7 +277,8 @@ impl Permits {
     }
 
     pub(crate) fn cancel_on_drop(self) -> Self {
-        Self { provider: self.provider.cancel_on_drop(), circuit: self.circuit.cancel_on_drop() }
+        let (provider, circuit) = (self.provider.cancel_on_drop(), self.circuit.cancel_on_drop());
+        Self { provider, circuit, place: self.place }
     }
 }
 

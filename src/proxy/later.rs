@@ -57,7 +57,8 @@ pub(crate) fn used_up(headers: &HeaderMap, now: impl FnOnce() -> SystemTime) -> 
     let is_zero = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
         value.as_bytes() == b"0" && is_of_a_limit(name.as_str()) && name.as_str().contains("remaining")
     };
-    if headers.iter().any(is_zero) { Resets::of(headers, now()).of_used_up } else { None }
+    let used_up = if headers.iter().any(is_zero) { Resets::of(headers, now()).of_used_up } else { None };
+    used_up.filter(|reset| !reset.is_zero())
 }
 
 fn told(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
@@ -281,6 +282,7 @@ mod tests {
         let zero = ("x-ratelimit-remaining-requests", "0");
         assert_eq!(of(&[zero, ("x-ratelimit-reset-requests", "2s")]), Some(Duration::from_secs(2)));
         assert_eq!(of(&[zero, ("x-ratelimit-reset-tokens", "2s")]), None);
+        assert_eq!(of(&[zero, ("x-ratelimit-reset-requests", "0s")]), None);
         assert_eq!(of(&[("x-ratelimit-remaining-requests", "1"), ("x-ratelimit-reset-requests", "2s")]), None);
         assert_eq!(of(&[("retry-after", "5")]), None);
         assert_eq!(of(&[]), None);

@@ -35,7 +35,7 @@ mod upstream;
 
 pub use circuits::AnswerKind;
 pub use config::{
-    ConfigErrors, Connections, Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, Secret, ServerConfig,
+    ConfigErrors, Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, ProviderConfig, Secret, ServerConfig,
     Strategy, Timeouts, WhenAllOpen,
 };
 pub use later::retry_after;

@@ -94,7 +94,7 @@ impl Provider {
         before: Option<&Self>,
     ) -> Self {
         let circuits = before.map(|before| &before.circuits);
-        let circuits = Circuits::new(&config.name, config.breaker, &config.models, circuits);
+        let circuits = Circuits::new(&config.name, config.breaker, config.limits, &config.models, circuits);
         let key_cooldowns = before.map(|before| Arc::clone(&before.key_cooldowns)).unwrap_or_default();
         let (allowance, failing) = (Allowance::new(), AtomicU32::new(0));
         Self { config, breaker, circuits, metrics, silence, key_cooldowns, allowance, failing }

@@ -42,6 +42,7 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::upstream"],
     // the circuits of a provider's models,
     &["proxy::circuits::cooldown"],
+    &["proxy::circuits::gate"],
     &["proxy::circuits"],
     // providers that do not answer,
     &["proxy::silence::allowance"],

@@ -51,7 +51,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
     );
     let expected = [
         "1: strategy is \"random\", expected \"priority\" or \"cheapest\"",
-        "2: retries is unknown, expected one of strategy, server, connections, timeouts, breaker, silence, failover, cooldown, providers",
+        "2: retries is unknown, expected one of strategy, server, connections, timeouts, limits, breaker, silence, failover, cooldown, providers",
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
         "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, allow_provider_header, cors, ca_file, access_log, max_body_bytes, \
          replay_body_bytes, search_body_bytes, replay_answer_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
@@ -94,16 +94,21 @@ fallback_on_context_length = ['a', 'c']
 default = '10m'
 max = '1m'
 key_cooldown = '5h'
+[limits]
+max_in_flight = 0
 [[providers]]
 name = 'a'
 url = 'http://a/v1'
-models = ['m']";
+models = ['m']
+limits = { wait_limit = '0s' }";
     let expected = [
         "line 2: failover.when_all_open is \"wait\", expected \"probe_early\" or \"refuse\"",
         "line 3: failover.max_attempts is 0, expected a whole number, 1 to 100",
         "line 4: failover.fallback_on_context_length[1] is \"c\", expected the name of a provider",
         "line 6: cooldown.default is 10m, expected 1ms to cooldown.max, which is 1m",
         "line 8: cooldown.key_cooldown is 5h, expected 1ms to 4h",
+        "line 10: limits.max_in_flight is 0, expected a whole number, 1 to 1000000",
+        "line 15: providers[0].limits.wait_limit is 0s, expected 1ms to 1day",
     ];
     assert_eq!(mistakes(text), expected);
 }

@@ -12,6 +12,7 @@ mod hostile;
 mod http2;
 mod ids;
 mod inside;
+mod limits;
 mod machine;
 mod marks;
 mod passing;

@@ -14,8 +14,8 @@ use super::ca_file::read_ca_file;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_query};
 use super::{
-    Connections, Cooldowns, FailoverConfig, GatewayConfig, MIN_HELD_BYTES, ProviderConfig, Secret, ServerConfig,
-    Strategy, Timeouts,
+    Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, MIN_HELD_BYTES, ProviderConfig, Secret,
+    ServerConfig, Strategy, Timeouts,
 };
 use crate::{Config, ConfigBuilder, ConfigError, silence};
 
@@ -39,6 +39,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     let (server_at, server) = root.table("server");
     let (connections_at, connections) = root.table("connections");
     let (timeouts_at, timeouts) = root.table("timeouts");
+    let (limits_at, limits) = root.table("limits");
     let (breaker_at, breaker) = root.table("breaker");
     let (silence_at, silence) = root.table("silence");
     let (failover_at, failover) = root.table("failover");
@@ -54,6 +55,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     let section = Section::new("connections.".into(), connections_at, connections, &mut report);
     read_connections(section, &mut defaults.connections);
     read_timeouts(Section::new("timeouts.".into(), timeouts_at, timeouts, &mut report), &mut defaults.timeouts);
+    read_limits(Section::new("limits.".into(), limits_at, limits, &mut report), &mut defaults.limits);
     read_breaker(Section::new("breaker.".into(), breaker_at, breaker, &mut report), &mut defaults.breaker);
     read_silence(Section::new("silence.".into(), silence_at, silence, &mut report), &mut defaults.silence);
     let cooldowns = read_cooldowns(Section::new("cooldown.".into(), cooldown_at, cooldown, &mut report));
@@ -91,6 +93,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
 struct Defaults {
     connections: Connections,
     timeouts: Timeouts,
+    limits: Limits,
     breaker: ConfigBuilder,
     silence: Silence,
 }
@@ -111,7 +114,8 @@ impl Default for Defaults {
             .wait_limit(Duration::from_secs(10))
             .max_waiters(1000);
         let silence = Silence { enabled: true, config: silence::Config::builder() };
-        Self { connections: Connections::default(), timeouts: Timeouts::default(), breaker, silence }
+        let (connections, timeouts) = (Connections::default(), Timeouts::default());
+        Self { connections, timeouts, limits: Limits::default(), breaker, silence }
     }
 }
 
@@ -236,6 +240,15 @@ fn read_timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
     section.finish();
 }
 
+fn read_limits(mut section: Section<'_, '_>, limits: &mut Limits) {
+    let mut max_in_flight = limits.max_in_flight.unwrap_or_default();
+    section.count("max_in_flight", 1..=1_000_000, &mut max_in_flight);
+    limits.max_in_flight = Some(max_in_flight).filter(|max| *max > 0);
+    section.count("max_waiting", 0..=1_000_000, &mut limits.max_waiting);
+    section.duration("wait_limit", MILLISECOND..=MAX_DURATION, &mut limits.wait_limit);
+    section.finish();
+}
+
 fn read_breaker(mut section: Section<'_, '_>, builder: &mut ConfigBuilder) {
     if let Some(failures) = section.any_count("failure_threshold") {
         check(&mut section, builder, |builder| builder.failure_threshold(failures));
@@ -340,6 +353,7 @@ fn read_provider<'i>(
     section.optional_flag("http2", &mut http2);
     let (connections_at, connections_table) = section.table("connections");
     let (timeouts_at, timeouts_table) = section.table("timeouts");
+    let (limits_at, limits_table) = section.table("limits");
     let (breaker_at, breaker_table) = section.table("breaker");
     let (silence_at, silence_table) = section.table("silence");
     section.finish();
@@ -349,6 +363,8 @@ fn read_provider<'i>(
     read_connections(section, &mut connections);
     let mut timeouts = defaults.timeouts.clone();
     read_timeouts(Section::new(format!("{path}timeouts."), timeouts_at, timeouts_table, report), &mut timeouts);
+    let mut limits = defaults.limits;
+    read_limits(Section::new(format!("{path}limits."), limits_at, limits_table, report), &mut limits);
     let mut breaker = defaults.breaker.clone();
     read_breaker(Section::new(format!("{path}breaker."), breaker_at, breaker_table, report), &mut breaker);
     let breaker = breaker.probe_lease(lease(&timeouts)).build().expect("each setting was checked");
@@ -370,6 +386,7 @@ fn read_provider<'i>(
         http2,
         connections,
         timeouts,
+        limits,
         breaker,
         silence,
     })

@@ -72,6 +72,7 @@ struct ProviderCounts {
     outcomes: [AtomicU64; Outcome::COUNT],
     probes: AtomicU64,
     rejections: AtomicU64,
+    over_limit: AtomicU64,
     through_silence: AtomicU64,
     sent_twice: AtomicU64,
     first_byte: Times,
@@ -100,6 +101,10 @@ impl ProviderMetrics {
 
     pub(crate) fn reject(&self) {
         count(&self.0.mine().rejections);
+    }
+
+    pub(crate) fn overflow(&self) {
+        count(&self.0.mine().over_limit);
     }
 
     pub(crate) fn pass_through_silence(&self) {

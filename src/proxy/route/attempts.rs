@@ -186,10 +186,11 @@ impl Attempts {
         let provider = &self.local.providers[id.provider];
         provider.circuit(id).note_success();
         provider.note_success();
+        let place = permits.place;
         permits.provider.success();
         permits.circuit.success();
         provider.end_cooldowns(id);
-        let permits = self.local.try_acquire(id).map(Permits::cancel_on_drop).ok();
+        let permits = self.local.try_circuits(id).ok().map(|permits| Permits { place, ..permits.cancel_on_drop() });
         attempt.permits = permits.filter(|permits| !permits.is_probe());
     }
 
@@ -300,7 +301,7 @@ impl Blamed<'_> {
             return Some(self.cool_down(permits, outcome, later, message));
         }
         let is_probe = permits.as_ref().is_some_and(Permits::is_probe);
-        let Permits { provider: above, circuit: permit } = permits?;
+        let Permits { provider: above, circuit: permit, place: _place } = permits?;
         let circuit = self.provider.circuit(self.id);
         match outcome.scope() {
             _ if outcome.is_success() => {

@@ -28,7 +28,6 @@ use crate::proxy::request::{Prepared, ids, model};
 use crate::proxy::silence::Awaited;
 use crate::proxy::state;
 use crate::proxy::upstream::RequestBody;
-use crate::{Rejection, RejectionReason};
 
 /// A request that waits for silent providers looks for another candidate this often: a circuit may have closed, or
 /// there may be room in the allowance for sending requests twice.
@@ -57,6 +56,8 @@ pub(crate) struct Failover<'a> {
     silent: Vec<InFlight>,
     /// The most useful failure so far.
     best: Option<Box<Fallback>>,
+    /// Whether a candidate had no place free.
+    is_full: bool,
 }
 
 /// Whose the things are that a request names by their ids.
@@ -98,7 +99,21 @@ impl<'a> Failover<'a> {
         }
         exchange.facts.is_replayable = !is_once;
         let (silent, best, progress) = (Vec::new(), None, None);
-        Self { live, exchange, request, rest, is_once, progress, candidates, kind, whose, untried, silent, best }
+        Self {
+            live,
+            exchange,
+            request,
+            rest,
+            is_once,
+            progress,
+            candidates,
+            kind,
+            whose,
+            untried,
+            silent,
+            best,
+            is_full: false,
+        }
     }
 
     /// Asks the candidates in their order until one has answered. `None` if none has.
@@ -146,6 +161,9 @@ impl<'a> Failover<'a> {
         let model = self.request.named.as_ref().map(|named| named.model.as_str());
         let answer = found.unwrap_or_else(|| {
             let Some(best) = self.best else {
+                if self.is_full {
+                    return Answer { response: answer::busy().map(Payload::Whole), provider: None };
+                }
                 return Answer { response: answer::unavailable(model, soonest).map(Payload::Whole), provider: None };
             };
             let mut answer = best.answer;
@@ -233,6 +251,7 @@ impl<'a> Failover<'a> {
             {
                 return Step::Ask(id, permit);
             }
+            self.is_full |= refused.is_full;
             if self.silent.is_empty() {
                 if !self.may_ask() {
                     return Step::GiveUp;
@@ -415,9 +434,11 @@ async fn unless_answered<T>(
 /// The candidates that do not let a request pass now, but may soon, or will if nobody else does.
 #[derive(Default)]
 struct Refused {
-    /// They have a probe in flight, or recover.
+    /// They have a probe in flight, recover, or have no place free.
     awaited: Vec<CircuitId>,
     silent: Vec<CircuitId>,
+    /// Whether one of them has no place free.
+    is_full: bool,
 }
 
 /// Takes the first provider out of `untried` that lets the request pass now.
@@ -436,13 +457,18 @@ fn next_at_once(
             Err(refusal) => {
                 let provider = &live.providers[id.provider];
                 if !is_rejected {
-                    provider.metrics.reject();
+                    if refusal.is_full() {
+                        provider.metrics.overflow();
+                    } else {
+                        provider.metrics.reject();
+                    }
                     untried[at].is_rejected = true;
                 }
+                refused.is_full |= refusal.is_full();
                 let is_silent = || provider.circuit(id).is_silent();
-                if refusal.rejection.reason() == RejectionReason::Silent || refusal.ends_soon() && is_silent() {
+                if refusal.is_silent() || refusal.ends_soon() && is_silent() {
                     refused.silent.push(id);
-                } else if refusal.ends_soon() {
+                } else if refusal.ends_soon() || refusal.is_full() {
                     refused.awaited.push(id);
                 }
             }
@@ -462,15 +488,15 @@ async fn first_granted_or_never(live: &Arc<Local>, awaited: &[CircuitId]) -> Opt
 /// Waits for all these circuits at once, until one lets the request pass. Only the request that is sent with a probe
 /// claims it, and nobody waits for one provider while another can answer.
 async fn first_granted(live: &Arc<Local>, awaited: &[CircuitId]) -> Option<(CircuitId, Permits)> {
-    type Wait<'a> = Pin<Box<dyn Future<Output = Result<Permits, Rejection>> + Send + 'a>>;
+    type Wait<'a> = Pin<Box<dyn Future<Output = Option<Permits>> + Send + 'a>>;
     let wait = |id: &CircuitId| Some(Box::pin(live.acquire(*id)) as Wait<'_>);
     let mut waits: Vec<Option<Wait<'_>>> = awaited.iter().map(wait).collect();
     poll_fn(|cx| {
         for (slot, id) in waits.iter_mut().zip(awaited) {
             let Some(wait) = slot else { continue };
             match wait.as_mut().poll(cx) {
-                Poll::Ready(Ok(permits)) => return Poll::Ready(Some((*id, permits))),
-                Poll::Ready(Err(_)) => *slot = None,
+                Poll::Ready(Some(permits)) => return Poll::Ready(Some((*id, permits))),
+                Poll::Ready(None) => *slot = None,
                 Poll::Pending => {}
             }
         }

@@ -163,6 +163,8 @@ fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {
     page.count("fusebox_circuit_probes_total", "Requests that were probes.", &[provider], metrics.probes());
     let help = "Requests that the circuit kept from the provider.";
     page.count("fusebox_circuit_rejections_total", help, &[provider], metrics.0.sum(|counts| &counts.rejections));
+    let help = "Requests that found no place at the provider.";
+    page.count("fusebox_over_limit_total", help, &[provider], metrics.0.sum(|counts| &counts.over_limit));
     let help = "Requests sent to the provider while it was silent, since no other candidate was left.";
     page.count("fusebox_through_silence_total", help, &[provider], metrics.0.sum(|it| &it.through_silence));
     let help = "Requests that another provider was asked as well, since this one was silent.";
