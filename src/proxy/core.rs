@@ -3,8 +3,11 @@
 //!
 //! Not here: the thread that a core is: `edge::cores`.
 
+use std::future::{pending, poll_fn};
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -298,3 +301,31 @@ impl Deref for BreakerOf {
 }
 
 pub(crate) type HeldPermit = Permit<BreakerOf>;
+
+/// As [`first_granted`], and waits on if none of them lets the request pass.
+pub(crate) async fn first_granted_or_never(live: &Arc<Local>, awaited: &[CircuitId]) -> Option<(CircuitId, Permits)> {
+    match first_granted(live, awaited).await {
+        None => pending().await,
+        granted => granted,
+    }
+}
+
+/// Waits for all these circuits at once, until one lets the request pass. Only the request that is sent with a probe
+/// claims it, and nobody waits for one provider while another can answer.
+pub(crate) async fn first_granted(live: &Arc<Local>, awaited: &[CircuitId]) -> Option<(CircuitId, Permits)> {
+    type Wait<'a> = Pin<Box<dyn Future<Output = Option<Permits>> + Send + 'a>>;
+    let wait = |id: &CircuitId| Some(Box::pin(live.acquire(*id)) as Wait<'_>);
+    let mut waits: Vec<Option<Wait<'_>>> = awaited.iter().map(wait).collect();
+    poll_fn(|cx| {
+        for (slot, id) in waits.iter_mut().zip(awaited) {
+            let Some(wait) = slot else { continue };
+            match wait.as_mut().poll(cx) {
+                Poll::Ready(Some(permits)) => return Poll::Ready(Some((*id, permits))),
+                Poll::Ready(None) => *slot = None,
+                Poll::Pending => {}
+            }
+        }
+        if waits.iter().all(Option::is_none) { Poll::Ready(None) } else { Poll::Pending }
+    })
+    .await
+}

@@ -190,7 +190,8 @@ async fn send(port: u16, case: Case, time: Duration) -> Vec<Sample> {
         let (client, samples) = (client.clone(), Arc::clone(&samples));
         under_way.spawn(async move {
             let is_poison = case == Case::Poison && number.is_multiple_of(10);
-            let model = if number.is_multiple_of(2) { "m" } else { "n" };
+            // A rate limit is one model's.
+            let model = if number.is_multiple_of(2) || case == Case::RateLimit { "m" } else { "n" };
             let body = if is_poison {
                 "{\"model\": \"m\", \"messages\": \"poison\"}".to_owned()
             } else {

@@ -2,7 +2,7 @@
 //!
 //! Not here: how one provider is asked: `ask`.
 
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,7 +20,7 @@ use crate::proxy::answer;
 use crate::proxy::body::parts::Parts;
 use crate::proxy::circuits::AnswerKind;
 use crate::proxy::config::WhenAllOpen;
-use crate::proxy::core::{Local, Permits};
+use crate::proxy::core::{Local, Permits, first_granted, first_granted_or_never};
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::CircuitId;
 use crate::proxy::request::upload::{Progress, Rest, Upload};
@@ -475,32 +475,4 @@ fn next_at_once(
         }
     }
     None
-}
-
-/// As [`first_granted`], and waits on if none of them lets the request pass.
-async fn first_granted_or_never(live: &Arc<Local>, awaited: &[CircuitId]) -> Option<(CircuitId, Permits)> {
-    match first_granted(live, awaited).await {
-        None => pending().await,
-        granted => granted,
-    }
-}
-
-/// Waits for all these circuits at once, until one lets the request pass. Only the request that is sent with a probe
-/// claims it, and nobody waits for one provider while another can answer.
-async fn first_granted(live: &Arc<Local>, awaited: &[CircuitId]) -> Option<(CircuitId, Permits)> {
-    type Wait<'a> = Pin<Box<dyn Future<Output = Option<Permits>> + Send + 'a>>;
-    let wait = |id: &CircuitId| Some(Box::pin(live.acquire(*id)) as Wait<'_>);
-    let mut waits: Vec<Option<Wait<'_>>> = awaited.iter().map(wait).collect();
-    poll_fn(|cx| {
-        for (slot, id) in waits.iter_mut().zip(awaited) {
-            let Some(wait) = slot else { continue };
-            match wait.as_mut().poll(cx) {
-                Poll::Ready(Some(permits)) => return Poll::Ready(Some((*id, permits))),
-                Poll::Ready(None) => *slot = None,
-                Poll::Pending => {}
-            }
-        }
-        if waits.iter().all(Option::is_none) { Poll::Ready(None) } else { Poll::Pending }
-    })
-    .await
 }
