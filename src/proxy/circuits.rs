@@ -96,7 +96,7 @@ impl Circuits {
         let of_model = &self.models[model.0 as usize];
         of_model.kinds[kind as usize].get_or_init(|| {
             let name = format!("{}, {}, {}", self.provider, of_model.name, kind.as_str());
-            Arc::new(Circuit::new(CircuitBreaker::new(name, self.config), model, kind))
+            Arc::new(Circuit::new(CircuitBreaker::new(name, self.config), model))
         })
     }
 
@@ -128,7 +128,7 @@ impl Circuits {
         &self.models[model.0 as usize].name
     }
 
-    /// Those that there is something to tell of, with the model of each.
+    /// Those that have been used, or are not closed, with the model of each.
     pub(crate) fn known(&self) -> impl Iterator<Item = (&str, AnswerKind, &Circuit)> {
         self.models.iter().flat_map(|of_model| {
             let known = AnswerKind::VARIANTS.iter().zip(&of_model.kinds);
@@ -147,8 +147,8 @@ impl fmt::Debug for Circuits {
 /// One model's circuit for one kind of answer, with what is known of its failures.
 pub(crate) struct Circuit {
     pub(crate) breaker: Arc<CircuitBreaker>,
-    /// Unlike that of any other circuit of its provider, and never 0.
-    number: u32,
+    /// Unlike that of any other model of its provider, and never 0.
+    model: u32,
     repeats: Repeats,
     pub(crate) cooldowns: Growing,
     is_used: AtomicBool,
@@ -158,12 +158,10 @@ pub(crate) struct Circuit {
 }
 
 impl Circuit {
-    fn new(breaker: CircuitBreaker, ModelId(model): ModelId, kind: AnswerKind) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "there are two kinds")]
-        let number = model * AnswerKind::COUNT as u32 + kind as u32 + 1;
+    fn new(breaker: CircuitBreaker, ModelId(model): ModelId) -> Self {
         Self {
             breaker: Arc::new(breaker),
-            number,
+            model: model + 1,
             repeats: Repeats::default(),
             cooldowns: Growing::default(),
             is_used: AtomicBool::new(false),
@@ -172,8 +170,9 @@ impl Circuit {
         }
     }
 
-    pub(crate) fn number(&self) -> u32 {
-        self.number
+    /// The number of its model.
+    pub(crate) fn model(&self) -> u32 {
+        self.model
     }
 
     /// Notes that a request is sent.

@@ -194,7 +194,7 @@ pub enum WhenAllOpen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cooldowns {
-    /// If the provider does not say how long. It doubles, up to `max`, while it repeats.
+    /// If the provider does not say how long: 5 s, or `max` if that is less. It doubles, up to `max`, while it repeats.
     pub default: Duration,
     /// The longest one, whatever the provider says.
     pub max: Duration,
@@ -441,6 +441,9 @@ impl fmt::Display for GatewayConfig {
             let limits = [("connect", connect), ("first byte", first_byte), ("idle", idle), ("total", total)];
             let limits = limits.map(|(name, limit)| format!("{name} {}", time(limit)));
             writeln!(f, "  timeouts   {}", limits.join(", "))?;
+            if let Some(places) = provider.limits.max_in_flight {
+                writeln!(f, "  limits     {places} requests of a model at once")?;
+            }
             let (failures, open_for) = (breaker.failure_threshold().unwrap_or_default(), time(breaker.open_for()));
             writeln!(f, "  breaker    opens after {failures} failures in a row, for {open_for}")?;
             match provider.silence {

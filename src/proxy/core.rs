@@ -104,7 +104,8 @@ impl Local {
         })
     }
 
-    /// As [`CircuitBreaker::try_acquire_early`], of a circuit and of its provider's.
+    /// As [`CircuitBreaker::try_acquire_early`], of a circuit and of its provider's. A probe needs no place: there is
+    /// one, and while its circuit was open nothing else was sent.
     pub(crate) fn try_acquire_early(self: &Arc<Self>, id: CircuitId) -> Result<Permits, Refusal> {
         let is_due = |breaker: &CircuitBreaker| breaker.early_probe_in(EARLY_AFTER).is_some_and(|left| left.is_zero());
         if is_due(self.breaker(id)) && is_due(&self.providers[id.provider].breaker) {
@@ -212,7 +213,7 @@ impl Local {
         self.longer_of_both(id, if is_early { EARLY_AFTER } else { Duration::MAX })
     }
 
-    /// A circuit is taken for open until it has been so for `after`, at the latest until it reopens.
+    /// How long until each of the two has been open for `after`, or reopens.
     fn longer_of_both(&self, id: CircuitId, after: Duration) -> Option<Duration> {
         let (above, below) = (&self.providers[id.provider].breaker, self.breaker(id));
         Some(above.early_probe_in(after)?.max(below.early_probe_in(after)?))

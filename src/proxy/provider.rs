@@ -79,7 +79,7 @@ pub(crate) struct Provider {
     pub(crate) key_cooldowns: Arc<Growing>,
     /// How many of its requests may be sent to another provider as well.
     allowance: Allowance,
-    /// Whose failures are in its row: the number of one circuit, [`SEVERAL`], or 0 if there are none.
+    /// Whose failures are in its row: the number of one model, [`SEVERAL`], or 0 if there are none.
     failing: AtomicU32,
 }
 
@@ -131,15 +131,16 @@ impl Provider {
         may
     }
 
-    /// Whether a failure of one of its circuits counts in the provider's own row of failures. One circuit alone never
-    /// opens the provider's: its failures say nothing about the other models.
+    /// Whether a failure of one of its circuits counts in the provider's own row of failures. One model alone never
+    /// opens the provider's circuit: its failures say nothing about the other models.
     pub(crate) fn counts(&self, circuit: &Circuit) -> bool {
-        let number = circuit.number();
         let failing = self.failing.load(Ordering::Relaxed);
-        if failing != number && failing != SEVERAL {
-            self.failing.store(if failing == 0 { number } else { SEVERAL }, Ordering::Relaxed);
+        let is_alone = failing == 0 || failing == circuit.model();
+        let now = if is_alone { circuit.model() } else { SEVERAL };
+        if failing != now {
+            self.failing.store(now, Ordering::Relaxed);
         }
-        failing != 0 && failing != number || !self.is_due()
+        !is_alone || !self.is_due()
     }
 
     /// Whether the next failure in a row would open its circuit.

@@ -209,7 +209,8 @@ fn the_example_file_documents_every_setting_and_loads() {
             .replace("ceiling = ", "# ")
             .replace("cors = ", "# ")
             .replace("max_attempts = ", "# ")
-            .replace("fallback_on", "# "),
+            .replace("fallback_on", "# ")
+            .replace("max_in_flight = 100", "# "),
     );
     assert_eq!(with_defaults, plan);
     // Every table names its settings when it meets an unknown one. The root names the tables.

@@ -248,7 +248,9 @@ async fn pages_of_the_configured_origins_may_ask_and_read() {
     };
     let answer = preflight(&gateway, "https://app.example").await;
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, "https://app.example"));
-    assert!(answer.header("access-control-allow-methods").contains("POST"));
+    for method in ["GET", "POST", "DELETE"] {
+        assert!(answer.header("access-control-allow-methods").contains(method), "{method}");
+    }
     assert!(answer.header("access-control-allow-headers").contains("authorization"));
     assert_eq!(preflight(&gateway, "https://evil.example").await.header("access-control-allow-origin"), "");
     assert_eq!(a.hits(), 0);

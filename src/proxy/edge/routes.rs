@@ -44,7 +44,7 @@ pub(crate) fn of_pages(core: &Arc<Core>, clients: Router) -> Router {
     };
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(is_allowed))
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::list(EXPOSED.map(HeaderName::from_static)))
         .max_age(Duration::from_secs(600));

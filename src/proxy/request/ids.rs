@@ -7,9 +7,8 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-/// What providers keep below `/v1/`. Of the last two only what has an id: without one, a request for an answer names a
-/// model.
-const COLLECTIONS: [&str; 12] = [
+/// What providers keep below `/v1/`.
+const COLLECTIONS: [&str; 10] = [
     "files/",
     "uploads/",
     "batches/",
@@ -20,18 +19,20 @@ const COLLECTIONS: [&str; 12] = [
     "containers/",
     "fine_tuning/",
     "evals/",
-    "responses/",
-    "chat/completions/",
 ];
+
+/// Answers that providers keep. A path without an id is not about one that is kept: it asks for a new one.
+const ANSWERS: [&str; 2] = ["responses/", "chat/completions/"];
 
 /// What stands below the collection that a path is in, empty if that is all of it. `None` if it is in none.
 fn below(path: &str) -> Option<&str> {
     let path = path.strip_prefix("/v1/")?;
-    let whole = |collection: &&str| path == &collection[..collection.len() - 1];
-    if COLLECTIONS[..10].iter().any(whole) {
+    let is_all_of_it = |collection: &&str| collection.strip_suffix('/') == Some(path);
+    if COLLECTIONS.iter().any(is_all_of_it) {
         return Some("");
     }
-    COLLECTIONS.iter().find_map(|collection| path.strip_prefix(collection)).filter(|rest| !rest.is_empty())
+    let mut all = COLLECTIONS.iter().chain(&ANSWERS);
+    all.find_map(|collection| path.strip_prefix(collection)).filter(|rest| !rest.is_empty())
 }
 
 /// Whether a request is about what a provider keeps, so that it needs no model, and may be a `GET` or a `DELETE`.

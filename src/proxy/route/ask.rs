@@ -190,7 +190,8 @@ fn receive(
             // Boxed: it is rare, and its state would be a part of every request's.
             let max = (*max_held).max(MAX_ERROR);
             let body = Box::pin(error_body(outcome, &head, body, core, max, since(), timeouts)).await;
-            let blame = Blame::of(head.status, &head.headers, body.as_deref().unwrap_or_default());
+            let said = body.as_deref().unwrap_or_default();
+            let blame = Blame::of(head.status, &head.headers, said, request.named.is_some());
             let message = head.status.to_string();
             return Reply::Error(Box::new(ErrorReply { blame, head, body, message }));
         }

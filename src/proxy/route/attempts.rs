@@ -277,7 +277,7 @@ fn circuits(provider: &Provider, id: CircuitId) -> impl Fn(AnswerKind) -> Arc<Ci
     move |kind| Arc::clone(provider.circuits.of(id.model, kind))
 }
 
-/// For so long a provider is not asked for a model that it does not know.
+/// How long a provider is not asked for a model that it does not know.
 const UNKNOWN_MODEL: Duration = Duration::from_secs(300);
 
 /// Whose circuits are told of an outcome.
@@ -322,7 +322,7 @@ impl Blamed<'_> {
             }
             Scope::Model if outcome == Outcome::Silent => {
                 permit.cancel();
-                // It is a suspicion, which may open the model's circuit, and adds to the doubt about the provider.
+                // A suspicion opens the model's circuit alone. For the provider it counts, but never opens.
                 if circuit.is_new_silence() && !self.provider.is_due() && self.provider.counts(circuit) {
                     above.failure(outcome.as_str(), message);
                 } else {

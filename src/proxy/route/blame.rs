@@ -23,7 +23,8 @@ pub(crate) struct Blame {
 
 impl Blame {
     /// Of an answer with this status, or of one that should have had it. `body` is empty where it could not be read.
-    pub(crate) fn of(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+    /// `has_model` is whether the request names a model.
+    pub(crate) fn of(status: StatusCode, headers: &HeaderMap, body: &[u8], has_model: bool) -> Self {
         let said = Said::of(body);
         let by_status = Outcome::of(status);
         let outcome = match by_status {
@@ -36,10 +37,14 @@ impl Blame {
             _ if said.is_about_the_key() => Outcome::KeyRefused,
             // The key may be good for everything else: this path needs another right.
             Outcome::KeyRefused if said.is_about_a_right() => Outcome::NotOffered,
-            Outcome::KeyRefused | Outcome::ClientError | Outcome::NotOffered if said.is_about_the_model(status) => {
+            Outcome::KeyRefused | Outcome::ClientError | Outcome::NotOffered
+                if has_model && said.is_about_the_model(status) =>
+            {
                 Outcome::UnknownModel
             }
             Outcome::ClientError if said.is_about_length() => Outcome::ContextLength,
+            // It is about the path: any client could take the key out by asking for files that it has no right to.
+            Outcome::KeyRefused if !has_model && status == StatusCode::FORBIDDEN => Outcome::NotOffered,
             _ => by_status,
         };
         let now = now();
@@ -127,6 +132,11 @@ impl Said {
         parts.iter().any(|part| self.message.contains(part))
     }
 
+    /// For what takes a key or a model out: further on a message may quote what the client has sent.
+    fn message_begins(&self, texts: &[&str]) -> bool {
+        texts.iter().any(|text| self.message.trim_start().starts_with(text))
+    }
+
     /// The account has nothing left. A quota of requests in a minute, as Google's, is a rate limit.
     fn is_about_credit(&self) -> bool {
         self.words_have(&[
@@ -138,12 +148,11 @@ impl Said {
             "payment_required",
             "credit_balance",
             "account_deactivated",
-        ]) || self.message_has(&[
-            "credit balance is too low",
+        ]) || self.message_begins(&[
+            "your credit balance is too low",
             "insufficient balance",
             "insufficient credit",
             "insufficient funds",
-            "out of credit",
             "billing hard limit",
         ])
     }
@@ -181,16 +190,23 @@ impl Said {
         if self.words_have(&WORDS) {
             return true;
         }
-        let message = self.message.trim_start();
         // Anthropic's message of a `not_found_error` is `model: its-name`.
-        let names_it = message.starts_with("model:") || message.starts_with("model not exist");
+        let names_it = self.message_begins(&["model:", "model not exist"]);
         let misses_it = ["not found", "not exist", "not deployed", "no such model", "unknown model"];
         let is_missing = self.message_has(&misses_it);
-        let begins = ["model", "the model", "no such model", "unknown model", "deployment", "the deployment"];
-        let is_its_subject = begins.iter().any(|begin| message.starts_with(begin));
+        let is_its_subject = self.message_begins(&[
+            "model",
+            "the model",
+            "no such model",
+            "unknown model",
+            "deployment",
+            "the deployment",
+        ]);
+        // OpenRouter's.
+        let name = self.message.strip_suffix("is not a valid model id").map(str::trim);
         status == StatusCode::NOT_FOUND && (names_it || is_missing && is_its_subject)
-            || status == StatusCode::BAD_REQUEST && message.starts_with("model not exist")
-            || status == StatusCode::BAD_REQUEST && message.ends_with("is not a valid model id")
+            || status == StatusCode::BAD_REQUEST && self.message_begins(&["model not exist"])
+            || status == StatusCode::BAD_REQUEST && name.is_some_and(|name| !name.contains(char::is_whitespace))
     }
 }
 
@@ -199,7 +215,7 @@ mod tests {
     use super::*;
 
     fn of(status: u16, body: &str) -> Outcome {
-        Blame::of(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes()).outcome
+        Blame::of(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), true).outcome
     }
 
     #[test]
@@ -272,6 +288,12 @@ mod tests {
                 Outcome::NotOffered,
             ),
             (404, r#"{"error":{"message":"No such File object: model x not found"}}"#, Outcome::NotOffered),
+            (
+                400,
+                r#"{"error":{"message":"Invalid value: 'insufficient balance'.","param":"role"}}"#,
+                Outcome::ClientError,
+            ),
+            (400, r#"{"error":{"message":"Invalid value: x is not a valid model id"}}"#, Outcome::ClientError),
             (405, "", Outcome::NotOffered),
             (501, "", Outcome::NotOffered),
             (
@@ -283,6 +305,14 @@ mod tests {
         ] {
             assert_eq!(of(status, body), outcome, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn what_a_request_without_a_model_is_refused_takes_no_key_and_no_model_out() {
+        let of = |status: StatusCode, body: &[u8]| Blame::of(status, &HeaderMap::new(), body, false).outcome;
+        assert_eq!(of(StatusCode::FORBIDDEN, b"{}"), Outcome::NotOffered);
+        assert_eq!(of(StatusCode::NOT_FOUND, br#"{"error":{"code":"model_not_found"}}"#), Outcome::NotOffered);
+        assert_eq!(of(StatusCode::UNAUTHORIZED, b"{}"), Outcome::KeyRefused, "a key that is wrong is wrong for all");
     }
 
     #[test]
@@ -328,7 +358,7 @@ mod tests {
         let of = |status: u16, name: &'static str, value: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().unwrap());
-            let blame = Blame::of(StatusCode::from_u16(status).unwrap(), &headers, b"");
+            let blame = Blame::of(StatusCode::from_u16(status).unwrap(), &headers, b"", true);
             (blame.outcome, blame.later.map(|later| later.as_secs()))
         };
         for status in [503, 529] {

@@ -60,12 +60,12 @@ pub(crate) struct Failover<'a> {
     is_full: bool,
 }
 
-/// Whose the things are that a request names by their ids.
+/// Which provider has what a request names by its ids.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whose {
-    /// It names none, or all candidates have them.
+    /// Any candidate may be asked as for any other request.
     Anybodys,
-    /// One provider's, and nobody knows whose: what one has not found another may have.
+    /// One of them has it, and nobody knows which: what one has not found another may have.
     Unknown,
 }
 
@@ -92,7 +92,7 @@ impl<'a> Failover<'a> {
         rest: Option<Box<Rest>>,
     ) -> Self {
         let kind = if request.asks_for_a_stream() { AnswerKind::Stream } else { AnswerKind::Whole };
-        let untried = circuits(candidates, kind).map(|id| Candidate { id, is_rejected: false }).collect();
+        let untried = circuit_ids(candidates, kind).map(|id| Candidate { id, is_rejected: false }).collect();
         let is_once = rest.is_some();
         if !is_once {
             exchange.attempts.set_request(&request);
@@ -183,7 +183,7 @@ impl<'a> Failover<'a> {
         answer
     }
 
-    /// Notes whose the ids are that an answer has.
+    /// Remembers that the ids in an answer are this provider's.
     fn remember(&self, answer: &Answer) {
         let Some(provider) = answer.provider.filter(|_| self.live.providers.iter().len() > 1) else { return };
         if ids::has_new_ids(self.request.head.uri.path()) && answer.response.status().is_success() {
@@ -198,7 +198,7 @@ impl<'a> Failover<'a> {
 
     /// The shortest time until one of the candidates takes a request again. `None` if nobody knows.
     fn soonest(&self) -> Option<Duration> {
-        circuits(self.candidates, self.kind).filter_map(|id| self.live.free_in(id)).min()
+        circuit_ids(self.candidates, self.kind).filter_map(|id| self.live.free_in(id)).min()
     }
 
     /// Sends the request to a provider, which is silent if there are no permits.
@@ -410,7 +410,7 @@ impl<'a> Failover<'a> {
     }
 }
 
-fn circuits(candidates: &[state::Candidate], kind: AnswerKind) -> impl Iterator<Item = CircuitId> {
+fn circuit_ids(candidates: &[state::Candidate], kind: AnswerKind) -> impl Iterator<Item = CircuitId> {
     candidates.iter().map(move |(provider, model)| CircuitId { provider: *provider, model: *model, kind })
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Inside {
 impl Inside {
     /// Whose fault it is, as of an answer that had its status.
     pub(crate) fn blame(&self, headers: &HeaderMap) -> Blame {
-        Blame::of(self.status, headers, &self.body)
+        Blame::of(self.status, headers, &self.body, true)
     }
 
     /// An error of which nothing can be read.
