@@ -104,14 +104,18 @@
 
 mod config;
 mod detector;
+mod epoch;
 mod latencies;
+mod looks;
 mod published;
+mod stalls;
 mod watcher;
 
 use std::time::Duration;
 
 pub use config::{Config, ConfigBuilder};
 pub use detector::{Detector, DetectorSnapshot};
+pub use stalls::{Stall, StallDetector, StallSnapshot, StallWatcher, WatchedStream};
 pub use watcher::{Alarm, Ticket, Watcher};
 
 /// How often [`Watcher::look`] should be called. A longer tick would delay an alarm noticeably if answers take a few

@@ -215,12 +215,22 @@ impl Circuit {
         }
     }
 
+    /// Notes that streams have stopped in the middle, which opened the circuit.
+    pub(crate) fn note_stall(&self) {
+        self.breaks_off.store(true, Ordering::Relaxed);
+    }
+
     /// Notes that a request succeeded.
     pub(crate) fn note_success(&self) {
         // Nearly always false, so that cores share the line without writing to it.
         if self.breaks_off() {
             self.breaks_off.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it is open because streams stop in the middle.
+    pub(crate) fn stalls(&self) -> bool {
+        self.breaks_off() && self.breaker.state() == CircuitState::Open
     }
 
     /// Whether the last failure, with no success since, was an answer that began well and broke off. Then a good first

@@ -253,10 +253,13 @@ pub struct Timeouts {
     /// For a new connection, TLS included. It should exceed one second: a lost SYN, as when the provider's accept queue
     /// is full for a moment, is sent again after one second (RFC 6298 section 2.1).
     pub connect: Duration,
-    /// From the request to the first content of a stream, connecting included. An answer that is no stream has no byte
+    /// From the request to the first byte of a stream, connecting included. An answer that is no stream has no byte
     /// before it is made: for it only `total` counts.
     pub first_byte: Duration,
-    /// For the pause between two pieces of the body.
+    /// From the request to the first content of a stream: comments, pings and announcements are none. `None`: two
+    /// minutes, or `first_byte` if that is longer.
+    pub first_content: Option<Duration>,
+    /// For the pause between two pieces of the body, or of a stream's content.
     pub idle: Duration,
     /// For the whole answer.
     pub total: Duration,
@@ -267,9 +270,17 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(60),
+            first_content: None,
             idle: Duration::from_secs(60),
             total: Duration::from_secs(600),
         }
+    }
+}
+
+impl Timeouts {
+    /// How long the first content of a stream may take.
+    pub fn first_content(&self) -> Duration {
+        self.first_content.unwrap_or(Duration::from_secs(120).max(self.first_byte)).min(self.total)
     }
 }
 
@@ -415,7 +426,8 @@ impl fmt::Display for GatewayConfig {
             writeln!(f, "pages     of {}", origins.join(", "))?;
         }
         for provider in &self.providers {
-            let Timeouts { connect, first_byte, idle, total } = provider.timeouts;
+            let Timeouts { connect, first_byte, idle, total, .. } = provider.timeouts;
+            let first_content = provider.timeouts.first_content();
             let breaker = &provider.breaker;
             let model = |(name, there): (&String, &String)| {
                 let (name, there) = (Escaped(name), Escaped(there));
@@ -438,7 +450,13 @@ impl fmt::Display for GatewayConfig {
                 let names = query.expose().split('&').filter_map(|pair| pair.split('=').next());
                 writeln!(f, "  query      {}", names.collect::<Vec<_>>().join(", "))?;
             }
-            let limits = [("connect", connect), ("first byte", first_byte), ("idle", idle), ("total", total)];
+            let limits = [
+                ("connect", connect),
+                ("first byte", first_byte),
+                ("first content", first_content),
+                ("idle", idle),
+                ("total", total),
+            ];
             let limits = limits.map(|(name, limit)| format!("{name} {}", time(limit)));
             writeln!(f, "  timeouts   {}", limits.join(", "))?;
             if let Some(places) = provider.limits.max_in_flight {

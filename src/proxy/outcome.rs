@@ -50,6 +50,8 @@ pub(crate) enum Outcome {
     Protocol,
     /// No part of the body came in time.
     FirstByteTimeout,
+    /// What came in time of a stream had no content.
+    FirstContentTimeout,
     /// Judged silent; another provider's answer was used.
     Silent,
     /// Still unanswered when a provider that had been judged silent answered after all.
@@ -129,6 +131,7 @@ impl Outcome {
             | Self::Connection
             | Self::Protocol
             | Self::FirstByteTimeout
+            | Self::FirstContentTimeout
             | Self::Silent
             | Self::IdleTimeout
             | Self::TotalTimeout
@@ -161,7 +164,14 @@ impl Outcome {
 
     /// Whether the provider exceeded a time limit.
     pub(crate) fn is_timeout(self) -> bool {
-        matches!(self, Self::ConnectTimeout | Self::FirstByteTimeout | Self::IdleTimeout | Self::TotalTimeout)
+        matches!(
+            self,
+            Self::ConnectTimeout
+                | Self::FirstByteTimeout
+                | Self::FirstContentTimeout
+                | Self::IdleTimeout
+                | Self::TotalTimeout
+        )
     }
 
     /// Whether the answer may have begun well and then broken off.

@@ -12,7 +12,6 @@ use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use strum::{EnumCount, IntoStaticStr, VariantArray};
@@ -21,12 +20,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::circuits::{AnswerKind, Circuit};
 use super::timers::{Group, Timers};
-use crate::silence::{self, Config, Detector, DetectorSnapshot, TICK, Watcher};
+use crate::silence::{
+    self, Config, Detector, DetectorSnapshot, StallDetector, StallSnapshot, StallWatcher, TICK, WatchedStream, Watcher,
+};
 use crate::{CircuitBreaker, Permit};
-
-/// A stream that pauses cannot be moved to another provider, so there is no hurry. And all streams of a provider pause
-/// together whenever it reschedules its work.
-const MIN_PIECE_FLOOR: Duration = Duration::from_secs(1);
 
 /// A silent request that another provider has answered is kept open until its own time limits, to learn from a late
 /// answer that the silence was short, and how long such an answer takes. A core keeps at most this many of one
@@ -41,8 +38,6 @@ pub(crate) enum Awaited {
     Answer,
     /// The first content of a stream.
     Stream,
-    /// The next piece of a stream.
-    Chunk,
 }
 
 impl Awaited {
@@ -54,7 +49,7 @@ impl Awaited {
     fn kind(self) -> AnswerKind {
         match self {
             Self::Answer => AnswerKind::Whole,
-            Self::Stream | Self::Chunk => AnswerKind::Stream,
+            Self::Stream => AnswerKind::Stream,
         }
     }
 }
@@ -67,8 +62,13 @@ pub(crate) struct Detectors {
     by_kind: Mutex<ByKind>,
 }
 
-/// By model and kind of answer.
-type ByKind = BTreeMap<(Box<str>, Awaited), Arc<Detector>>;
+#[derive(Clone, Default)]
+struct ByKind {
+    /// By model and kind of answer.
+    answers: BTreeMap<(Box<str>, Awaited), Arc<Detector>>,
+    /// Of streams that have begun, by model.
+    stalls: BTreeMap<Box<str>, Arc<StallDetector>>,
+}
 
 impl Detectors {
     pub(crate) fn new(provider: &str, config: Config, cores: usize) -> Self {
@@ -81,26 +81,36 @@ impl Detectors {
     pub(crate) fn reconfigured(&self, config: Config, is_served: impl Fn(&str) -> bool) -> Self {
         let mut by_kind = self.by_kind.lock().clone();
         // A request without a model belongs to no model that could be removed.
-        by_kind.retain(|(model, _), _| model.is_empty() || is_served(model));
-        for ((_, awaited), detector) in &by_kind {
-            detector.set_config(config_of(config, *awaited));
-        }
+        let is_kept = |model: &str| model.is_empty() || is_served(model);
+        by_kind.answers.retain(|(model, _), _| is_kept(model));
+        by_kind.stalls.retain(|model, _| is_kept(model));
+        by_kind.answers.values().for_each(|detector| detector.set_config(config));
+        by_kind.stalls.values().for_each(|detector| detector.set_config(config));
         Self { provider: self.provider.clone(), cores: self.cores, config, by_kind: Mutex::new(by_kind) }
     }
 
     /// The detector that opens this circuit.
     fn of(&self, model: &str, awaited: Awaited, breaker: &Arc<CircuitBreaker>) -> Arc<Detector> {
         let new = || {
-            let detector = Detector::new(Arc::clone(breaker), config_of(self.config, awaited), self.cores);
+            let detector = Detector::new(Arc::clone(breaker), self.config, self.cores);
             Arc::new(detector.with_label(format!("{model}, {}", awaited.as_str())))
         };
-        Arc::clone(self.by_kind.lock().entry((model.into(), awaited)).or_insert_with(new))
+        Arc::clone(self.by_kind.lock().answers.entry((model.into(), awaited)).or_insert_with(new))
+    }
+
+    /// The same of streams that stop in the middle.
+    fn of_stalls(&self, model: &str, breaker: &Arc<CircuitBreaker>) -> Arc<StallDetector> {
+        let new = || {
+            let detector = StallDetector::new(Arc::clone(breaker), self.config, self.cores);
+            Arc::new(detector.with_label(format!("{model}, pieces")))
+        };
+        Arc::clone(self.by_kind.lock().stalls.entry(model.into()).or_insert_with(new))
     }
 
     /// When the newest of a model's answered requests was sent.
     pub(crate) fn newest_answer(&self, model: &str) -> Option<std::time::Instant> {
         let by_kind = self.by_kind.lock();
-        let of_model = Awaited::VARIANTS.iter().filter_map(|awaited| by_kind.get(&(model.into(), *awaited)));
+        let of_model = Awaited::VARIANTS.iter().filter_map(|awaited| by_kind.answers.get(&(model.into(), *awaited)));
         of_model.filter_map(|detector| detector.newest_answer()).max()
     }
 
@@ -108,7 +118,13 @@ impl Detectors {
     pub(crate) fn snapshots(&self) -> Vec<(Box<str>, Awaited, DetectorSnapshot)> {
         let now = Instant::now().into_std();
         let by_kind = self.by_kind.lock();
-        by_kind.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now))).collect()
+        by_kind.answers.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now))).collect()
+    }
+
+    /// The same of streams that have begun, by model.
+    pub(crate) fn stalls(&self) -> Vec<(Box<str>, StallSnapshot)> {
+        let now = Instant::now().into_std();
+        self.by_kind.lock().stalls.iter().map(|(model, it)| (model.clone(), it.snapshot(now))).collect()
     }
 }
 
@@ -118,18 +134,13 @@ impl fmt::Debug for Detectors {
     }
 }
 
-fn config_of(config: Config, awaited: Awaited) -> Config {
-    match awaited {
-        Awaited::Answer | Awaited::Stream => config,
-        Awaited::Chunk => {
-            let floor = config.floor().max(MIN_PIECE_FLOOR);
-            config.to_builder().floor(floor).build().expect("both floors are valid")
-        }
-    }
+/// The watchers of one model.
+#[derive(Clone)]
+struct OfModel {
+    /// By what is awaited. `None` if there are more cores than were configured.
+    answers: [Option<Arc<CoreWatcher>>; Awaited::COUNT],
+    stalls: Option<Arc<CoreStalls>>,
 }
-
-/// The watchers of one model, by what is awaited. `None` if there are more cores than were configured.
-type OfModel = [Option<Arc<CoreWatcher>>; Awaited::COUNT];
 
 /// One core's watchers of one provider.
 pub(crate) struct Watchers {
@@ -148,10 +159,13 @@ impl Watchers {
             let known = detectors.by_kind.lock();
             by_model.clone_from(&before.by_model.lock());
             by_model.retain(|model, of_model: &mut OfModel| {
-                Awaited::VARIANTS.iter().zip(of_model).all(|(awaited, watcher)| {
-                    let is_of = |detector| watcher.as_ref().is_none_or(|it| Arc::ptr_eq(detector, &it.detector));
-                    known.get(&(model.clone(), *awaited)).is_some_and(is_of)
-                })
+                let stalls = known.stalls.get(model);
+                let is_of = |it: &Arc<CoreStalls>| stalls.is_some_and(|known| Arc::ptr_eq(known, &it.detector));
+                of_model.stalls.as_ref().is_none_or(is_of)
+                    && Awaited::VARIANTS.iter().zip(&of_model.answers).all(|(awaited, watcher)| {
+                        let is_of = |detector| watcher.as_ref().is_none_or(|it| Arc::ptr_eq(detector, &it.detector));
+                        known.answers.get(&(model.clone(), *awaited)).is_some_and(is_of)
+                    })
             });
         }
         Self { detectors, ticker, by_model: Mutex::new(by_model), listening: Arc::default() }
@@ -166,38 +180,44 @@ impl Watchers {
         permit: Option<&Permit<B>>,
         now: Instant,
     ) -> Option<Ticket> {
-        let watcher = self.watcher(model, awaited, circuit)?;
+        let watcher = self.of_model(model, circuit, |it| it.answers[awaited as usize].clone())?;
         Some(watcher.start(&self.ticker, |watcher| match permit {
             Some(permit) => watcher.start(permit, now.into_std()),
             None => watcher.start_piece(now.into_std()),
         }))
     }
 
-    /// What watches the pieces of a stream.
-    pub(crate) fn pieces(&self, model: &str, circuit: &dyn Fn(AnswerKind) -> Arc<Circuit>) -> Option<PieceWatch> {
-        let watcher = self.watcher(model, Awaited::Chunk, circuit)?;
-        Some(PieceWatch { watcher, ticker: Arc::clone(&self.ticker), awaited: None })
+    /// Watches the pieces of a stream. `permit` is a probe's that is not resolved yet.
+    pub(crate) fn pieces<B: Deref<Target = CircuitBreaker>>(
+        &self,
+        model: &str,
+        circuit: &dyn Fn(AnswerKind) -> Arc<Circuit>,
+        permit: Option<&Permit<B>>,
+    ) -> Option<WatchedStream> {
+        let stalls = self.of_model(model, circuit, |it| it.stalls.clone())?;
+        Some(stalls.open(&self.ticker, permit))
     }
 
     /// `circuit` finds the model's circuit that is to be opened, when there is no watcher yet.
-    fn watcher(
+    fn of_model<T>(
         &self,
         model: &str,
-        awaited: Awaited,
         circuit: &dyn Fn(AnswerKind) -> Arc<Circuit>,
-    ) -> Option<Arc<CoreWatcher>> {
+        find: impl FnOnce(&OfModel) -> T,
+    ) -> T {
         let mut by_model = self.by_model.lock();
         if let Some(watchers) = by_model.get(model) {
-            return watchers[awaited as usize].clone();
+            return find(watchers);
         }
-        let mut watchers = OfModel::default();
-        for (watcher, awaited) in watchers.iter_mut().zip(Awaited::VARIANTS) {
-            let circuit = circuit(awaited.kind());
-            *watcher = CoreWatcher::new(self.detectors.of(model, *awaited, &circuit.breaker));
-        }
-        let found = watchers[awaited as usize].clone();
-        by_model.insert(model.into(), watchers);
-        found
+        let streams = circuit(AnswerKind::Stream);
+        let stalls = self.detectors.of_stalls(model, &streams.breaker);
+        let answers = std::array::from_fn(|at| {
+            let awaited = Awaited::VARIANTS[at];
+            let stalls = (awaited == Awaited::Stream).then(|| Arc::clone(&stalls));
+            CoreWatcher::new(self.detectors.of(model, awaited, &circuit(awaited.kind()).breaker), stalls)
+        });
+        let of_model = OfModel { answers, stalls: CoreStalls::new(stalls, streams) };
+        find(by_model.entry(model.into()).or_insert(of_model))
     }
 
     /// Keeps waiting for the answer to a silent request that another provider has answered. `answer` returns whether
@@ -224,31 +244,102 @@ struct CoreWatcher {
     state: Mutex<State>,
     /// How often it has found silence.
     alarms: AtomicU64,
+    /// A stream that has not begun should move on, too, if those that have begun stall.
+    stalls: Option<Arc<StallDetector>>,
     /// The timers of its requests.
     group: Group,
 }
 
 struct State {
     watcher: Watcher,
+    /// How often streams had stalled at the last look.
+    stalled: u64,
     /// Whether the ticker has it in its list.
     is_ticking: bool,
 }
 
 impl CoreWatcher {
-    fn new(detector: Arc<Detector>) -> Option<Arc<Self>> {
-        let state = Mutex::new(State { watcher: detector.watcher()?, is_ticking: false });
-        Some(Arc::new(Self { detector, state, alarms: AtomicU64::new(0), group: Group::new() }))
+    fn new(detector: Arc<Detector>, stalls: Option<Arc<StallDetector>>) -> Option<Arc<Self>> {
+        let state = Mutex::new(State { watcher: detector.watcher()?, stalled: 0, is_ticking: false });
+        Some(Arc::new(Self { detector, state, alarms: AtomicU64::new(0), stalls, group: Group::new() }))
     }
 
     fn start(self: Arc<Self>, ticker: &Arc<Ticker>, start: impl FnOnce(&mut Watcher) -> silence::Ticket) -> Ticket {
         let mut state = self.state.lock();
         let inner = start(&mut state.watcher);
         let is_ticking = std::mem::replace(&mut state.is_ticking, true);
+        if !is_ticking {
+            state.stalled = self.stalled();
+        }
         drop(state);
         if !is_ticking {
-            ticker.add(&self);
+            ticker.add(|list| list.watchers.push(Arc::clone(&self)));
         }
         Ticket { alarms: self.alarms.load(Ordering::Relaxed), watcher: self, inner: Some(inner) }
+    }
+}
+
+impl CoreWatcher {
+    fn stalled(&self) -> u64 {
+        self.stalls.as_ref().map_or(0, |stalls| stalls.alarms())
+    }
+
+    /// Returns whether requests should move on.
+    fn look(&self, state: &mut State, now: Instant) -> bool {
+        let stalled = self.stalled();
+        let is_new = std::mem::replace(&mut state.stalled, stalled) != stalled;
+        let is_silent = state.watcher.look(now.into_std()).is_some() || is_new;
+        if is_silent {
+            self.alarms.fetch_add(1, Ordering::Relaxed);
+        }
+        state.is_ticking = state.watcher.in_flight() > 0;
+        is_silent
+    }
+}
+
+/// One core's watcher of the streams of one model.
+struct CoreStalls {
+    detector: Arc<StallDetector>,
+    circuit: Arc<Circuit>,
+    /// No other core locks it.
+    state: Mutex<StallState>,
+}
+
+struct StallState {
+    watcher: StallWatcher,
+    /// Whether the ticker has it in its list.
+    is_ticking: bool,
+}
+
+impl CoreStalls {
+    fn new(detector: Arc<StallDetector>, circuit: Arc<Circuit>) -> Option<Arc<Self>> {
+        let state = Mutex::new(StallState { watcher: detector.watcher()?, is_ticking: false });
+        Some(Arc::new(Self { detector, circuit, state }))
+    }
+
+    fn open<B>(self: Arc<Self>, ticker: &Arc<Ticker>, permit: Option<&Permit<B>>) -> WatchedStream
+    where
+        B: Deref<Target = CircuitBreaker>,
+    {
+        let mut state = self.state.lock();
+        let stream = state.watcher.open(permit, Instant::now().into_std());
+        let is_ticking = std::mem::replace(&mut state.is_ticking, true);
+        drop(state);
+        if !is_ticking {
+            ticker.add(|list| list.stalls.push(self));
+        }
+        stream
+    }
+
+    /// Returns whether it has to be called again.
+    fn look(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        if state.watcher.look(now.into_std()).is_some() {
+            // Whoever looks first notes it for all cores.
+            self.circuit.note_stall();
+        }
+        state.is_ticking = state.watcher.streams() > 0;
+        state.is_ticking
     }
 }
 
@@ -288,32 +379,6 @@ impl Drop for Ticket {
     }
 }
 
-/// Watches the pieces of one stream.
-pub(crate) struct PieceWatch {
-    watcher: Arc<CoreWatcher>,
-    ticker: Arc<Ticker>,
-    /// `None` while no piece is awaited.
-    awaited: Option<Ticket>,
-}
-
-impl PieceWatch {
-    /// Begins to wait for the next piece, unless it is awaited already.
-    pub(crate) fn wait(&mut self) {
-        if self.awaited.is_none() {
-            let now = Instant::now().into_std();
-            let ticket = Arc::clone(&self.watcher).start(&self.ticker, |watcher| watcher.start_piece(now));
-            self.awaited = Some(ticket);
-        }
-    }
-
-    /// Something has come. `is_a_piece` is called only if a piece was awaited.
-    pub(crate) fn come(&mut self, is_a_piece: impl FnOnce() -> bool) {
-        if let Some(mut ticket) = self.awaited.take_if(|_| is_a_piece()) {
-            ticket.answered(Instant::now());
-        }
-    }
-}
-
 /// What is read in the first round may need another one to become an answer, as when it has to be decrypted.
 const ROUNDS: usize = 2;
 
@@ -326,6 +391,7 @@ pub(crate) struct Ticker {
 #[derive(Default)]
 struct List {
     watchers: Vec<Arc<CoreWatcher>>,
+    stalls: Vec<Arc<CoreStalls>>,
     is_running: bool,
 }
 
@@ -334,9 +400,9 @@ impl Ticker {
         Self { timers, list: Mutex::default() }
     }
 
-    fn add(self: &Arc<Self>, watcher: &Arc<CoreWatcher>) {
+    fn add(self: &Arc<Self>, add: impl FnOnce(&mut List)) {
         let mut list = self.list.lock();
-        list.watchers.push(Arc::clone(watcher));
+        add(&mut list);
         if !std::mem::replace(&mut list.is_running, true) {
             let ticker = Arc::clone(self);
             tokio::spawn(async move {
@@ -363,16 +429,16 @@ impl Ticker {
     fn look(&self, now: Instant) -> Option<Instant> {
         let mut silent = Vec::new();
         let mut list = self.list.lock();
+        // First: streams that have not begun move on at once if others stall.
+        list.stalls.retain(|it| it.look(now));
         list.watchers.retain(|it| {
             let mut state = it.state.lock();
-            if state.watcher.look(now.into_std()).is_some() {
-                it.alarms.fetch_add(1, Ordering::Relaxed);
+            if it.look(&mut state, now) {
                 silent.push(it.group);
             }
-            state.is_ticking = state.watcher.in_flight() > 0;
             state.is_ticking
         });
-        list.is_running = !list.watchers.is_empty();
+        list.is_running = !(list.watchers.is_empty() && list.stalls.is_empty());
         let is_running = list.is_running;
         drop(list);
         for group in silent {

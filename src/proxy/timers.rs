@@ -166,16 +166,33 @@ pub(crate) struct Pause {
     timer: Timer,
     /// `None` while there is no pause.
     until: Option<Instant>,
+    /// What the timer is set to: another pause may have been awaited since. And whom it wakes.
+    set: Option<(Instant, Waker)>,
 }
 
 impl Pause {
     pub(crate) fn new(timer: Timer) -> Self {
-        Self { timer, until: None }
+        Self { timer, until: None, set: None }
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.until.is_some()
     }
 
     /// Ready when the pause has lasted too long. `until` gives the end of the limit; it is asked when a pause begins.
+    ///
+    /// A timer that is set already is not set again for a later time: it is when it has expired, which is once for many
+    /// pauses.
     pub(crate) fn poll(&mut self, until: impl FnOnce() -> Instant, cx: &mut Context<'_>) -> Poll<()> {
         let until = *self.until.get_or_insert_with(until);
+        if let Some((at, waker)) = &self.set
+            && *at <= until
+            && waker.will_wake(cx.waker())
+            && Instant::now() < *at
+        {
+            return Poll::Pending;
+        }
+        self.set = Some((until, cx.waker().clone()));
         self.timer.poll_until(until, cx)
     }
 

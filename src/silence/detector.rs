@@ -10,6 +10,7 @@ use crossbeam_utils::CachePadded;
 
 use super::ENOUGH;
 use super::config::Config;
+use super::epoch::Epoch;
 use super::latencies::Surprise;
 use super::published::{Published, Silent};
 use super::watcher::Watcher;
@@ -24,7 +25,7 @@ use crate::word::{GENERATION_BITS, Word};
 pub struct Detector {
     pub(super) breaker: Arc<CircuitBreaker>,
     pub(super) label: Box<str>,
-    epoch: Instant,
+    epoch: Epoch,
     pub(super) cores: Box<[CachePadded<Published>]>,
     /// The newest answer that was known when the last alarm was raised; in the lower bits the generation of the opening
     /// that followed. A newer answer ends that silence.
@@ -43,20 +44,13 @@ struct Learning {
     from: AtomicUsize,
 }
 
-/// The time of a detector's own clock at which it is made.
-const EPOCH_MICROS: u64 = 1 << 40;
-
-fn micros(duration: Duration) -> u64 {
-    duration.as_secs() * 1_000_000 + u64::from(duration.subsec_micros())
-}
-
 impl Detector {
     /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet.
     pub fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
         let detector = Self {
             breaker,
             label: Box::default(),
-            epoch: Instant::now(),
+            epoch: Epoch::now(),
             cores: (0..cores).map(|_| CachePadded::new(Published::new())).collect(),
             alarm: AtomicU64::new(0),
             learning: Learning { enough: AtomicU32::new(0), from: AtomicUsize::new(0) },
@@ -105,17 +99,12 @@ impl Detector {
 
     /// When the newest of the answered requests was started. `None` if no request has been answered yet.
     pub fn newest_answer(&self) -> Option<Instant> {
-        let since = Duration::from_micros(self.newest_answered().checked_sub(EPOCH_MICROS)?);
-        self.epoch.checked_add(since)
+        self.epoch.instant(self.newest_answered())
     }
 
-    /// Never 0. The caller's clock may be a paused one, which lags behind.
     #[inline]
     pub(super) fn micros(&self, now: Instant) -> u64 {
-        match now.checked_duration_since(self.epoch) {
-            Some(since) => EPOCH_MICROS + micros(since),
-            None => EPOCH_MICROS.saturating_sub(micros(self.epoch.saturating_duration_since(now))).max(1),
-        }
+        self.epoch.micros(now)
     }
 
     pub(super) fn newest_answered(&self) -> u64 {

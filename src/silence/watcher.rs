@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::ENOUGH;
 use super::detector::Detector;
 use super::latencies::Surprise;
+use super::looks::Looks;
 use super::published::{Published, Silent};
 use crate::breaker::CircuitBreaker;
 use crate::error::LastError;
@@ -21,13 +22,6 @@ use crate::sync::{Ordering, fence};
 use crate::transition::CircuitState;
 use crate::word::{self, Word, next_generation};
 
-const TICK_MICROS: u64 = 5_000;
-/// A look that comes later than this was held up.
-const LATE_MICROS: u64 = 5 * TICK_MICROS / 2;
-/// A look that comes later than this shows that the core or the whole machine is overloaded.
-const VERY_LATE_MICROS: u64 = 3 * TICK_MICROS;
-/// For this long after such a look no alarm is raised: answers are late because of the overload.
-const CALM_MICROS: u64 = 10 * TICK_MICROS;
 /// The shortest wait after which a probe is silent.
 const MIN_PATIENCE: Duration = Duration::from_millis(50);
 
@@ -167,10 +161,7 @@ pub struct Watcher {
     probe: Option<Probe>,
     /// The generation of the last order by hand that this watcher knows of.
     order: Option<u32>,
-    last_look: u64,
-    held_up: u64,
-    /// When a look last came very late.
-    disturbed: u64,
+    looks: Looks,
     surprise: Surprise,
 }
 
@@ -187,9 +178,7 @@ impl Watcher {
             tells: false,
             probe: None,
             order: None,
-            last_look: 0,
-            held_up: 0,
-            disturbed: 0,
+            looks: Looks::default(),
             surprise: Surprise::new(),
         }
     }
@@ -215,9 +204,9 @@ impl Watcher {
         let now = self.detector.micros(now);
         self.withdraw_dropped(now);
         if self.in_flight == 0 {
-            self.last_look = now;
+            self.looks.resume(now);
         }
-        let request = Request { started: now, held_up: self.held_up_by(now), withdrawn: false };
+        let request = Request { started: now, held_up: self.looks.held_up_by(now), withdrawn: false };
         let number = self.next();
         self.silent.push_back(request);
         self.set_in_flight(self.in_flight + 1);
@@ -284,11 +273,7 @@ impl Watcher {
         let detector = Arc::clone(&self.detector);
         let now = detector.micros(now);
         self.withdraw_dropped(now);
-        self.held_up = self.held_up_by(now);
-        if now.saturating_sub(self.last_look) > VERY_LATE_MICROS {
-            self.disturbed = now;
-        }
-        self.last_look = now;
+        self.looks.look(now);
         // Read before everything else that the look decides by: an alarm applies to the circuit as it was then.
         let word = detector.breaker.load();
         self.forget_what_an_order_ended(Word::unpack(word), now);
@@ -302,7 +287,7 @@ impl Watcher {
             return None;
         }
         let silent = detector.silent(newest);
-        let alarming = detector.alarms(silent, self.is_calm(now), now);
+        let alarming = detector.alarms(silent, self.looks.is_calm(now), now);
         let before = Word::unpack(word);
         if alarming && before.can_trip() {
             let error = self.error(silent, now);
@@ -339,19 +324,9 @@ impl Watcher {
         self.own().in_flight.store(in_flight, Ordering::Relaxed);
     }
 
-    /// How long the caller has been held up so far.
-    fn held_up_by(&self, now: u64) -> u64 {
-        let since = now.saturating_sub(self.last_look);
-        if since > LATE_MICROS { self.held_up + since - TICK_MICROS } else { self.held_up }
-    }
-
-    fn is_calm(&self, now: u64) -> bool {
-        self.disturbed == 0 || now.saturating_sub(self.disturbed) >= CALM_MICROS
-    }
-
     /// How long a request has waited, without the time in which no answer could be read.
     fn age(&self, request: Request, now: u64) -> u64 {
-        now.saturating_sub(request.started).saturating_sub(self.held_up_by(now).saturating_sub(request.held_up))
+        now.saturating_sub(request.started).saturating_sub(self.looks.held_up_by(now).saturating_sub(request.held_up))
     }
 
     fn forget(&mut self, is_silent_no_more: impl Fn(u64, Request) -> bool) {
@@ -412,7 +387,8 @@ impl Watcher {
     /// How long a probe may go unanswered before it is silent.
     fn patience(&self, now: u64) -> Duration {
         let learnt = self.surprise.samples() >= ENOUGH as u64;
-        let patience = if learnt && self.is_calm(now) { self.surprise.p99().max(MIN_PATIENCE) } else { Duration::MAX };
+        let patience =
+            if learnt && self.looks.is_calm(now) { self.surprise.p99().max(MIN_PATIENCE) } else { Duration::MAX };
         patience.min(self.detector.ceiling().unwrap_or(Duration::MAX))
     }
 

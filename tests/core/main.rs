@@ -23,6 +23,8 @@ mod silence;
 mod simulated;
 #[cfg(not(miri))]
 mod sources;
+mod stalls;
+mod streaming;
 mod support;
 mod threads;
 mod waiting;

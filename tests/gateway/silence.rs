@@ -405,8 +405,8 @@ async fn a_client_that_does_not_read_does_not_make_its_provider_silent() {
     let _senders = sending.collect::<JoinSet<_>>().join_all().await;
     assert_eq!(gateway.trips("a"), 0);
     let metrics = gateway.metrics().await;
-    for (name, value) in [("learnt", 1), ("unanswered", 0)] {
-        let line = format!("fusebox_silence_{name}{{provider=\"a\",model=\"m\",awaited=\"chunk\"}} {value}\n");
+    for (name, value) in [("learnt", 1), ("streams", 4), ("oldest_seconds", 0)] {
+        let line = format!("fusebox_stall_{name}{{provider=\"a\",model=\"m\"}} {value}\n");
         assert!(metrics.contains(&line), "{metrics}");
     }
 }

@@ -235,6 +235,9 @@ fn read_timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
     let range = MILLISECOND..=MAX_DURATION;
     section.duration("connect", range.clone(), &mut timeouts.connect);
     section.duration("first_byte", range.clone(), &mut timeouts.first_byte);
+    let mut first_content = Duration::ZERO;
+    section.duration("first_content", range.clone(), &mut first_content);
+    timeouts.first_content = Some(first_content).filter(|time| !time.is_zero()).or(timeouts.first_content);
     section.duration("idle", range.clone(), &mut timeouts.idle);
     section.duration("total", range, &mut timeouts.total);
     section.finish();

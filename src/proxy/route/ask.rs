@@ -18,6 +18,7 @@ use super::attempts::AttemptId;
 use super::blame::Blame;
 use super::ending::{Ending, is_json};
 use super::inside::{self, Inside};
+use super::meaning::Form;
 use super::receive::{Begun, Held, begin, hold, late};
 use crate::proxy::body::parts::Parts;
 use crate::proxy::config::Timeouts;
@@ -71,12 +72,10 @@ pub(crate) struct StreamStart {
     /// What was received to see whether the body begins at all.
     pub(crate) first: Bytes,
     pub(crate) body: UpstreamBody,
-    /// Whether it consists of server-sent events that can be read.
-    pub(crate) is_events: bool,
+    /// `None` if its pieces cannot be read.
+    pub(crate) form: Option<Form>,
     /// `None` if HTTP tells its end, or if nothing can be told.
     pub(crate) ending: Option<Ending>,
-    /// Whether it has content. Otherwise the provider has only kept the stream alive so far.
-    pub(crate) has_content: bool,
     /// Whether HTTP tells its end from one that broke off.
     pub(crate) has_an_end: bool,
 }
@@ -85,8 +84,7 @@ impl Reply {
     /// Whether it shows that the provider answers.
     pub(crate) fn is_good(&self) -> bool {
         match self {
-            Self::Whole(..) => true,
-            Self::Stream(start) => start.has_content,
+            Self::Whole(..) | Self::Stream(_) => true,
             Self::ClientFault(_) | Self::Failed(..) | Self::Error(_) => false,
         }
     }
@@ -199,10 +197,11 @@ fn receive(
         let kind = Kind::of(&head.headers);
         let mut begun = None;
         // One that was not asked for as a stream may have taken longer than that already.
-        let until = || {
+        let until = |has_begun: bool| {
             let whole_by = since() + timeouts.total;
             let from = if request.asks_for_a_stream() { since() } else { headed };
-            if kind.is_stream() { whole_by.min(from + timeouts.first_byte) } else { whole_by }
+            let limit = if has_begun { timeouts.first_content() } else { timeouts.first_byte };
+            if kind.is_stream() { whole_by.min(from + limit) } else { whole_by }
         };
         if kind == Kind::Page && head.status.is_success() {
             return Reply::Failed(Outcome::Empty, "a good status, and an HTML page".to_owned());
@@ -210,9 +209,12 @@ fn receive(
         // A stream that was asked for is passed on as it comes, whatever its type. An answer that is no stream is held
         // to its end, and so is an error.
         if kind.is_stream() || request.asks_for_a_stream() || *max_held == 0 {
-            let first = match begin(timer, &mut body, until, kind == Kind::Events).await {
+            let first = match begin(timer, &mut body, until, kind.form()).await {
                 Ok(Begun::Well(first)) => first,
-                Ok(Begun::KeptAlive(first)) => return stream(head, body, first, kind, has_an_end, false),
+                Ok(Begun::KeptAlive) => {
+                    let (outcome, message) = late(Outcome::FirstContentTimeout, since(), timeouts);
+                    return Reply::Failed(outcome, message);
+                }
                 Ok(Begun::Late) => return first_byte_late(since(), timeouts),
                 Ok(Begun::Error(inside)) => return error_inside(head, inside, upstream),
                 Ok(Begun::Empty) if head.status == StatusCode::OK => {
@@ -223,41 +225,28 @@ fn receive(
             };
             let inside = match kind {
                 Kind::Json => inside::of_answer(&first),
-                Kind::Lines => first.split(|byte| *byte == b'\n').next().and_then(inside::of_answer),
                 _ => None,
             };
             if let Some(inside) = inside {
                 return error_inside(head, inside, upstream);
             }
             if kind != Kind::Json || !begins_with_an_error(&first) {
-                return stream(head, body, first, kind, has_an_end, true);
+                return stream(head, body, first, kind, has_an_end);
             }
             begun = Some(first);
         }
         let max = if begun.is_some() { MAX_ERROR } else { *max_held };
         match hold(timer, &mut body, begun, max, &core.app.budget, since(), timeouts).await {
             Ok(Held::Whole(whole)) => judge_whole(head, whole, kind, has_an_end, request, upstream),
-            Ok(Held::TooLong(first)) => stream(head, body, first, kind, has_an_end, true),
+            Ok(Held::TooLong(first)) => stream(head, body, first, kind, has_an_end),
             Err((outcome, message)) => Reply::Failed(outcome, message),
         }
     }
 }
 
-fn stream(
-    head: response::Parts,
-    body: UpstreamBody,
-    first: Bytes,
-    kind: Kind,
-    has_an_end: bool,
-    has_content: bool,
-) -> Reply {
-    let ending = match kind {
-        Kind::Json if !has_an_end => Some(Ending::of_a_document()),
-        Kind::Lines if !has_an_end => Some(Ending::of_lines()),
-        _ => None,
-    };
-    let is_events = kind == Kind::Events;
-    Reply::Stream(Box::new(StreamStart { head, first, body, is_events, ending, has_content, has_an_end }))
+fn stream(head: response::Parts, body: UpstreamBody, first: Bytes, kind: Kind, has_an_end: bool) -> Reply {
+    let ending = (kind == Kind::Json && !has_an_end).then(Ending::default);
+    Reply::Stream(Box::new(StreamStart { head, first, body, form: kind.form(), ending, has_an_end }))
 }
 
 /// Whether a whole answer with a good status is one.
@@ -388,6 +377,14 @@ impl Kind {
             _ if !is_encoded(headers) => kind,
             Self::Events | Self::Lines | Self::Stream => Self::Stream,
             Self::Json | Self::Page | Self::Other => Self::Other,
+        }
+    }
+
+    fn form(self) -> Option<Form> {
+        match self {
+            Self::Events => Some(Form::Events),
+            Self::Lines => Some(Form::Lines),
+            Self::Stream | Self::Json | Self::Page | Self::Other => None,
         }
     }
 

@@ -21,8 +21,9 @@ use crate::proxy::observe::access_log::AttemptLine;
 use crate::proxy::outcome::{Outcome, Scope};
 use crate::proxy::provider::{CircuitId, Provider, ProviderId};
 use crate::proxy::request::Prepared;
-use crate::proxy::silence::{Awaited, PieceWatch, Ticket, Watchers};
+use crate::proxy::silence::{Awaited, Ticket, Watchers};
 use crate::proxy::timers::Timer;
+use crate::silence::WatchedStream;
 
 /// An attempt's place among those of its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,9 +158,11 @@ impl Attempts {
     }
 
     /// What watches the pieces of an attempt's stream.
-    pub(crate) fn pieces(&self, attempt: AttemptId, model: &str) -> Option<PieceWatch> {
-        let id = self.all[attempt.0].circuit;
-        self.watchers(id.provider)?.pieces(model, &circuits(&self.local.providers[id.provider], id))
+    pub(crate) fn pieces(&self, AttemptId(attempt): AttemptId, model: &str) -> Option<WatchedStream> {
+        let Attempt { circuit: id, permits, .. } = &self.all[attempt];
+        let circuits = circuits(&self.local.providers[id.provider], *id);
+        let permit = permits.as_ref().map(|permits| &permits.circuit);
+        self.watchers(id.provider)?.pieces(model, &circuits, permit)
     }
 
     fn watchers(&self, provider: ProviderId) -> Option<&Watchers> {

@@ -54,6 +54,8 @@ pub(crate) struct Failover<'a> {
     untried: Vec<Candidate>,
     /// Requests to providers that were found silent. Each may still be the first to be answered.
     silent: Vec<InFlight>,
+    /// A stream that has begun at a provider whose streams stop in the middle. It is used if nobody does better.
+    aside: Option<Box<(Asked, Reply)>>,
     /// The most useful failure so far.
     best: Option<Box<Fallback>>,
     /// Whether a candidate had no place free.
@@ -111,6 +113,7 @@ impl<'a> Failover<'a> {
             whose,
             untried,
             silent,
+            aside: None,
             best,
             is_full: false,
         }
@@ -154,6 +157,9 @@ impl<'a> Failover<'a> {
                 None
             }
         };
+        if let Some((asked, _)) = self.aside.as_deref() {
+            self.exchange.attempts.settle(asked.attempt, Outcome::Overtaken, &"");
+        }
         for InFlight { reply, asked } in self.silent {
             self.exchange.attempts.listen(asked.attempt, async move { reply.await.is_good() });
         }
@@ -252,6 +258,11 @@ impl<'a> Failover<'a> {
                 return Step::Ask(id, permit);
             }
             self.is_full |= refused.is_full;
+            if let Some((asked, reply)) = self.aside.take().map(|aside| *aside)
+                && let Some(answer) = self.judge(&asked, reply)
+            {
+                return Step::Pass(answer);
+            }
             if self.silent.is_empty() {
                 if !self.may_ask() {
                     return Step::GiveUp;
@@ -366,11 +377,16 @@ impl<'a> Failover<'a> {
                 Poll::Pending => Poll::Pending,
             });
             match unless_answered(&mut self.silent, pin!(until_silent)).await {
+                Ok(Some(reply)) if self.is_doubtful(&newest.asked, &reply) && !self.untried.is_empty() => {
+                    self.set_aside(newest.asked, reply);
+                    return None;
+                }
                 Ok(Some(reply)) => return self.judge(&newest.asked, reply),
                 Ok(None) => {
                     self.silent.push(newest);
                     return None;
                 }
+                Err((asked, reply)) if self.is_doubtful(&asked, &reply) => self.set_aside(asked, reply),
                 Err((asked, reply)) => {
                     if let Some(answer) = self.judge(&asked, reply) {
                         self.exchange.attempts.settle(attempt, Outcome::Overtaken, &"");
@@ -378,6 +394,20 @@ impl<'a> Failover<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// Whether a stream has begun where streams have been found to stop in the middle.
+    fn is_doubtful(&self, asked: &Asked, reply: &Reply) -> bool {
+        let attempts = &self.exchange.attempts;
+        matches!(reply, Reply::Stream(_))
+            && attempts.is_silent(asked.attempt)
+            && attempts.circuit(asked.attempt).stalls()
+    }
+
+    fn set_aside(&mut self, asked: Asked, reply: Reply) {
+        if let Some(before) = self.aside.replace(Box::new((asked, reply))) {
+            self.exchange.attempts.settle(before.0.attempt, Outcome::Overtaken, &"");
         }
     }
 

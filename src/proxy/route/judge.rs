@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use http::{Response, StatusCode, response};
 
-use super::ask::{Asked, ErrorReply, Reply, StreamStart};
+use super::ask::{Asked, ErrorReply, Reply};
 use super::blame;
 use super::exchange::Exchange;
 use super::stream::{JudgedStream, Payload};
@@ -89,15 +89,11 @@ pub(crate) fn judge(asked: &Asked, reply: Reply, exchange: &mut Exchange, model:
             Verdict::Answer(Answer { response: Response::from_parts(head, Payload::Whole(whole)), provider })
         }
         Reply::Stream(start) => {
-            let StreamStart { head, first, body, is_events, ending, has_content, has_an_end } = *start;
-            if has_content {
-                exchange.attempts.first_byte(attempt);
-            }
-            let stream =
-                JudgedStream::begin(asked, body, first, is_events.then_some(has_an_end), ending, exchange, model);
-            if let Some(later) = later::used_up(&head.headers, blame::now) {
+            exchange.attempts.first_byte(attempt);
+            if let Some(later) = later::used_up(&start.head.headers, blame::now) {
                 exchange.attempts.use_up(attempt, later);
             }
+            let (head, stream) = JudgedStream::begin(asked, *start, exchange, model);
             let response = Response::from_parts(head, Payload::Stream(Box::new(stream)));
             Verdict::Answer(Answer { response, provider })
         }

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use tokio::time::Instant;
 
 use super::inside::Inside;
-use super::meaning::{Meaning, first, last_end};
+use super::meaning::{Form, Meaning, first, last_end};
 use crate::proxy::body::budget::Budget;
 use crate::proxy::body::pieces::Pieces;
 use crate::proxy::config::Timeouts;
@@ -29,17 +29,20 @@ pub(crate) enum Held {
 /// The outcome and the message of an exceeded limit: `limit`, unless the limit for the whole answer has passed as well.
 pub(crate) fn late(limit: Outcome, since: Instant, timeouts: &Timeouts) -> (Outcome, String) {
     let Timeouts { first_byte, idle, total, .. } = timeouts;
+    let first_content = timeouts.first_content();
     if Instant::now() >= since + *total {
         (Outcome::TotalTimeout, format!("the body was not whole within {total:?}"))
     } else if limit == Outcome::IdleTimeout {
-        (limit, format!("no further piece of the body within {idle:?}"))
+        (limit, format!("no further content within {idle:?}"))
+    } else if limit == Outcome::FirstContentTimeout {
+        (limit, format!("no content within {first_content:?}, though the provider kept the stream alive"))
     } else {
         (limit, format!("nothing of the body within {first_byte:?}"))
     }
 }
 
 /// Receives the body of the answer to a request that was sent at `since`, of which `begun` has been received. The first
-/// piece may take as long as the whole.
+/// piece may take as long as the whole. Spaces are none: they only keep the connection alive.
 ///
 /// # Errors
 ///
@@ -67,6 +70,7 @@ pub(crate) async fn hold(
             None => return Err(late(Outcome::IdleTimeout, since, timeouts)),
         };
         let has_room = pieces.has_room(data.len(), budget);
+        let is_content = !is_blank(&data);
         pieces.push(data);
         if pieces.len() > max || !has_room {
             return Ok(Held::TooLong(pieces.into_bytes()));
@@ -78,7 +82,9 @@ pub(crate) async fn hold(
         if now >= whole_by {
             return Err(late(Outcome::IdleTimeout, since, timeouts));
         }
-        until = whole_by.min(now + timeouts.idle);
+        if is_content {
+            until = whole_by.min(now + timeouts.idle);
+        }
     }
     Ok(Held::Whole(pieces.into_bytes()))
 }
@@ -86,50 +92,65 @@ pub(crate) async fn hold(
 /// A longer beginning is passed on, with or without content.
 const MAX_BEGINNING: usize = 64 << 10;
 
+fn is_blank(piece: &[u8]) -> bool {
+    piece.iter().all(u8::is_ascii_whitespace)
+}
+
 /// What a body begins with.
 pub(crate) enum Begun {
-    /// Its first piece, or of a stream of events the first ones, up to one with content.
+    /// Its first piece, or of a stream of events or lines the first ones, up to one with content.
     Well(Bytes),
-    /// Events that only keep the stream alive, and nothing else within the time limit.
-    KeptAlive(Bytes),
+    /// What came within the time limit only keeps the stream alive.
+    KeptAlive,
     Late,
     Error(Inside),
     /// It has ended, and there was nothing in it.
     Empty,
 }
 
-/// Waits for the first piece of a body, or of a stream of events for the first piece with content. Until then the
-/// client has nothing, and another provider can be asked.
+/// Waits for the first piece of a body, or of a stream of events or lines for the first one with content. Until then the
+/// client has nothing, and another provider can be asked. `until` is the time limit: it is told whether a byte has come.
 pub(crate) async fn begin(
     timer: &mut Timer,
     body: &mut UpstreamBody,
-    mut until: impl FnMut() -> Instant,
-    is_events: bool,
+    until: impl Fn(bool) -> Instant,
+    form: Option<Form>,
 ) -> Result<Begun, hyper::Error> {
     let mut beginning = BytesMut::new();
     // The first `judged` bytes are known to have no content. The rest is judged when an event ends, or when it has
     // `look_at` bytes: however small the pieces are, each byte is judged a few times only.
     let (mut judged, mut look_at) = (0, 0);
     loop {
-        let piece = match within(timer, &mut until, pin!(next(body))).await {
+        let has_begun = !beginning.is_empty();
+        let piece = match within(timer, || until(has_begun), pin!(next(body))).await {
             Some(piece) => piece?,
-            None if beginning.is_empty() => return Ok(Begun::Late),
-            None => return Ok(Begun::KeptAlive(beginning.freeze())),
+            None if has_begun => return Ok(Begun::KeptAlive),
+            None => return Ok(Begun::Late),
         };
         let is_over = piece.is_none() || body.is_end_stream();
         let piece = piece.unwrap_or_default();
-        if beginning.is_empty() && (!is_events && !piece.is_empty() || first(&piece) == Meaning::Content) {
+        let Some(form) = form else {
+            let is_content = !is_blank(&piece);
+            let begun = if has_begun { [&beginning[..], &piece].concat().into() } else { piece };
+            match () {
+                () if is_content || begun.len() > MAX_BEGINNING => return Ok(Begun::Well(begun)),
+                () if is_over => return Ok(Begun::Empty),
+                () => beginning = BytesMut::from(&begun[..]),
+            }
+            continue;
+        };
+        if !has_begun && first(form, &piece) == Meaning::Content {
             return Ok(Begun::Well(piece));
         }
         beginning.extend_from_slice(&piece);
         if is_over {
-            // The last event need not have an empty line.
+            // The last piece need not have an empty line.
             beginning.extend_from_slice(b"\n\n");
         }
         let fresh = &beginning[judged..];
-        let end = last_end(&fresh[fresh.len().saturating_sub(piece.len() + 5)..]);
+        let end = last_end(form, &fresh[fresh.len().saturating_sub(piece.len() + 5)..]);
         let is_due = end > 0 || fresh.len() >= look_at;
-        let meaning = if is_due { first(fresh) } else { Meaning::Nothing };
+        let meaning = if is_due { first(form, fresh) } else { Meaning::Nothing };
         match meaning {
             Meaning::Error(inside) => return Ok(Begun::Error(inside)),
             Meaning::End => return Ok(Begun::Empty),

@@ -1,20 +1,21 @@
-//! Server-sent events on their way to the client. It gets whole events only, so that a stream that breaks off can end
-//! with an event that says so.
+//! Server-sent events, or lines of JSON, on their way to the client. It gets whole ones only, so that a stream of events
+//! that breaks off can end with one that says so.
 //!
 //! Not here: what an event means: `meaning`.
 
 use bytes::{Bytes, BytesMut};
 
+use super::ending::is_json;
 use super::inside::Inside;
-use super::meaning::{error_in, last_end, marks_the_end};
+use super::meaning::{Form, error_in, has_content, last_end, marks_the_end};
 use crate::proxy::answer::broken_stream;
 
 /// A longer event is passed on in parts. No provider sends one.
 const MAX_EVENT: usize = 1 << 20;
 
-/// Cuts a stream at the ends of events.
-#[derive(Default)]
+/// Cuts a stream at the ends of events, or of lines.
 pub(crate) struct Events {
+    form: Form,
     /// The beginning of an event whose end has not come.
     held: BytesMut,
     /// Whether a part of that event has been passed on.
@@ -26,6 +27,24 @@ pub(crate) struct Events {
 }
 
 impl Events {
+    pub(crate) fn new(form: Form) -> Self {
+        Self { form, held: BytesMut::new(), within: false, marked: false, failed: false }
+    }
+
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Whether a piece other than a comment has begun that has not ended.
+    pub(crate) fn has_begun_a_piece(&self) -> bool {
+        self.within || self.held.first().is_some_and(|first| *first != b':')
+    }
+
+    /// Whether what was passed on does not merely keep the stream alive.
+    pub(crate) fn has_content(&self, passed: &[u8]) -> bool {
+        !passed.is_empty() && has_content(self.form, passed)
+    }
+
     /// What can be passed on after this chunk. It is empty if no event ends in the chunk.
     pub(crate) fn push(&mut self, chunk: &Bytes) -> (Bytes, Option<Inside>) {
         let passed = self.whole_events(chunk);
@@ -39,9 +58,9 @@ impl Events {
             return None;
         }
         // First: some chunks with an error have a `finish_reason`.
-        let error = error_in(events);
+        let error = error_in(self.form, events);
         self.failed = error.is_some();
-        self.marked = !self.failed && marks_the_end(events);
+        self.marked = !self.failed && marks_the_end(self.form, events);
         error
     }
 
@@ -63,7 +82,7 @@ impl Events {
 
     fn whole_events(&mut self, chunk: &Bytes) -> Bytes {
         if self.held.is_empty() {
-            let end = last_end(chunk);
+            let end = last_end(self.form, chunk);
             if end > 0 {
                 self.within = false;
             }
@@ -75,7 +94,7 @@ impl Events {
         // The end of an event may be split between two chunks.
         let seen = self.held.len().saturating_sub(3);
         self.held.extend_from_slice(chunk);
-        let end = last_end(&self.held[seen..]);
+        let end = last_end(self.form, &self.held[seen..]);
         if end == 0 {
             return self.unless_too_long(Bytes::new());
         }
@@ -98,8 +117,9 @@ impl Events {
     /// not have an empty line if it marks the end.
     pub(crate) fn finish(&mut self) -> (Bytes, bool) {
         let rest = self.held.split().freeze();
-        self.marked = self.marked || !self.failed && marks_the_end(&rest);
-        let is_half = !self.is_ended() && (self.within || !rest.trim_ascii().is_empty());
+        self.marked = self.marked || !self.failed && marks_the_end(self.form, &rest);
+        let is_whole = rest.trim_ascii().is_empty() || self.form == Form::Lines && is_json(&rest);
+        let is_half = !self.is_ended() && (self.within && self.form == Form::Events || !is_whole);
         (rest, is_half)
     }
 
@@ -118,7 +138,7 @@ mod tests {
 
     /// What is passed on for each chunk.
     fn pass(chunks: &[&'static str]) -> (Vec<String>, Events) {
-        let mut events = Events::default();
+        let mut events = Events::new(Form::Events);
         let passed =
             chunks.iter().map(|chunk| String::from_utf8(events.push(&Bytes::from_static(chunk.as_bytes())).0.to_vec()));
         (passed.collect::<Result<_, _>>().unwrap(), events)

@@ -8,23 +8,24 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::response;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::ask::Asked;
+use super::ask::{Asked, StreamStart};
 use super::attempts::AttemptId;
 use super::ending::Ending;
 use super::exchange::Exchange;
-use super::meaning::has_content;
+use super::meaning::Form;
 use super::receive::late;
 use super::sse::Events;
 use crate::proxy::body::pieces::size_with;
 use crate::proxy::config::Timeouts;
 use crate::proxy::observe::facts::End;
 use crate::proxy::outcome::Outcome;
-use crate::proxy::silence::PieceWatch;
 use crate::proxy::timers::Pause;
 use crate::proxy::upstream::{Chain, UpstreamBody};
+use crate::silence::WatchedStream;
 
 type Passed = Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>>;
 
@@ -39,12 +40,12 @@ pub(crate) struct JudgedStream {
     body: UpstreamBody,
     /// What was received to see whether the body begins at all.
     first: Option<Bytes>,
-    /// `None` if it is no stream of events.
+    /// `None` if its pieces cannot be read.
     events: Option<Events>,
     /// `None` if HTTP tells the end, or if nothing can be told.
     ending: Option<Ending>,
-    /// `None` if it is no stream of events, or if silence detection is switched off.
-    pieces: Option<PieceWatch>,
+    /// `None` if its pieces cannot be read, or if silence detection is switched off.
+    pieces: Option<WatchedStream>,
     /// When a probe that is judged at its end has run for long enough. `None` if it is judged at its beginning.
     proven: Option<Instant>,
     timeouts: Timeouts,
@@ -58,8 +59,7 @@ pub(crate) struct JudgedStream {
 }
 
 impl JudgedStream {
-    /// For a body that began well, with `first`. `events_have_an_end` is whether HTTP tells the end of a stream of
-    /// events from one that broke off; `None` stands for another body.
+    /// For a body that began well.
     ///
     /// A good beginning is enough for a probe, so that nobody waits for a whole stream; the rest is judged as an
     /// ordinary call. But if the circuit was opened by answers that broke off, a good beginning proves nothing. Such a
@@ -67,13 +67,11 @@ impl JudgedStream {
     /// and within that time the stream goes on or breaks off.
     pub(crate) fn begin(
         asked: &Asked,
-        body: UpstreamBody,
-        first: Bytes,
-        events_have_an_end: Option<bool>,
-        ending: Option<Ending>,
+        start: StreamStart,
         exchange: &mut Exchange,
         model: &str,
-    ) -> Self {
+    ) -> (response::Parts, Self) {
+        let StreamStart { head, first, body, form, ending, has_an_end } = start;
         let (attempt, since) = (asked.attempt, asked.since());
         let timeouts = asked.provider.config.timeouts.clone();
         let mut proven = None;
@@ -84,18 +82,15 @@ impl JudgedStream {
                 exchange.attempts.prove(attempt);
             }
         }
-        let is_events = events_have_an_end.is_some();
-        if body.is_end_stream() && !is_events && ending.is_none() {
+        if body.is_end_stream() && form.is_none() && ending.is_none() {
             exchange.succeed(attempt);
         }
-        let events = is_events.then(Events::default);
-        let pieces = if is_events { exchange.attempts.pieces(attempt, model) } else { None };
-        let has_an_end = events_have_an_end.unwrap_or(true);
+        let events = form.map(Events::new);
+        let pieces = form.and_then(|_| exchange.attempts.pieces(attempt, model));
         let pause = Pause::new(exchange.attempts.core().timers.timer());
-        let first = Some(first);
-        Self {
+        let stream = Self {
             body,
-            first,
+            first: Some(first),
             events,
             ending,
             pieces,
@@ -106,7 +101,8 @@ impl JudgedStream {
             attempt,
             has_an_end,
             is_over: false,
-        }
+        };
+        (head, stream)
     }
 
     /// What was received before it is passed on.
@@ -138,19 +134,20 @@ impl JudgedStream {
                         // The limit counts only while the client is ready for more: a slow client is not the provider's
                         // fault.
                         let whole_by = self.since + self.timeouts.total;
-                        if let Some(pieces) = &mut self.pieces {
-                            pieces.wait();
-                        }
-                        ready!(self.pause.poll(|| whole_by.min(Instant::now() + self.timeouts.idle), cx));
+                        let (idle, pieces) = (self.timeouts.idle, &self.pieces);
+                        let until = || {
+                            let now = Instant::now();
+                            pieces.iter().for_each(|pieces| pieces.wait(now.into_std()));
+                            whole_by.min(now + idle)
+                        };
+                        ready!(self.pause.poll(until, cx));
                         return self.break_off_late(exchange);
                     }
                     Poll::Ready(Some(Err(error))) => {
                         return self.break_off(exchange, Outcome::Cut, &Chain(&error).to_string());
                     }
                     Poll::Ready(None) => {
-                        if let Some(pieces) = &mut self.pieces {
-                            pieces.come(|| true);
-                        }
+                        self.pieces.iter().for_each(|pieces| pieces.piece(Instant::now().into_std()));
                         return self.finish(exchange);
                     }
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -161,17 +158,12 @@ impl JudgedStream {
                     },
                 },
             };
-            self.pause.end();
-            if let Some(pieces) = &mut self.pieces {
-                // Comments, pings and empty deltas only keep the stream alive.
-                pieces.come(|| has_content(&chunk));
-            }
+            let now = Instant::now();
             if self.body.is_end_stream() {
                 if self.events.is_none() && self.ending.is_none() {
                     exchange.succeed(attempt);
                 }
             } else {
-                let now = Instant::now();
                 if now >= self.since + self.timeouts.total {
                     return self.break_off_late(exchange);
                 }
@@ -181,6 +173,17 @@ impl JudgedStream {
             }
             let passed = if let Some(events) = &mut self.events {
                 let (passed, error) = events.push(&chunk);
+                // Comments, pings and empty deltas only keep the stream alive.
+                if self.pause.is_on() {
+                    let has_content = events.has_content(&passed);
+                    if has_content {
+                        self.pieces.iter().for_each(|pieces| pieces.piece(now.into_std()));
+                    }
+                    // Bytes are content by the letter, but they end no pause that is watched.
+                    if has_content || events.has_begun_a_piece() {
+                        self.pause.end();
+                    }
+                }
                 if let Some(inside) = error {
                     exchange.fail_inside(attempt, &inside);
                 } else if events.is_marked() {
@@ -194,6 +197,7 @@ impl JudgedStream {
                 if let Some(ending) = &mut self.ending {
                     ending.push(&chunk);
                 }
+                self.pause.end();
                 chunk
             };
             if !passed.is_empty() {
@@ -215,13 +219,13 @@ impl JudgedStream {
         };
         let (rest, is_half) = events.finish();
         if is_half {
-            return self.break_off(exchange, Outcome::Cut, "the stream ended in the middle of an event");
+            return self.break_off(exchange, Outcome::Cut, "the stream ended in the middle of an event or line");
         }
-        if !events.is_ended() && !self.has_an_end {
+        if !events.is_ended() && !self.has_an_end && events.form() == Form::Events {
             let message = "the connection was closed before an event that marks the end of the stream";
             return self.break_off(exchange, Outcome::Cut, message);
         }
-        if events.is_marked() {
+        if events.is_marked() || events.form() == Form::Lines && !events.is_ended() {
             exchange.succeed(self.attempt);
         } else if !events.is_ended() {
             exchange.succeed_unmarked(self.attempt);
@@ -251,8 +255,8 @@ impl JudgedStream {
             _ => "The provider broke off in the middle of the answer.",
         };
         Poll::Ready(Some(match &mut self.events {
-            Some(events) => Ok(Frame::data(events.error(shown))),
-            None => Err(message.into()),
+            Some(events) if events.form() == Form::Events => Ok(Frame::data(events.error(shown))),
+            _ => Err(message.into()),
         }))
     }
 }

@@ -14,7 +14,7 @@ use strum::VariantArray;
 use super::{BOUNDS, CloseReason, Metrics, ProviderMetrics, Sharded, Times};
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::Provider;
-use crate::silence::DetectorSnapshot;
+use crate::silence::{DetectorSnapshot, StallSnapshot};
 use crate::{BreakerSnapshot, Cause, CircuitState};
 
 impl Metrics {
@@ -36,6 +36,9 @@ impl Metrics {
             for (model, awaited, silence) in detectors {
                 let labels = [("provider", provider.name()), ("model", &*model), ("awaited", awaited.as_str())];
                 encode_silence(&mut page, &labels, silence);
+            }
+            for (model, stalls) in provider.silence.iter().flat_map(|detectors| detectors.stalls()) {
+                encode_stalls(&mut page, &[("provider", provider.name()), ("model", &*model)], stalls);
             }
         }
         for (name, metrics) in &*self.providers.lock() {
@@ -156,6 +159,17 @@ fn encode_silence(page: &mut Page, labels: &[(&str, &str)], silence: DetectorSna
         silence.median.as_secs_f64(),
     );
     gauge("fusebox_silence_p99_seconds", "99% of the answers take at most this long.", silence.p99.as_secs_f64());
+}
+
+fn encode_stalls(page: &mut Page, labels: &[(&str, &str)], stalls: StallSnapshot) {
+    let mut gauge = |name, help: &str, value| page.gauge(name, help, labels, value);
+    let learnt = if stalls.learnt { 1.0 } else { 0.0 };
+    gauge("fusebox_stall_learnt", "1 if enough pieces are known to notice that streams stop.", learnt);
+    gauge("fusebox_stall_streams", "Streams that have begun and are not over.", stalls.streams.into());
+    let help = "How long the longest pause under way has lasted.";
+    gauge("fusebox_stall_oldest_seconds", help, stalls.oldest.as_secs_f64());
+    let help = "All pauses that ended lately were shorter than a quarter of this.";
+    gauge("fusebox_stall_unseen_seconds", help, stalls.unseen.as_secs_f64());
 }
 
 fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {

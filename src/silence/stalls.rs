@@ -1,0 +1,372 @@
+//! Notices that streams stop in the middle, while others begin.
+//!
+//! Not here: requests that are not answered at all: `watcher`.
+//!
+//! # How
+//!
+//! A stream *pauses* while it is awaited and no piece of its content comes. How many streams usually pause for how long
+//! at one time is learnt from the pauses that have ended ([`usual`]), whatever their distribution is: those of single
+//! streams (a model that thinks, a tool that works) and those of all streams at once (a provider that schedules its work
+//! anew). The alarm is raised when `failure_threshold` more streams pause than that explains. A stream counts only if
+//! it pauses for twice as long as it ever has.
+//!
+//! Where fewer than three streams are under way, nothing can be compared. There one stream suffices, if it has paused
+//! for a second, for eight times as long as it ever has, and for longer than any other one does.
+//!
+//! The circuit closes when half of the streams that raised the alarm go on, or when a probe succeeds.
+
+mod usual;
+mod watcher;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::CachePadded;
+
+use self::usual::{Ended, LEVELS, Seen, Usual, edge, level};
+pub use self::watcher::{StallWatcher, WatchedStream};
+use super::config::Config;
+use super::epoch::Epoch;
+use super::looks::Looks;
+use crate::breaker::CircuitBreaker;
+use crate::clock::ticks;
+use crate::error::LastError;
+use crate::sync::unseen::{AtomicU32, AtomicU64 as Unseen, AtomicUsize};
+use crate::sync::{AtomicU64, Ordering, fence};
+use crate::transition::Cause;
+use crate::word::{GENERATION_BITS, Word, next_generation};
+
+/// Fewer streams cannot be compared with each other.
+const FEW: u32 = 3;
+/// The part of one kind of stream that all watchers share. See [`silence`](crate::silence).
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::{Duration, Instant};
+///
+/// use fusebox::silence::{Config, StallDetector, TICK};
+/// use fusebox::{CircuitBreaker, CircuitState};
+///
+/// let breaker = Arc::new(CircuitBreaker::builder("openai").build()?);
+/// let detector = Arc::new(StallDetector::new(Arc::clone(&breaker), Config::default(), 1));
+/// let mut watcher = detector.watcher().expect("nobody watches yet");
+///
+/// let permits: Vec<_> = (0..10).map(|_| breaker.try_acquire()).collect::<Result<_, _>>()?;
+/// let mut now = Instant::now();
+/// let streams: Vec<_> = permits.iter().map(|permit| watcher.open(Some(permit), now)).collect();
+/// // For three seconds a piece of each stream comes every 5 ms.
+/// for _ in 0..600 {
+///     streams.iter().for_each(|stream| stream.wait(now));
+///     now += TICK;
+///     assert!(watcher.look(now).is_none());
+///     streams.iter().for_each(|stream| stream.piece(now));
+/// }
+/// // From now on there are no pieces.
+/// streams.iter().for_each(|stream| stream.wait(now));
+/// let stall = loop {
+///     now += TICK;
+///     if let Some(stall) = watcher.look(now) {
+///         break stall;
+///     }
+/// };
+/// assert_eq!((stall.paused, stall.streams), (10, 10));
+/// assert!(stall.length < Duration::from_millis(40));
+/// assert!(breaker.snapshot().silent);
+///
+/// // They go on after all.
+/// streams.iter().for_each(|stream| stream.piece(now));
+/// assert_eq!(breaker.state(), CircuitState::Closed);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct StallDetector {
+    breaker: Arc<CircuitBreaker>,
+    label: Box<str>,
+    epoch: Epoch,
+    cores: Box<[CachePadded<Core>]>,
+    floor_ms: AtomicU32,
+    usual: Usual,
+    /// The last alarm: the generation of the opening that followed, the level, and how many streams still have to go on
+    /// until it is over.
+    alarm: AtomicU64,
+    alarms: Unseen,
+}
+
+/// What one core publishes for the others.
+struct Core {
+    taken: AtomicUsize,
+    streams: AtomicU32,
+    /// How many streams pause, by level; and how many of them have begun to since the circuit last changed.
+    paused: [AtomicU32; LEVELS],
+    fresh: [AtomicU32; LEVELS],
+    /// When the oldest pause began. `u64::MAX` if there is none.
+    oldest: Unseen,
+    /// The generation of the word for which this was counted.
+    generation: AtomicU32,
+    ended: Ended,
+    last_look: Unseen,
+    held_up: Unseen,
+}
+
+impl Core {
+    fn new() -> Self {
+        Self {
+            taken: AtomicUsize::new(0),
+            streams: AtomicU32::new(0),
+            paused: Default::default(),
+            fresh: Default::default(),
+            oldest: Unseen::new(u64::MAX),
+            generation: AtomicU32::new(0),
+            ended: Ended::default(),
+            last_look: Unseen::new(0),
+            held_up: Unseen::new(0),
+        }
+    }
+
+    fn looks(&self) -> Looks {
+        Looks::of(self.last_look.load(Ordering::Relaxed), self.held_up.load(Ordering::Relaxed))
+    }
+}
+
+/// Streams that stopped in the middle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Stall {
+    /// How many streams have paused for `length` or longer.
+    pub paused: u32,
+    /// How many are under way.
+    pub streams: u32,
+    /// How long they have paused at least.
+    pub length: Duration,
+    /// How many may pause for so long at one time while all is well.
+    pub usual: f32,
+}
+
+impl fmt::Display for Stall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { paused, streams, length, usual } = self;
+        let length = length.as_millis();
+        write!(f, "{paused} of {streams} streams have paused for {length} ms (usually at most {usual:.1})")
+    }
+}
+
+/// A [`StallDetector`] as [`StallDetector::snapshot`] saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StallSnapshot {
+    /// Whether enough is learnt to raise an alarm.
+    pub learnt: bool,
+    /// How many pieces have come.
+    pub pieces: u64,
+    /// How many streams are under way.
+    pub streams: u32,
+    /// How long the longest pause has lasted that is not over, as of the last look.
+    pub oldest: Duration,
+    /// All pauses that have ended lately were shorter than a quarter of this.
+    pub unseen: Duration,
+}
+
+impl StallDetector {
+    /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet. Of the settings it
+    /// uses the floor.
+    pub fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
+        let detector = Self {
+            breaker,
+            label: Box::default(),
+            epoch: Epoch::now(),
+            cores: (0..cores).map(|_| CachePadded::new(Core::new())).collect(),
+            floor_ms: AtomicU32::new(0),
+            usual: Usual::default(),
+            alarm: AtomicU64::new(0),
+            alarms: Unseen::new(0),
+        };
+        detector.set_config(config);
+        detector
+    }
+
+    /// The name of what stalls, for the circuit's last error.
+    #[must_use]
+    pub fn with_label(self, label: impl Into<Box<str>>) -> Self {
+        Self { label: label.into(), ..self }
+    }
+
+    /// Replaces the settings. What was learnt is kept.
+    pub fn set_config(&self, config: Config) {
+        self.floor_ms.store(ticks(config.floor), Ordering::Relaxed);
+    }
+
+    /// A watcher for another core. `None` if each core has one. Dropping a watcher makes room for another one.
+    pub fn watcher(self: &Arc<Self>) -> Option<StallWatcher> {
+        let core = self.cores.iter().position(|core| core.taken.swap(1, Ordering::Acquire) == 0)?;
+        Some(StallWatcher::new(Arc::clone(self), core))
+    }
+
+    /// How many alarms there were. Requests that wait for a stream to begin should ask another upstream when it
+    /// changes.
+    pub fn alarms(&self) -> u64 {
+        self.alarms.load(Ordering::Relaxed)
+    }
+
+    /// The detector's state at `now`, for health pages and metrics.
+    pub fn snapshot(&self, now: Instant) -> StallSnapshot {
+        let now = self.epoch.micros(now);
+        let oldest = self.oldest();
+        StallSnapshot {
+            learnt: self.usual.has_learnt(),
+            pieces: self.cores.iter().map(|core| core.ended.pieces()).sum(),
+            streams: self.streams(),
+            oldest: Duration::from_micros(if oldest == u64::MAX { 0 } else { now.saturating_sub(oldest) }),
+            unseen: Duration::from_micros(self.usual.unseen()),
+        }
+    }
+
+    fn streams(&self) -> u32 {
+        self.cores.iter().map(|core| core.streams.load(Ordering::Relaxed)).sum()
+    }
+
+    fn oldest(&self) -> u64 {
+        self.cores.iter().map(|core| core.oldest.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX)
+    }
+
+    /// How many streams have begun to pause since the circuit changed to this generation, by level and all longer ones.
+    fn fresh(&self, generation: u32) -> [u32; LEVELS] {
+        let knowing = self.cores.iter().filter(|core| core.generation.load(Ordering::Acquire) == generation);
+        or_longer(knowing.map(|core| &core.fresh))
+    }
+
+    fn learn(&self, word: Word, now: u64) {
+        let seen = Seen {
+            streams: self.streams(),
+            paused: or_longer(self.cores.iter().map(|core| &core.paused)),
+            oldest: self.oldest(),
+            is_closed: word.can_trip(),
+            now,
+        };
+        self.usual.learn(self.cores.iter().map(|core| &core.ended), &seen);
+    }
+
+    fn floor(&self) -> u64 {
+        u64::from(self.floor_ms.load(Ordering::Relaxed)) * 1000
+    }
+
+    /// The shortest level at which more streams pause than usual.
+    fn unusual(&self, generation: u32) -> Option<Stall> {
+        let (paused, streams, floor) = (self.fresh(generation), self.streams(), self.floor());
+        let threshold = self.breaker.silent_threshold().max(FEW);
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        (0..LEVELS).find_map(|level| {
+            let usual = self.usual.at_most(level, streams);
+            let is_unusual = paused[level] as f32 >= usual + threshold as f32;
+            let counts = is_unusual && edge(level) >= floor && self.usual.knows(level);
+            counts.then(|| Stall { paused: paused[level], streams, length: Duration::from_micros(edge(level)), usual })
+        })
+    }
+
+    fn error(&self, stall: &dyn fmt::Display) -> Arc<LastError> {
+        let separator = if self.label.is_empty() { "" } else { ": " };
+        Arc::new(LastError::new("silent", &format_args!("{}{separator}{stall}", self.label)))
+    }
+
+    fn raise(&self, stall: Stall, generation: u32) -> bool {
+        let alarm = Alarm {
+            generation: next_generation(generation),
+            level: level(u64::try_from(stall.length.as_micros()).unwrap_or(u64::MAX)).unwrap_or(0),
+            left: stall.paused.div_ceil(2),
+        };
+        // Before the circuit opens: a stream that goes on meanwhile counts.
+        self.alarm.store(alarm.pack(), Ordering::Release);
+        let opened = self.breaker.fall_silent(generation, &self.error(&stall));
+        if opened {
+            self.alarms.fetch_add(1, Ordering::Relaxed);
+            // The last of them may have gone on before there was an opening to end. It or this core sees the other's.
+            fence(Ordering::SeqCst);
+            let now = Alarm::unpack(self.alarm.load(Ordering::Acquire));
+            if now.left == 0 && now.generation == alarm.generation {
+                self.end(alarm);
+            }
+        }
+        opened
+    }
+
+    /// Whether an alarm waits for streams to go on.
+    #[inline]
+    fn is_alarmed(&self) -> bool {
+        self.alarm.load(Ordering::Relaxed) >> (GENERATION_BITS + LEVEL_BITS) != 0
+    }
+
+    fn end(&self, alarm: Alarm) {
+        let silent = self.breaker.load();
+        let word = Word::unpack(silent);
+        if word.cause() == Some(Cause::Silence) && word.generation == alarm.generation {
+            self.breaker.end_silence(silent);
+        }
+    }
+
+    /// A stream goes on after a pause of this length.
+    #[cold]
+    fn go_on(&self, paused: u64) {
+        let counted = self.alarm.fetch_update(Ordering::AcqRel, Ordering::Acquire, |alarm| {
+            let alarm = Alarm::unpack(alarm);
+            (alarm.left > 0 && paused >= edge(alarm.level)).then(|| Alarm { left: alarm.left - 1, ..alarm }.pack())
+        });
+        if let Ok(before) = counted.map(Alarm::unpack)
+            && before.left == 1
+        {
+            fence(Ordering::SeqCst);
+            self.end(before);
+        }
+    }
+}
+
+impl fmt::Debug for StallDetector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StallDetector")
+            .field("breaker", &self.breaker.name())
+            .field("learnt", &self.usual.has_learnt())
+            .field("cores", &self.cores.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sums of what the cores have counted for each level and all longer ones.
+fn or_longer<'a>(cores: impl Iterator<Item = &'a [AtomicU32; LEVELS]>) -> [u32; LEVELS] {
+    let mut sums = [0; LEVELS];
+    for counts in cores {
+        for (sum, count) in sums.iter_mut().zip(counts) {
+            *sum += count.load(Ordering::Relaxed);
+        }
+    }
+    for level in (1..LEVELS).rev() {
+        sums[level - 1] += sums[level];
+    }
+    sums
+}
+
+#[derive(Clone, Copy)]
+struct Alarm {
+    generation: u32,
+    level: usize,
+    /// 0 when it is over.
+    left: u32,
+}
+
+const LEVEL_BITS: u32 = 4;
+
+impl Alarm {
+    fn pack(self) -> u64 {
+        u64::from(self.left) << (GENERATION_BITS + LEVEL_BITS)
+            | (self.level as u64) << GENERATION_BITS
+            | u64::from(self.generation)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "each field is as wide as it was")]
+    fn unpack(alarm: u64) -> Self {
+        Self {
+            generation: (alarm & ((1 << GENERATION_BITS) - 1)) as u32,
+            level: (alarm >> GENERATION_BITS) as usize % LEVELS,
+            left: (alarm >> (GENERATION_BITS + LEVEL_BITS)) as u32,
+        }
+    }
+}
