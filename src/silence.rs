@@ -19,11 +19,11 @@
 //!
 //! # Using it
 //!
-//! Make one [`Detector`] for each kind of answer that takes its own time: for an LLM provider one per model, and for
-//! streams another one for the pauses between pieces. With one detector for two models, each answer of the quick one
-//! would clear the one that hangs. Make one [`Watcher`] for each core or thread, which owns it; its methods never wait
-//! for another watcher. The caller passes the time, and calls [`look`](Watcher::look) every [`TICK`] while anything is
-//! [in flight](Watcher::in_flight).
+//! Make one [`Detector`] for each kind of answer that takes its own time: for an LLM provider one per model. Streams
+//! that have begun are another matter: a [`StallDetector`] notices that they stop. With one detector for two models,
+//! each answer of the quick one would clear the one that hangs. Make one [`Watcher`] for each core or thread, which
+//! owns it; its methods never wait for another watcher. The caller passes the time, and calls [`look`](Watcher::look)
+//! every [`TICK`] while anything is [in flight](Watcher::in_flight).
 //!
 //! ```
 //! use std::sync::Arc;
@@ -91,8 +91,8 @@
 //! - Several requests at once that take much longer than all before look like silence until one of them is answered.
 //!   Then it is known that answers may take that long, and the next such requests are less of a surprise. So silence
 //!   should send requests elsewhere, and should not refuse them where there is no elsewhere.
-//! - Each answer, and each piece of a stream, clears the requests that were started before it. So streams that begin
-//!   well and then all stop are not silent as long as new ones begin. An idle timeout has to notice that.
+//! - Each answer clears the requests that were started before it.
+//! - The first pauses of a new kind may look like a stall until they end. Then they are known.
 //! - A request that is sent to another upstream as well is answered and billed twice if the first one answers after
 //!   all.
 //!

@@ -20,5 +20,6 @@ pub(crate) use tokio::time::{Instant, timeout_at};
 /// Atomics that no rule depends on. No model sees them.
 pub(crate) mod unseen {
     pub(crate) use arc_swap::ArcSwap;
+    pub(crate) use parking_lot::Mutex;
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 }

@@ -24,6 +24,7 @@ pub(crate) use time::{CoarseClock, Instant, timeout_at};
 /// As in `src/sync.rs`.
 pub(crate) mod unseen {
     pub(crate) use arc_swap::ArcSwap;
+    pub(crate) use parking_lot::Mutex;
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 }
 

@@ -24,7 +24,7 @@ use super::config::{GatewayConfig, ServerConfig};
 use super::request::model::{Format, Named, find, rename};
 use super::request::path::leaves_its_base;
 use super::request::upload::{self, Read, Upload};
-use super::route::meaning::has_content;
+use super::route::meaning::{Form, has_content};
 use super::route::sse::Events;
 use super::server::create_router;
 use super::state::AppState;
@@ -43,21 +43,24 @@ pub fn path(data: &[u8]) {
 /// A stream comes out as it went in, however it is cut into pieces. The first byte gives their size.
 pub fn events(data: &[u8]) {
     let Some((cut, text)) = data.split_first() else { return };
-    let mut events = Events::default();
-    let mut passed = BytesMut::new();
-    for piece in text.chunks(usize::from(*cut) + 1) {
-        passed.put(events.push(&Bytes::copy_from_slice(piece)).0);
+    for form in [Form::Events, Form::Lines] {
+        let mut events = Events::new(form);
+        let mut passed = BytesMut::new();
+        for piece in text.chunks(usize::from(*cut) + 1) {
+            passed.put(events.push(&Bytes::copy_from_slice(piece)).0);
+        }
+        passed.put(events.finish().0);
+        assert!(passed == text, "{passed:?}");
     }
-    passed.put(events.finish().0);
-    assert!(passed == text, "{passed:?}");
 }
 
 /// Any text, and any beginning of it, can be searched for content.
 pub fn content(data: &[u8]) {
-    for end in (0..data.len()).rev().take(16) {
-        has_content(&data[..end]);
+    for form in [Form::Events, Form::Lines] {
+        for end in (0..=data.len()).rev().take(17) {
+            has_content(form, &data[..end]);
+        }
     }
-    has_content(data);
 }
 
 /// A model that is found in JSON can be replaced, and every beginning of the body has the same one or none.

@@ -3,7 +3,7 @@
 //! | phase | where | what it does | result |
 //! |---|---|---|---|
 //! | read | [`request`](super::request) | reads the request as far as its routing needs | `Prepared` |
-//! | choose | [`failover`] | takes the first candidate whose breaker lets the request pass, or waits for one | a permit |
+//! | choose | [`choose`], [`failover`] | takes the first candidate whose breaker lets the request pass, or waits for one | a permit |
 //! | ask | [`ask`] | sends the request, and receives the answer as far as nothing of it goes to the client yet | `Reply` |
 //! | judge | [`judge`] | settles the attempt: the breaker is told how it went | `Verdict` |
 //! | | | an answer is passed on; otherwise the next candidate is chosen | |
@@ -19,6 +19,7 @@
 pub(crate) mod ask;
 pub(crate) mod attempts;
 pub(crate) mod blame;
+pub(crate) mod choose;
 pub(crate) mod ending;
 pub(crate) mod exchange;
 pub(crate) mod failover;

@@ -164,19 +164,29 @@ impl Drop for Timer {
 /// piece.
 pub(crate) struct Pause {
     timer: Timer,
-    /// `None` while there is no pause.
+    /// `None` while there is no pause, or while it is interrupted.
     until: Option<Instant>,
+    /// What is left of an interrupted pause.
+    left: Option<Duration>,
     /// What the timer is set to: another pause may have been awaited since. And whom it wakes.
     set: Option<(Instant, Waker)>,
 }
 
 impl Pause {
     pub(crate) fn new(timer: Timer) -> Self {
-        Self { timer, until: None, set: None }
+        Self { timer, until: None, left: None, set: None }
     }
 
     pub(crate) fn is_on(&self) -> bool {
-        self.until.is_some()
+        self.until.is_some() || self.left.is_some()
+    }
+
+    /// Something has come that does not end the pause. It goes on with the next poll: meanwhile the receiver may not be
+    /// ready for more.
+    pub(crate) fn interrupt(&mut self, now: Instant) {
+        if let Some(until) = self.until.take() {
+            self.left = Some(until.saturating_duration_since(now));
+        }
     }
 
     /// Ready when the pause has lasted too long. `until` gives the end of the limit; it is asked when a pause begins.
@@ -184,7 +194,8 @@ impl Pause {
     /// A timer that is set already is not set again for a later time: it is when it has expired, which is once for many
     /// pauses.
     pub(crate) fn poll(&mut self, until: impl FnOnce() -> Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let until = *self.until.get_or_insert_with(until);
+        let left = self.left.take();
+        let until = *self.until.get_or_insert_with(|| left.map_or_else(until, |left| Instant::now() + left));
         if let Some((at, waker)) = &self.set
             && *at <= until
             && waker.will_wake(cx.waker())
@@ -198,7 +209,7 @@ impl Pause {
 
     /// Call it when the piece has come.
     pub(crate) fn end(&mut self) {
-        self.until = None;
+        (self.until, self.left) = (None, None);
     }
 }
 

@@ -13,7 +13,8 @@
 //! Where fewer than three streams are under way, nothing can be compared. There one stream suffices, if it has paused
 //! for a second, for eight times as long as it ever has, and for longer than any other one does.
 //!
-//! The circuit closes when half of the streams that raised the alarm go on, or when a probe succeeds.
+//! The circuit closes when half as many streams as raised the alarm have gone on and no more than usual pause, or when a
+//! probe succeeds.
 
 mod usual;
 mod watcher;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 
-use self::usual::{Ended, LEVELS, Seen, Usual, edge, level};
+use self::usual::{Ended, LEVELS, Seen, Usual, edge, level, or_longer};
 pub use self::watcher::{StallWatcher, WatchedStream};
 use super::config::Config;
 use super::epoch::Epoch;
@@ -33,7 +34,7 @@ use crate::breaker::CircuitBreaker;
 use crate::clock::ticks;
 use crate::error::LastError;
 use crate::sync::unseen::{AtomicU32, AtomicU64 as Unseen, AtomicUsize};
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering};
 use crate::transition::Cause;
 use crate::word::{GENERATION_BITS, Word, next_generation};
 
@@ -78,6 +79,7 @@ const FEW: u32 = 3;
 ///
 /// // They go on after all.
 /// streams.iter().for_each(|stream| stream.piece(now));
+/// watcher.look(now);
 /// assert_eq!(breaker.state(), CircuitState::Closed);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -87,9 +89,10 @@ pub struct StallDetector {
     epoch: Epoch,
     cores: Box<[CachePadded<Core>]>,
     floor_ms: AtomicU32,
+    /// 0 stands for no ceiling.
+    ceiling_ms: AtomicU32,
     usual: Usual,
-    /// The last alarm: the generation of the opening that followed, the level, and how many streams still have to go on
-    /// until it is over.
+    /// The last [`Alarm`].
     alarm: AtomicU64,
     alarms: Unseen,
 }
@@ -101,11 +104,15 @@ struct Core {
     /// How many streams pause, by level; and how many of them have begun to since the circuit last changed.
     paused: [AtomicU32; LEVELS],
     fresh: [AtomicU32; LEVELS],
+    /// How many of these have paused for the ceiling or longer.
+    beyond_the_ceiling: AtomicU32,
     /// When the oldest pause began. `u64::MAX` if there is none.
     oldest: Unseen,
     /// The generation of the word for which this was counted.
     generation: AtomicU32,
     ended: Ended,
+    /// The counts of `ended` when the pauses were counted.
+    ended_then: [AtomicU32; LEVELS],
     last_look: Unseen,
     held_up: Unseen,
 }
@@ -117,9 +124,11 @@ impl Core {
             streams: AtomicU32::new(0),
             paused: Default::default(),
             fresh: Default::default(),
+            beyond_the_ceiling: AtomicU32::new(0),
             oldest: Unseen::new(u64::MAX),
             generation: AtomicU32::new(0),
             ended: Ended::default(),
+            ended_then: Default::default(),
             last_look: Unseen::new(0),
             held_up: Unseen::new(0),
         }
@@ -169,8 +178,8 @@ pub struct StallSnapshot {
 }
 
 impl StallDetector {
-    /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet. Of the settings it
-    /// uses the floor.
+    /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet. Phi is not
+    /// used.
     pub fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
         let detector = Self {
             breaker,
@@ -178,6 +187,7 @@ impl StallDetector {
             epoch: Epoch::now(),
             cores: (0..cores).map(|_| CachePadded::new(Core::new())).collect(),
             floor_ms: AtomicU32::new(0),
+            ceiling_ms: AtomicU32::new(0),
             usual: Usual::default(),
             alarm: AtomicU64::new(0),
             alarms: Unseen::new(0),
@@ -195,6 +205,7 @@ impl StallDetector {
     /// Replaces the settings. What was learnt is kept.
     pub fn set_config(&self, config: Config) {
         self.floor_ms.store(ticks(config.floor), Ordering::Relaxed);
+        self.ceiling_ms.store(config.ceiling.map_or(0, ticks), Ordering::Relaxed);
     }
 
     /// A watcher for another core. `None` if each core has one. Dropping a watcher makes room for another one.
@@ -251,17 +262,36 @@ impl StallDetector {
         u64::from(self.floor_ms.load(Ordering::Relaxed)) * 1000
     }
 
+    /// How many pause usually, if more than that and `failure_threshold` pause for a level or longer.
+    fn excess(&self, level: usize, paused: u32, streams: u32) -> Option<f32> {
+        let usual = self.usual.at_most(level, streams);
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let (paused, threshold) = (paused as f32, self.breaker.silent_threshold().max(FEW) as f32);
+        (paused >= usual + threshold).then_some(usual)
+    }
+
     /// The shortest level at which more streams pause than usual.
     fn unusual(&self, generation: u32) -> Option<Stall> {
-        let (paused, streams, floor) = (self.fresh(generation), self.streams(), self.floor());
-        let threshold = self.breaker.silent_threshold().max(FEW);
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let (fresh, streams, floor) = (self.fresh(generation), self.streams(), self.floor());
         (0..LEVELS).find_map(|level| {
-            let usual = self.usual.at_most(level, streams);
-            let is_unusual = paused[level] as f32 >= usual + threshold as f32;
-            let counts = is_unusual && edge(level) >= floor && self.usual.knows(level);
-            counts.then(|| Stall { paused: paused[level], streams, length: Duration::from_micros(edge(level)), usual })
+            let paused = fresh[level];
+            let usual = self.excess(level, paused, streams)?;
+            let counts = edge(level) >= floor && self.usual.knows(level);
+            counts.then(|| Stall { paused, streams, length: Duration::from_micros(edge(level)), usual })
         })
+    }
+
+    /// Streams that have paused for as long as no stream may, whatever was learnt.
+    fn beyond_the_ceiling(&self) -> Option<Stall> {
+        let length = self.ceiling()?;
+        let paused = self.cores.iter().map(|core| core.beyond_the_ceiling.load(Ordering::Relaxed)).sum();
+        let streams = self.streams();
+        (paused >= self.breaker.silent_threshold()).then_some(Stall { paused, streams, length, usual: 0.0 })
+    }
+
+    fn ceiling(&self) -> Option<Duration> {
+        let ceiling = self.ceiling_ms.load(Ordering::Relaxed);
+        (ceiling > 0).then(|| Duration::from_millis(ceiling.into()))
     }
 
     fn error(&self, stall: &dyn fmt::Display) -> Arc<LastError> {
@@ -270,52 +300,32 @@ impl StallDetector {
     }
 
     fn raise(&self, stall: Stall, generation: u32) -> bool {
-        let alarm = Alarm {
-            generation: next_generation(generation),
-            level: level(u64::try_from(stall.length.as_micros()).unwrap_or(u64::MAX)).unwrap_or(0),
-            left: stall.paused.div_ceil(2),
-        };
-        // Before the circuit opens: a stream that goes on meanwhile counts.
+        let level = level(u64::try_from(stall.length.as_micros()).unwrap_or(u64::MAX)).unwrap_or(0);
+        // As of when each core counted: a stream that has gone on since then is not missed.
+        let ended = or_longer(self.cores.iter().map(|core| &core.ended_then))[level];
+        let over_at = ended.wrapping_add(stall.paused.div_ceil(2));
+        let alarm = Alarm { generation: next_generation(generation), level, over_at };
+        // Before the circuit opens: a look at the open circuit finds it. One that is overwritten by a core that was held
+        // up leaves the circuit to its probe.
         self.alarm.store(alarm.pack(), Ordering::Release);
         let opened = self.breaker.fall_silent(generation, &self.error(&stall));
         if opened {
             self.alarms.fetch_add(1, Ordering::Relaxed);
-            // The last of them may have gone on before there was an opening to end. It or this core sees the other's.
-            fence(Ordering::SeqCst);
-            let now = Alarm::unpack(self.alarm.load(Ordering::Acquire));
-            if now.left == 0 && now.generation == alarm.generation {
-                self.end(alarm);
-            }
         }
         opened
     }
 
-    /// Whether an alarm waits for streams to go on.
-    #[inline]
-    fn is_alarmed(&self) -> bool {
-        self.alarm.load(Ordering::Relaxed) >> (GENERATION_BITS + LEVEL_BITS) != 0
-    }
-
-    fn end(&self, alarm: Alarm) {
-        let silent = self.breaker.load();
-        let word = Word::unpack(silent);
-        if word.cause() == Some(Cause::Silence) && word.generation == alarm.generation {
-            self.breaker.end_silence(silent);
+    /// Closes the circuit if half of the streams that raised the alarm have gone on, and no more than usual pause.
+    fn end(&self, silent: u64) {
+        let (word, alarm) = (Word::unpack(silent), Alarm::unpack(self.alarm.load(Ordering::Acquire)));
+        if word.cause() != Some(Cause::Silence) || word.generation != alarm.generation {
+            return;
         }
-    }
-
-    /// A stream goes on after a pause of this length.
-    #[cold]
-    fn go_on(&self, paused: u64) {
-        let counted = self.alarm.fetch_update(Ordering::AcqRel, Ordering::Acquire, |alarm| {
-            let alarm = Alarm::unpack(alarm);
-            (alarm.left > 0 && paused >= edge(alarm.level)).then(|| Alarm { left: alarm.left - 1, ..alarm }.pack())
-        });
-        if let Ok(before) = counted.map(Alarm::unpack)
-            && before.left == 1
-        {
-            fence(Ordering::SeqCst);
-            self.end(before);
+        let ended = or_longer(self.cores.iter().map(|core| &core.ended.counts))[alarm.level];
+        let paused = or_longer(self.cores.iter().map(|core| &core.paused))[alarm.level];
+        let have_gone_on = ended.wrapping_sub(alarm.over_at) < u32::MAX / 2;
+        if have_gone_on && self.excess(alarm.level, paused, self.streams()).is_none() {
+            self.breaker.end_silence(silent);
         }
     }
 }
@@ -330,33 +340,21 @@ impl fmt::Debug for StallDetector {
     }
 }
 
-/// Sums of what the cores have counted for each level and all longer ones.
-fn or_longer<'a>(cores: impl Iterator<Item = &'a [AtomicU32; LEVELS]>) -> [u32; LEVELS] {
-    let mut sums = [0; LEVELS];
-    for counts in cores {
-        for (sum, count) in sums.iter_mut().zip(counts) {
-            *sum += count.load(Ordering::Relaxed);
-        }
-    }
-    for level in (1..LEVELS).rev() {
-        sums[level - 1] += sums[level];
-    }
-    sums
-}
-
+/// An alarm in one word.
 #[derive(Clone, Copy)]
 struct Alarm {
+    /// Of the opening that followed.
     generation: u32,
     level: usize,
-    /// 0 when it is over.
-    left: u32,
+    /// How many pauses of this level will have ended when enough streams have gone on. It wraps.
+    over_at: u32,
 }
 
 const LEVEL_BITS: u32 = 4;
 
 impl Alarm {
     fn pack(self) -> u64 {
-        u64::from(self.left) << (GENERATION_BITS + LEVEL_BITS)
+        u64::from(self.over_at) << (GENERATION_BITS + LEVEL_BITS)
             | (self.level as u64) << GENERATION_BITS
             | u64::from(self.generation)
     }
@@ -366,7 +364,7 @@ impl Alarm {
         Self {
             generation: (alarm & ((1 << GENERATION_BITS) - 1)) as u32,
             level: (alarm >> GENERATION_BITS) as usize % LEVELS,
-            left: (alarm >> (GENERATION_BITS + LEVEL_BITS)) as u32,
+            over_at: (alarm >> (GENERATION_BITS + LEVEL_BITS)) as u32,
         }
     }
 }

@@ -70,6 +70,7 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::route::ask"],
     &["proxy::route::stream"],
     &["proxy::route::judge"],
+    &["proxy::route::choose"],
     &["proxy::route::failover"],
     &["proxy::route"],
     // and connections of clients.

@@ -144,11 +144,6 @@ impl World {
         self.run_while(|world| world.now() < end).await;
     }
 
-    pub(crate) async fn send(&mut self, streams: u64) {
-        let end = self.sent + streams;
-        self.run_while(|world| world.sent < end).await;
-    }
-
     /// One event after the other, for as long as `go_on`.
     pub(crate) async fn run_while(&mut self, go_on: impl Fn(&Self) -> bool) {
         while go_on(self) {

@@ -123,7 +123,10 @@ async fn a_success_of_any_model_ends_the_row_of_its_provider() {
 
 #[tokio::test]
 async fn a_provider_that_cannot_be_reached_opens_for_all_models() {
-    let a = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Bound, so that nobody else gets the port, and not listening.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let a = closed.local_addr().unwrap();
     let b = Provider::with_status(200).await;
     let text = |name: &str, address| {
         format!("[[providers]]\nname = '{name}'\nurl = 'http://{address}/v1'\nmodels = ['m', 'n']\n")

@@ -390,6 +390,77 @@ async fn streams_that_all_stop_in_the_middle_open_the_circuit_and_the_next_piece
     drop(streams);
 }
 
+/// A stream that was asked for, and has begun.
+async fn begin_stream(
+    gateway: &Gateway,
+    sender: &mut Sender<Bytes, std::io::Error>,
+) -> Response<hyper::body::Incoming> {
+    let asked = gateway.send(gateway.request("/v1/chat/completions", &another(STREAM)));
+    tokio::join!(asked, async { sender.send_data("data: 1\n\n".into()).await.unwrap() }).0
+}
+
+#[tokio::test]
+async fn streams_that_have_not_begun_go_to_the_next_provider_when_those_that_have_stop() {
+    let (mut senders, responses): (Vec<_>, Vec<_>) = (0..8).map(|_| streamed()).unzip();
+    let a = Provider::start(crate::support::one_by_one(responses)).await;
+    let b = Provider::start(|_| {
+        let head = Response::builder().header("content-type", "text/event-stream");
+        head.body("data: 1\n\ndata: [DONE]\n\n".into()).unwrap()
+    })
+    .await;
+    let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "silence.ceiling = '200ms'").await;
+    let mut streams = Vec::new();
+    for sender in &mut senders[..5] {
+        streams.push(begin_stream(&gateway, sender).await);
+    }
+    // These have not begun. One of them begins when the others have stopped, which proves nothing.
+    let waiting = several(&gateway, 3, STREAM);
+    gateway.until(|_| a.hits() == 8).await;
+    gateway.until(|gateway| gateway.snapshot("a").silent).await;
+    senders[5].send_data("data: 1\n\n".into()).await.unwrap();
+    assert!(waiting.join_all().await.iter().all(|answer| answer.is_by(&b)));
+    assert!(gateway.post("/v1/chat/completions", STREAM).await.is_by(&b));
+    drop(streams);
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_while_others_stop_is_used_if_there_is_nobody_else() {
+    let (mut senders, responses): (Vec<_>, Vec<_>) = (0..6).map(|_| streamed()).unzip();
+    let a = Provider::start(crate::support::one_by_one(responses)).await;
+    let b = Provider::with_status(500).await;
+    let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "silence.ceiling = '200ms'").await;
+    let mut streams = Vec::new();
+    for sender in &mut senders[..5] {
+        streams.push(begin_stream(&gateway, sender).await);
+    }
+    let waiting = several(&gateway, 1, STREAM);
+    gateway.until(|_| a.hits() == 6).await;
+    gateway.until(|gateway| gateway.snapshot("a").silent).await;
+    gateway.until(|_| b.hits() == 1).await;
+    senders[5].send_data("data: 1\n\ndata: [DONE]\n\n".into()).await.unwrap();
+    senders.truncate(5);
+    assert!(waiting.join_all().await.iter().all(|answer| answer.is_by(&a)));
+    drop(streams);
+}
+
+#[tokio::test]
+async fn a_probe_of_a_circuit_that_stalled_streams_opened_is_judged_at_its_end() {
+    let (mut senders, responses): (Vec<_>, Vec<_>) = (0..5).map(|_| streamed()).unzip();
+    let a = Provider::start(crate::support::one_by_one(responses)).await;
+    let gateway = Gateway::start(&[&a], ONE_CORE, "open_for = '1ms'", "silence.ceiling = '200ms'").await;
+    let mut streams = Vec::new();
+    for sender in &mut senders[..3] {
+        streams.push(begin_stream(&gateway, sender).await);
+    }
+    gateway.until(|gateway| gateway.trips("a") == 1).await;
+    gateway.reopens("a").await;
+    let probe = begin_stream(&gateway, &mut senders[3]).await;
+    assert_eq!(gateway.state_of("a"), "half_open", "a beginning proves nothing");
+    senders[3].send_data("data: [DONE]\n\n".into()).await.unwrap();
+    gateway.reaches("a", "closed").await;
+    drop((probe, streams));
+}
+
 #[tokio::test]
 async fn a_client_that_does_not_read_does_not_make_its_provider_silent() {
     let (mut gateway, senders, _streams) = flowing().await;

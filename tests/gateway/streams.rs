@@ -67,6 +67,98 @@ async fn a_stream_that_drips_for_too_long_ends_with_an_error_event_after_the_tot
 }
 
 #[tokio::test]
+async fn what_only_keeps_a_stream_alive_does_not_keep_it_from_its_idle_timeout() {
+    for ping in [
+        ":\n\n",
+        "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":\"\"}}]}\n\n",
+        "data: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"\"}}\n\n",
+    ] {
+        let (mut sender, response) = streamed();
+        let gateway = Gateway::answering(vec![response], "", "", "timeouts.idle = '100ms'").await;
+        let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
+        let pinging = tokio::spawn(async move {
+            while sender.send_data(ping.into()).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(broken(response).await.1, "The provider fell silent in the middle of the answer.", "{ping}");
+        assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "idle_timeout");
+        soon(pinging).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_keeps_a_stream_alive_and_sends_no_content_has_a_time_limit() {
+    let (mut sender, response) = streamed();
+    let a = Provider::start(one_by_one(vec![response])).await;
+    let b = Provider::start(|_| {
+        let head = http::Response::builder().header("content-type", "text/event-stream");
+        head.body("data: 1\n\ndata: [DONE]\n\n".into()).unwrap()
+    })
+    .await;
+    let gateway = Gateway::start(&[&a, &b], "", "", "timeouts.first_content = '100ms'").await;
+    let pinging = tokio::spawn(async move {
+        while sender.send_data(": wait\n\n".into()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    let answer = gateway.post("/v1/chat/completions", r#"{"model": "m", "stream": true}"#).await;
+    assert!(answer.is_by(&b));
+    let log = &gateway.log(1).await[0];
+    assert_eq!(log["attempts"][0]["outcome"], "first_content_timeout");
+    assert_eq!(gateway.failures_of("a"), 1);
+    soon(pinging).await.unwrap();
+}
+
+#[tokio::test]
+async fn spaces_before_an_answer_that_is_no_stream_end_no_time_limit() {
+    let (mut sender, body) = http_body_util::channel::Channel::<bytes::Bytes, std::io::Error>::new(4);
+    let response = http::Response::builder().header("content-type", "application/json");
+    let a = Provider::start(one_by_one(vec![response.body(axum::body::Body::new(body)).unwrap()])).await;
+    let gateway = Gateway::start(&[&a], "", "", "timeouts.idle = '50ms'").await;
+    let asked = gateway.ask();
+    let answered = async {
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < Duration::from_millis(200) {
+            sender.send_data("\n".into()).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        // From the first byte of the answer on, they do not count.
+        sender.send_data("{\"a\":".into()).await.unwrap();
+        while sender.send_data(" ".into()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (answer, ()) = tokio::join!(asked, soon(answered));
+    assert_eq!(answer.status, 504);
+    assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "idle_timeout");
+}
+
+#[tokio::test]
+async fn lines_of_json_are_passed_on_whole_and_end_with_the_line_that_says_so() {
+    let (mut sender, mut response) = streamed();
+    response.headers_mut().insert("content-type", "application/x-ndjson".parse().unwrap());
+    let gateway = Gateway::answering(vec![response], "", "", "").await;
+    // Neither an empty line nor an empty message is content.
+    let first = "\n{\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":false}\n";
+    let (response, ()) = tokio::join!(gateway.begin(), async {
+        sender.send_data(first.into()).await.unwrap();
+        sender.send_data("{\"message\":{\"content\":\"hi\"},".into()).await.unwrap();
+        sender.send_data("\"done\":false}\n{\"half".into()).await.unwrap();
+    });
+    let mut body = response.into_body();
+    let begun = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(begun, format!("{first}{{\"message\":{{\"content\":\"hi\"}},\"done\":false}}\n"));
+    sender.send_data("\":1}\n{\"done\": true}\n".into()).await.unwrap();
+    let rest = soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(rest, "{\"half\":1}\n{\"done\": true}\n");
+    sender.abort(std::io::Error::other("whatever comes then"));
+    drop(body);
+    assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "ok");
+}
+
+#[tokio::test]
 async fn a_broken_stream_without_events_is_cut_off_for_the_client_too() {
     let (mut sender, mut response) = streamed();
     response.headers_mut().insert("content-type", "audio/mpeg".parse().unwrap());

@@ -16,5 +16,6 @@ mod rates;
 mod recovery;
 mod relay;
 mod silence;
+mod stalls;
 mod telling;
 mod waiting;

@@ -161,7 +161,8 @@ impl Attempts {
     pub(crate) fn pieces(&self, AttemptId(attempt): AttemptId, model: &str) -> Option<WatchedStream> {
         let Attempt { circuit: id, permits, .. } = &self.all[attempt];
         let circuits = circuits(&self.local.providers[id.provider], *id);
-        let permit = permits.as_ref().map(|permits| &permits.circuit);
+        // A request for a whole answer that comes as a stream has a permit of another circuit.
+        let permit = permits.as_ref().filter(|_| id.kind == AnswerKind::Stream).map(|permits| &permits.circuit);
         self.watchers(id.provider)?.pieces(model, &circuits, permit)
     }
 

@@ -35,7 +35,9 @@ mod tests {
             (&["{}", "{\"a\""], false),
         ] {
             let mut ending = Ending::default();
-            pieces.iter().for_each(|piece| ending.push(piece.as_bytes()));
+            for piece in pieces {
+                ending.push(piece.as_bytes());
+            }
             assert_eq!(ending.is_whole(), whole, "{pieces:?}");
         }
     }

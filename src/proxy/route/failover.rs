@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::ask::{Asked, InFlight, Question, Reply, ask};
+use super::choose::{Candidate, Refused, next_at_once};
 use super::exchange::Exchange;
 use super::judge::{Answer, Fallback, Verdict, judge};
 use super::stream::Payload;
@@ -69,12 +70,6 @@ pub(crate) enum Whose {
     Anybodys,
     /// One of them has it, and nobody knows which: what one has not found another may have.
     Unknown,
-}
-
-struct Candidate {
-    id: CircuitId,
-    /// Whether its rejection has been counted.
-    is_rejected: bool,
 }
 
 /// What is to be done next.
@@ -459,50 +454,4 @@ async fn unless_answered<T>(
         future.as_mut().poll(cx).map(Ok)
     })
     .await
-}
-
-/// The candidates that do not let a request pass now, but may soon, or will if nobody else does.
-#[derive(Default)]
-struct Refused {
-    /// They have a probe in flight, recover, or have no place free.
-    awaited: Vec<CircuitId>,
-    silent: Vec<CircuitId>,
-    /// Whether one of them has no place free.
-    is_full: bool,
-}
-
-/// Takes the first provider out of `untried` that lets the request pass now.
-fn next_at_once(
-    live: &Arc<Local>,
-    untried: &mut Vec<Candidate>,
-    refused: &mut Refused,
-) -> Option<(CircuitId, Permits)> {
-    for at in 0..untried.len() {
-        let Candidate { id, is_rejected } = untried[at];
-        match live.try_acquire(id) {
-            Ok(permit) => {
-                untried.remove(at);
-                return Some((id, permit));
-            }
-            Err(refusal) => {
-                let provider = &live.providers[id.provider];
-                if !is_rejected {
-                    if refusal.is_full() {
-                        provider.metrics.overflow();
-                    } else {
-                        provider.metrics.reject();
-                    }
-                    untried[at].is_rejected = true;
-                }
-                refused.is_full |= refusal.is_full();
-                let is_silent = || provider.circuit(id).is_silent();
-                if refusal.is_silent() || refusal.ends_soon() && is_silent() {
-                    refused.silent.push(id);
-                } else if refusal.ends_soon() || refusal.is_full() {
-                    refused.awaited.push(id);
-                }
-            }
-        }
-    }
-    None
 }

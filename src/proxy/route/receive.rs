@@ -108,8 +108,9 @@ pub(crate) enum Begun {
     Empty,
 }
 
-/// Waits for the first piece of a body, or of a stream of events or lines for the first one with content. Until then the
-/// client has nothing, and another provider can be asked. `until` is the time limit: it is told whether a byte has come.
+/// Waits for the first piece of a body, or of a stream of events or lines for the first one with content. Until then
+/// the client has nothing, and another provider can be asked. `until` is the time limit: it is told whether a byte has
+/// come.
 pub(crate) async fn begin(
     timer: &mut Timer,
     body: &mut UpstreamBody,

@@ -1,5 +1,5 @@
-//! Server-sent events, or lines of JSON, on their way to the client. It gets whole ones only, so that a stream of events
-//! that breaks off can end with one that says so.
+//! Server-sent events, or lines of JSON, on their way to the client. It gets whole ones only, so that a stream of
+//! events that breaks off can end with one that says so.
 //!
 //! Not here: what an event means: `meaning`.
 

@@ -135,12 +135,10 @@ impl JudgedStream {
                         // fault.
                         let whole_by = self.since + self.timeouts.total;
                         let (idle, pieces) = (self.timeouts.idle, &self.pieces);
-                        let until = || {
-                            let now = Instant::now();
-                            pieces.iter().for_each(|pieces| pieces.wait(now.into_std()));
-                            whole_by.min(now + idle)
-                        };
-                        ready!(self.pause.poll(until, cx));
+                        if let Some(pieces) = pieces.as_ref().filter(|pieces| !pieces.is_paused()) {
+                            pieces.wait(Instant::now().into_std());
+                        }
+                        ready!(self.pause.poll(|| whole_by.min(Instant::now() + idle), cx));
                         return self.break_off_late(exchange);
                     }
                     Poll::Ready(Some(Err(error))) => {
@@ -174,14 +172,15 @@ impl JudgedStream {
             let passed = if let Some(events) = &mut self.events {
                 let (passed, error) = events.push(&chunk);
                 // Comments, pings and empty deltas only keep the stream alive.
-                if self.pause.is_on() {
+                if self.pause.is_on() || self.pieces.as_ref().is_some_and(WatchedStream::has_pause) {
                     let has_content = events.has_content(&passed);
-                    if has_content {
-                        self.pieces.iter().for_each(|pieces| pieces.piece(now.into_std()));
-                    }
+                    let end = if has_content { WatchedStream::piece } else { WatchedStream::interrupt };
+                    self.pieces.iter().for_each(|pieces| end(pieces, now.into_std()));
                     // Bytes are content by the letter, but they end no pause that is watched.
                     if has_content || events.has_begun_a_piece() {
                         self.pause.end();
+                    } else {
+                        self.pause.interrupt(now);
                     }
                 }
                 if let Some(inside) = error {

@@ -6,8 +6,8 @@
 //! And they pause all at once, as when a provider schedules its work anew: that shows in pauses that end together, more
 //! of them than the mean explains.
 
-use crate::sync::unseen::{AtomicU32, AtomicU64};
-use crate::sync::{Mutex, Ordering};
+use crate::sync::Ordering;
+use crate::sync::unseen::{AtomicU32, AtomicU64, Mutex};
 
 /// Lengths of pauses, each twice as long as the one before: from 8 ms to four minutes and a half.
 pub(super) const LEVELS: usize = 16;
@@ -46,8 +46,22 @@ const MORE: f32 = 8.0;
 #[derive(Default)]
 pub(super) struct Ended {
     /// Pauses that have ended with a piece, by level.
-    counts: [AtomicU32; LEVELS],
+    pub(super) counts: [AtomicU32; LEVELS],
     pieces: AtomicU64,
+}
+
+/// Sums of what the cores have counted for each level and all longer ones.
+pub(super) fn or_longer<'a>(cores: impl Iterator<Item = &'a [AtomicU32; LEVELS]>) -> [u32; LEVELS] {
+    let mut sums = [0_u32; LEVELS];
+    for counts in cores {
+        for (sum, count) in sums.iter_mut().zip(counts) {
+            *sum = sum.wrapping_add(count.load(Ordering::Relaxed));
+        }
+    }
+    for level in (1..LEVELS).rev() {
+        sums[level - 1] = sums[level - 1].wrapping_add(sums[level]);
+    }
+    sums
 }
 
 impl Ended {
@@ -191,18 +205,10 @@ impl Usual {
     }
 
     /// Learns from what all cores have counted, unless another core does so now.
-    pub(super) fn learn<'a>(&self, cores: impl Iterator<Item = &'a Ended>, seen: &Seen) {
+    pub(super) fn learn<'a>(&self, cores: impl Iterator<Item = &'a Ended> + Clone, seen: &Seen) {
         let Some(mut learner) = self.learner.try_lock() else { return };
-        let (mut ended, mut pieces) = ([0_u32; LEVELS], 0);
-        for core in cores {
-            pieces += core.pieces();
-            for (sum, count) in ended.iter_mut().zip(&core.counts) {
-                *sum = sum.wrapping_add(count.load(Ordering::Relaxed));
-            }
-        }
-        for level in (1..LEVELS).rev() {
-            ended[level - 1] = ended[level - 1].wrapping_add(ended[level]);
-        }
+        let pieces = cores.clone().map(Ended::pieces).sum();
+        let ended = or_longer(cores.map(|core| &core.counts));
         learner.begin(pieces, seen.now);
         let longest = self.longest.load(Ordering::Relaxed) as usize;
         learner.add(ended, seen, longest);
@@ -263,8 +269,8 @@ impl Learner {
                 sums.paused[level] += time * f64::from(seen.paused[level].saturating_sub(too_long));
             }
         }
-        for level in 0..LEVELS {
-            self.sums[0].ended[level] += f64::from(ended[level].wrapping_sub(self.ended[level]));
+        for ((sum, now), before) in self.sums[0].ended.iter_mut().zip(ended).zip(self.ended) {
+            *sum += f64::from(now.wrapping_sub(before));
         }
         self.ended = ended;
     }

@@ -34,6 +34,8 @@ struct Pauses {
     since: AtomicU64,
     /// How long the watcher had been held up until then.
     held_up: AtomicU64,
+    /// How long an interrupted pause had lasted.
+    lasted: AtomicU64,
     /// The longest one that has ended.
     longest: AtomicU64,
     pieces: AtomicU32,
@@ -56,7 +58,8 @@ impl Pauses {
 }
 
 impl WatchedStream {
-    /// A pause begins, unless there is one: call it when the next piece is awaited, and its receiver could take it.
+    /// A pause begins, or goes on if it was interrupted: call it when the next piece is awaited, and its receiver could
+    /// take it.
     #[inline]
     pub fn wait(&self, now: Instant) {
         if self.is_paused() {
@@ -65,7 +68,13 @@ impl WatchedStream {
         let now = self.detector.epoch.micros(now);
         let looks = self.detector.cores[self.core].looks();
         self.pauses.held_up.store(looks.held_up_by(now), Ordering::Relaxed);
-        self.pauses.since.store(now, Ordering::Release);
+        self.pauses.since.store(now - self.pauses.lasted.load(Ordering::Relaxed), Ordering::Release);
+    }
+
+    /// Whether a pause has begun that no piece has ended.
+    #[inline]
+    pub fn has_pause(&self) -> bool {
+        self.is_paused() || self.pauses.lasted.load(Ordering::Relaxed) != 0
     }
 
     /// Whether the next piece is awaited.
@@ -74,24 +83,37 @@ impl WatchedStream {
         self.pauses.since.load(Ordering::Relaxed) != 0
     }
 
+    /// Something has come that is no content. The pause does not end, but it counts again only from the next
+    /// [`wait`](Self::wait): meanwhile the receiver may not be able to take more.
+    #[inline]
+    pub fn interrupt(&self, now: Instant) {
+        if let Some(age) = self.take_pause(now) {
+            self.pauses.lasted.store(age, Ordering::Relaxed);
+        }
+    }
+
+    /// The length of the pause, which ends.
+    fn take_pause(&self, now: Instant) -> Option<u64> {
+        let since = self.pauses.since.swap(0, Ordering::Relaxed);
+        let core = &self.detector.cores[self.core];
+        (since != 0).then(|| self.pauses.age(since, core.looks(), self.detector.epoch.micros(now)))
+    }
+
     /// A piece of the content has come, which ends a pause.
     #[inline]
     pub fn piece(&self, now: Instant) {
-        let since = self.pauses.since.swap(0, Ordering::Relaxed);
-        if since == 0 {
-            return;
-        }
         let (detector, pauses) = (&*self.detector, &*self.pauses);
+        let lasted = pauses.lasted.load(Ordering::Relaxed);
+        if lasted != 0 {
+            pauses.lasted.store(0, Ordering::Relaxed);
+        }
+        let Some(age) = self.take_pause(now).or((lasted > 0).then_some(lasted)) else { return };
         let core = &detector.cores[self.core];
-        let age = pauses.age(since, core.looks(), detector.epoch.micros(now));
         pauses.pieces.store(pauses.pieces.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         if age > pauses.longest.load(Ordering::Relaxed) {
             pauses.longest.store(age, Ordering::Relaxed);
         }
         core.ended.add(age);
-        if age >= edge(0) && detector.is_alarmed() {
-            detector.go_on(age);
-        }
     }
 }
 
@@ -132,6 +154,7 @@ impl StallWatcher {
         let pauses = Arc::new(Pauses {
             since: AtomicU64::new(0),
             held_up: AtomicU64::new(0),
+            lasted: AtomicU64::new(0),
             longest: AtomicU64::new(0),
             pieces: AtomicU32::new(0),
             claimed: AtomicU64::new(claimed),
@@ -154,16 +177,19 @@ impl StallWatcher {
         self.looks.look(now);
         self.tell_looks();
         // Read before everything else that the look decides by: an alarm applies to the circuit as it was then.
-        let word = Word::unpack(detector.breaker.load());
+        let loaded = detector.breaker.load();
+        let word = Word::unpack(loaded);
         if word.generation != self.generation {
             (self.generation, self.from) = (word.generation, now);
         }
         let alone = self.tell_pauses(word, now);
         detector.learn(word, now);
-        if !word.can_trip() || !self.looks.is_calm(now) {
+        if !word.can_trip() {
+            detector.end(loaded);
             return None;
         }
-        let stall = detector.unusual(word.generation).or(alone)?;
+        let learnt = || detector.unusual(word.generation).or(alone).filter(|_| self.looks.is_calm(now));
+        let stall = detector.beyond_the_ceiling().or_else(learnt)?;
         detector.raise(stall, word.generation).then_some(stall)
     }
 
@@ -185,7 +211,12 @@ impl StallWatcher {
         let unseen = detector.usual.unseen().max(detector.floor());
         let can_judge = detector.usual.has_learnt() && self.looks.is_calm(now);
         let (mut paused, mut fresh) = ([0_u32; LEVELS], [0_u32; LEVELS]);
-        let (mut oldest, mut alone) = (u64::MAX, None);
+        let (mut oldest, mut alone, mut beyond_the_ceiling) = (u64::MAX, None, 0);
+        let ceiling = detector.ceiling().map_or(u64::MAX, |it| u64::try_from(it.as_micros()).unwrap_or(u64::MAX));
+        // Before the pauses: one that ends meanwhile is counted as paused, and then as one that goes on.
+        for (then, count) in self.core().ended_then.iter().zip(&self.core().ended.counts) {
+            then.store(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
         for stream in &self.streams {
             let since = stream.since.load(Ordering::Acquire);
             if since == 0 {
@@ -197,6 +228,7 @@ impl StallWatcher {
             paused[level] += 1;
             if since > self.from && age >= 2 * stream.longest.load(Ordering::Relaxed) {
                 fresh[level] += 1;
+                beyond_the_ceiling += u32::from(age >= ceiling);
                 if can_judge && detector.usual.knows_single_streams() && stream.is_stalled_alone(age, unseen) {
                     alone = Some(level);
                 }
@@ -208,6 +240,7 @@ impl StallWatcher {
         let core = self.core();
         core.streams.store(u32::try_from(self.streams.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
         core.oldest.store(oldest, Ordering::Relaxed);
+        core.beyond_the_ceiling.store(beyond_the_ceiling, Ordering::Relaxed);
         for (told, count) in core.paused.iter().chain(&core.fresh).zip(paused.into_iter().chain(fresh)) {
             told.store(count, Ordering::Relaxed);
         }
@@ -242,6 +275,7 @@ impl Drop for StallWatcher {
         let core = self.core();
         core.streams.store(0, Ordering::Relaxed);
         core.oldest.store(u64::MAX, Ordering::Relaxed);
+        core.beyond_the_ceiling.store(0, Ordering::Relaxed);
         core.paused.iter().chain(&core.fresh).for_each(|count| count.store(0, Ordering::Relaxed));
         core.taken.store(0, Ordering::Release);
     }
