@@ -1,5 +1,5 @@
-//! When a watcher looked, and how long it was held up. A look that comes late says that its caller was held up, and then
-//! everything seems silent.
+//! When a watcher looked, and how long it was held up. A look that comes late says that its caller was held up, and
+//! then everything seems silent.
 
 const TICK_MICROS: u64 = 5_000;
 /// A look that comes later than this was held up.

@@ -6,15 +6,15 @@
 //!
 //! A stream *pauses* while it is awaited and no piece of its content comes. How many streams usually pause for how long
 //! at one time is learnt from the pauses that have ended ([`usual`]), whatever their distribution is: those of single
-//! streams (a model that thinks, a tool that works) and those of all streams at once (a provider that schedules its work
-//! anew). The alarm is raised when `failure_threshold` more streams pause than that explains. A stream counts only if
-//! it pauses for twice as long as it ever has.
+//! streams (a model that thinks, a tool that works) and those of all streams at once (a provider that schedules its
+//! work anew). The alarm is raised when `failure_threshold` more streams pause than that explains. A stream counts only
+//! if it pauses for twice as long as it ever has.
 //!
 //! Where fewer than three streams are under way, nothing can be compared. There one stream suffices, if it has paused
 //! for a second, for eight times as long as it ever has, and for longer than any other one does.
 //!
-//! The circuit closes when half as many streams as raised the alarm have gone on and no more than usual pause, or when a
-//! probe succeeds.
+//! The circuit closes when half as many streams as raised the alarm have gone on and no more than usual pause, or when
+//! a probe succeeds.
 
 mod usual;
 mod watcher;
@@ -305,8 +305,8 @@ impl StallDetector {
         let ended = or_longer(self.cores.iter().map(|core| &core.ended_then))[level];
         let over_at = ended.wrapping_add(stall.paused.div_ceil(2));
         let alarm = Alarm { generation: next_generation(generation), level, over_at };
-        // Before the circuit opens: a look at the open circuit finds it. One that is overwritten by a core that was held
-        // up leaves the circuit to its probe.
+        // Before the circuit opens: a look at the open circuit finds it. One that is overwritten by a core that was
+        // held up leaves the circuit to its probe.
         self.alarm.store(alarm.pack(), Ordering::Release);
         let opened = self.breaker.fall_silent(generation, &self.error(&stall));
         if opened {

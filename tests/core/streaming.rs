@@ -1,5 +1,5 @@
-//! A world in which streams come, and their pieces take their time: fusebox's own stall detector and breaker, everything
-//! else made up.
+//! A world in which streams come, and their pieces take their time: fusebox's own stall detector and breaker,
+//! everything else made up.
 //!
 //! The time is tokio's paused one, which the breaker reads too. It has to be run by a paused current-thread runtime.
 

@@ -167,8 +167,8 @@ impl StallWatcher {
         WatchedStream { pauses, detector: Arc::clone(&self.detector), core: self.core }
     }
 
-    /// Opens the circuit if more streams pause than usual. To be called every [`TICK`](crate::silence::TICK) while a stream is
-    /// under way. A delay of the call counts as time in which no piece could be read.
+    /// Opens the circuit if more streams pause than usual. To be called every [`TICK`](crate::silence::TICK) while a
+    /// stream is under way. A delay of the call counts as time in which no piece could be read.
     ///
     /// Returns what has stalled if this call opened the circuit.
     pub fn look(&mut self, now: Instant) -> Option<Stall> {
