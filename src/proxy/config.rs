@@ -161,6 +161,11 @@ pub struct ServerConfig {
     pub body_timeout: Duration,
     /// How long a client may read nothing of its answer.
     pub write_timeout: Duration,
+    /// When the client of a stream gets the head of its answer, and comments, though there is no content yet. `None`:
+    /// with the first content.
+    pub heartbeat_after: Option<Duration>,
+    /// The time between two of these comments.
+    pub heartbeat: Duration,
     /// After SIGTERM, how long `/ready` answers 503 before connections are refused.
     pub drain_delay: Duration,
     /// How long requests in flight may take to finish after that.
@@ -242,6 +247,8 @@ impl Default for ServerConfig {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
+            heartbeat_after: None,
+            heartbeat: Duration::from_secs(15),
             drain_delay: Duration::ZERO,
             drain_limit: Duration::from_secs(30),
         }

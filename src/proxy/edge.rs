@@ -8,6 +8,7 @@ pub(crate) mod clients;
 pub(crate) mod cores;
 pub(crate) mod descriptors;
 mod draining;
+mod heartbeat;
 mod http1;
 pub(crate) mod operators;
 pub(crate) mod routes;

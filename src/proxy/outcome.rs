@@ -52,6 +52,8 @@ pub(crate) enum Outcome {
     FirstByteTimeout,
     /// What came in time of a stream had no content.
     FirstContentTimeout,
+    /// A stream's first piece came, and was not whole in time.
+    TooSlow,
     /// Judged silent; another provider's answer was used.
     Silent,
     /// Still unanswered when a provider that had been judged silent answered after all.
@@ -132,6 +134,7 @@ impl Outcome {
             | Self::Protocol
             | Self::FirstByteTimeout
             | Self::FirstContentTimeout
+            | Self::TooSlow
             | Self::Silent
             | Self::IdleTimeout
             | Self::TotalTimeout
@@ -169,6 +172,7 @@ impl Outcome {
             Self::ConnectTimeout
                 | Self::FirstByteTimeout
                 | Self::FirstContentTimeout
+                | Self::TooSlow
                 | Self::IdleTimeout
                 | Self::TotalTimeout
         )

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use strum::{EnumCount, IntoStaticStr, VariantArray};
@@ -357,6 +358,11 @@ impl Ticket {
     /// Whether silence was found since the request began: another provider should be asked.
     pub(crate) fn is_silent(&self) -> bool {
         self.watcher.alarms.load(Ordering::Relaxed) != self.alarms
+    }
+
+    /// A stream that sends nothing whole for so long is slower than any has been lately.
+    pub(crate) fn unseen(&self) -> Option<Duration> {
+        self.watcher.stalls.as_ref()?.unseen()
     }
 
     /// The timers to be woken when [`is_silent`](Self::is_silent) becomes true.

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 
-use self::usual::{Ended, LEVELS, Seen, Usual, edge, level, or_longer};
+use self::usual::{Ended, LEVELS, LONG, Seen, Usual, edge, level, or_longer};
 pub use self::watcher::{StallWatcher, WatchedStream};
 use super::config::Config;
 use super::epoch::Epoch;
@@ -218,6 +218,13 @@ impl StallDetector {
     /// changes.
     pub fn alarms(&self) -> u64 {
         self.alarms.load(Ordering::Relaxed)
+    }
+
+    /// A stream that sends nothing whole for so long is slower than any has been lately: at least a second, and four
+    /// times the longest pause that has ended. `None` while too little is known to say so.
+    pub fn unseen(&self) -> Option<Duration> {
+        let unseen = self.usual.unseen().max(LONG);
+        self.usual.knows_single_streams().then(|| Duration::from_micros(unseen))
     }
 
     /// The detector's state at `now`, for health pages and metrics.

@@ -79,6 +79,7 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::edge::http1"],
     &["proxy::edge::draining"],
     &["proxy::edge::accept"],
+    &["proxy::edge::heartbeat"],
     &["proxy::edge::v1"],
     &["proxy::edge::routes"],
     &["proxy::edge::operators"],

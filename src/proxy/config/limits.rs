@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 /// `[timeouts]`: how long a provider may take. Exceeding one of them is a failure of the provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Timeouts {
     /// For a new connection, TLS included. It should exceed one second: a lost SYN, as when the provider's accept queue
@@ -17,6 +17,10 @@ pub struct Timeouts {
     /// From the request to the first content of a stream: comments, pings and announcements are none. `None`: two
     /// minutes, or `first_byte` if that is longer.
     pub first_content: Option<Duration>,
+    /// How many pieces of content a second a stream has to send at least, as long as none has been passed on: one that has
+    /// begun has to be whole in that time. `None`: as slow as four to eight of the longest pauses between two pieces
+    /// lately, but not less than one a second.
+    pub min_rate: Option<f64>,
     /// For the pause between two pieces of the body, or of a stream's content.
     pub idle: Duration,
     /// For the whole answer.
@@ -29,6 +33,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(60),
             first_content: None,
+            min_rate: None,
             idle: Duration::from_secs(60),
             total: Duration::from_secs(600),
         }

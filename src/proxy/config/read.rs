@@ -159,6 +159,10 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.duration("header_timeout", MILLISECOND..=MAX_DURATION, &mut server.header_timeout);
     section.duration("body_timeout", MILLISECOND..=MAX_DURATION, &mut server.body_timeout);
     section.duration("write_timeout", MILLISECOND..=MAX_DURATION, &mut server.write_timeout);
+    let mut heartbeat_after = Duration::ZERO;
+    section.duration("heartbeat_after", MILLISECOND..=MAX_DURATION, &mut heartbeat_after);
+    server.heartbeat_after = Some(heartbeat_after).filter(|after| !after.is_zero());
+    section.duration("heartbeat", MILLISECOND..=MAX_DURATION, &mut server.heartbeat);
     section.duration("drain_delay", Duration::ZERO..=MAX_DURATION, &mut server.drain_delay);
     section.duration("drain_limit", Duration::ZERO..=MAX_DURATION, &mut server.drain_limit);
     section.finish();

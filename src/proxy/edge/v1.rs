@@ -7,7 +7,8 @@ use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, request};
@@ -15,8 +16,9 @@ use http_body::{Body, Frame, SizeHint};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
+use super::heartbeat::{Answering, Waited, Waiting};
 use crate::proxy::answer;
-use crate::proxy::core::Core;
+use crate::proxy::core::{Core, Local};
 use crate::proxy::observe::facts::End;
 use crate::proxy::provider::Provider;
 use crate::proxy::request::ids;
@@ -28,6 +30,7 @@ use crate::proxy::route::failover::{Failover, Whose};
 use crate::proxy::route::judge::Answer;
 use crate::proxy::route::stream::Payload;
 use crate::proxy::state::{Candidate, Live};
+use crate::proxy::timers::within;
 
 /// Serves a request below `/v1/`. This is no `async fn`, and no future is around it: each would store the request once
 /// more.
@@ -46,6 +49,9 @@ where
         let own = |response: Response<Bytes>| Answer { response: response.map(Payload::Whole), provider: None };
         let answer = match read(&live, &mut exchange, head, body).await {
             Err(answer) => own(answer),
+            Ok((request, None)) if request.asks_for_a_stream() && live.server.heartbeat_after.is_some() => {
+                return into(Box::pin(wait(exchange, live, request)).await);
+            }
             Ok((request, rest)) => match candidates(&live, &request, &exchange) {
                 Err(answer) => own(*answer),
                 Ok(Route { candidates, whose }) => {
@@ -56,6 +62,30 @@ where
             },
         };
         into(ClientBody::answer(exchange, answer))
+    }
+}
+
+/// Answers a request for a stream, after `heartbeat_after` with the head alone.
+async fn wait(mut exchange: Exchange, live: Arc<Local>, request: Arc<Prepared>) -> Response<ClientBody> {
+    let (after, every) = (live.server.heartbeat_after.unwrap_or_default(), live.server.heartbeat);
+    let core = Arc::clone(exchange.attempts.core());
+    let (id, has_head) = (exchange.facts.id.clone(), Arc::<AtomicBool>::default());
+    exchange.facts.has_head = Some(Arc::clone(&has_head));
+    let until = exchange.facts.started + after;
+    let mut answering: Answering = Box::pin(async move {
+        let answer = match candidates(&live, &request, &exchange) {
+            Err(answer) => Answer { response: answer.map(Payload::Whole), provider: None },
+            Ok(Route { candidates, whose }) => {
+                let mut failover = Failover::new(&live, candidates, whose, &mut exchange, request, None);
+                let found = failover.run().await;
+                failover.finish(found)
+            }
+        };
+        (exchange, answer)
+    });
+    match within(&mut core.timers.timer(), || until, Pin::new(&mut answering)).await {
+        Some((exchange, answer)) => ClientBody::answer(exchange, answer),
+        None => Waiting::begin(answering, core.timers.timer(), every, id, &has_head).map(ClientBody::waiting),
     }
 }
 
@@ -152,8 +182,9 @@ fn models(live: &Live, path: &str) -> Option<Response<Bytes>> {
 
 /// The body of an answer on its way to the client.
 pub(crate) struct ClientBody {
-    payload: Payload,
-    exchange: Exchange,
+    /// `None` while there is no answer yet.
+    answer: Option<(Payload, Exchange)>,
+    waiting: Option<Box<Waiting>>,
 }
 
 impl ClientBody {
@@ -164,7 +195,11 @@ impl ClientBody {
             // An empty body is never polled.
             exchange.facts.end = End::Complete;
         }
-        Response::from_parts(head, Self { payload, exchange })
+        Response::from_parts(head, Self { answer: Some((payload, exchange)), waiting: None })
+    }
+
+    fn waiting(waiting: Waiting) -> Self {
+        Self { answer: None, waiting: Some(Box::new(waiting)) }
     }
 }
 
@@ -173,13 +208,22 @@ impl Body for ClientBody {
     type Error = Box<dyn Error + Send + Sync>;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let Self { payload, exchange } = &mut *self;
-        let frame = match payload {
-            Payload::Whole(bytes) => {
-                exchange.facts.end = End::Complete;
-                let bytes = std::mem::take(bytes);
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+        if let Some(waiting) = &mut self.waiting {
+            match ready!(waiting.poll(cx)) {
+                Waited::Comment(comment) => return Poll::Ready(Some(Ok(Frame::data(comment)))),
+                Waited::Over(exchange, payload) => self.answer = Some((payload, exchange)),
             }
+            self.waiting = None;
+        }
+        let Some((payload, exchange)) = &mut self.answer else { return Poll::Ready(None) };
+        let mut last = |bytes: &mut Bytes, end| {
+            exchange.facts.end = end;
+            let bytes = std::mem::take(bytes);
+            Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+        };
+        let frame = match payload {
+            Payload::Whole(bytes) => last(bytes, End::Complete),
+            Payload::Failed(bytes) => last(bytes, End::Cut),
             Payload::Stream(stream) => stream.poll(exchange, cx),
         };
         if let Poll::Ready(Some(Ok(frame))) = &frame
@@ -191,16 +235,18 @@ impl Body for ClientBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.payload {
-            Payload::Whole(bytes) => bytes.is_empty(),
-            Payload::Stream(stream) => stream.is_over(),
+        match &self.answer {
+            Some((Payload::Whole(bytes) | Payload::Failed(bytes), _)) => bytes.is_empty(),
+            Some((Payload::Stream(stream), _)) => stream.is_over(),
+            None => self.waiting.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.payload {
-            Payload::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Payload::Stream(stream) => stream.size_hint(),
+        match &self.answer {
+            Some((Payload::Whole(bytes), _)) => SizeHint::with_exact(bytes.len() as u64),
+            Some((Payload::Stream(stream), _)) => stream.size_hint(),
+            Some((Payload::Failed(_), _)) | None => SizeHint::default(),
         }
     }
 }

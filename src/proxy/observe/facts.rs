@@ -2,6 +2,8 @@
 //!
 //! Not here: the line of the access log: `access_log`; the request's attempts: `route::attempts`.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderName};
@@ -43,6 +45,8 @@ pub(crate) struct Facts {
     pub(crate) model: Option<Box<str>>,
     /// `None` until there is an answer.
     pub(crate) status: Option<u16>,
+    /// Whether the client has the head of a 200 all the same.
+    pub(crate) has_head: Option<Arc<AtomicBool>>,
     pub(crate) end: End,
     pub(crate) is_stream: bool,
     pub(crate) bytes_in: u64,
@@ -70,6 +74,7 @@ impl Facts {
             uri: head.uri.clone(),
             model: None,
             status: None,
+            has_head: None,
             end: End::ClientLeft,
             is_stream: false,
             bytes_in: 0,

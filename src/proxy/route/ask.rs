@@ -43,6 +43,8 @@ pub(crate) struct Question {
     pub(crate) core: Arc<Core>,
     pub(crate) started: Instant,
     pub(crate) timer: Timer,
+    /// Within which a stream's first piece has to be whole once it has begun.
+    pub(crate) patience: Option<Duration>,
 }
 
 /// What came back, as far as it had to be received before the attempt can be judged.
@@ -172,7 +174,7 @@ fn receive(
 ) -> impl Future<Output = Reply> {
     let (mut head, mut body) = response.into_parts();
     async move {
-        let Question { progress, max_held, core, started, timer, upstream, request, .. } = question;
+        let Question { progress, max_held, core, started, timer, upstream, request, patience, .. } = question;
         let since = || since(*started, progress.as_deref());
         let headed = Instant::now();
         // Otherwise it ends with its connection, and a whole answer looks like one that was broken off.
@@ -209,8 +211,12 @@ fn receive(
         // A stream that was asked for is passed on as it comes, whatever its type. An answer that is no stream is held
         // to its end, and so is an error.
         if kind.is_stream() || request.asks_for_a_stream() || *max_held == 0 {
-            let first = match begin(timer, &mut body, until, kind.form()).await {
+            let first = match begin(timer, &mut body, until, kind.form(), *patience).await {
                 Ok(Begun::Well(first)) => first,
+                Ok(Begun::TooSlow) => {
+                    let message = "the first piece of the stream began, and was not whole in time";
+                    return Reply::Failed(Outcome::TooSlow, message.to_owned());
+                }
                 Ok(Begun::KeptAlive) => {
                     let (outcome, message) = late(Outcome::FirstContentTimeout, since(), timeouts);
                     return Reply::Failed(outcome, message);

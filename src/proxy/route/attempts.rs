@@ -134,6 +134,13 @@ impl Attempts {
         self.core.timers.timer_in(self.all[attempt].ticket.as_ref().map(Ticket::group))
     }
 
+    /// Within which a stream's first piece has to be whole once it has begun.
+    pub(crate) fn patience(&self, AttemptId(attempt): AttemptId) -> Option<Duration> {
+        let Attempt { circuit, ticket, .. } = &self.all[attempt];
+        let slowest = self.local.providers[circuit.provider].config.timeouts.min_rate;
+        slowest.map(|rate| Duration::from_secs_f64(1.0 / rate)).or_else(|| ticket.as_ref()?.unseen())
+    }
+
     pub(crate) fn provider(&self, AttemptId(attempt): AttemptId) -> ProviderId {
         self.all[attempt].circuit.provider
     }

@@ -4,6 +4,7 @@
 //! Not here: decisions: `failover` and `judge`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http::{HeaderMap, request, response};
 
@@ -64,6 +65,10 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.attempts.settle_all();
         let took = self.facts.started.elapsed();
+        if self.facts.has_head.as_ref().is_some_and(|has_head| has_head.load(Ordering::Relaxed)) {
+            self.facts.status = Some(200);
+            self.facts.is_stream = true;
+        }
         let core = self.attempts.core();
         core.app.metrics.end(self.facts.status, took);
         if self.attempts.local().server.access_log

@@ -189,7 +189,7 @@ impl<'a> Failover<'a> {
         let Some(provider) = answer.provider.filter(|_| self.live.providers.iter().len() > 1) else { return };
         if ids::has_new_ids(self.request.head.uri.path()) && answer.response.status().is_success() {
             let begun = match answer.response.body() {
-                Payload::Whole(bytes) => bytes,
+                Payload::Whole(bytes) | Payload::Failed(bytes) => bytes,
                 Payload::Stream(stream) => stream.begun(),
             };
             let owners = &self.exchange.attempts.core().app.owners;
@@ -235,6 +235,7 @@ impl<'a> Failover<'a> {
             core: Arc::clone(attempts.core()),
             started: attempts.started(attempt),
             timer: attempts.timer(attempt),
+            patience: attempts.patience(attempt),
         };
         ask(provider, attempt, question)
     }

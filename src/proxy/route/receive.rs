@@ -4,6 +4,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
@@ -89,6 +90,9 @@ pub(crate) async fn hold(
     Ok(Held::Whole(pieces.into_bytes()))
 }
 
+/// A longer piece may take as long as it takes.
+const LONG_PIECE: usize = 16 << 10;
+
 /// A longer beginning is passed on, with or without content.
 const MAX_BEGINNING: usize = 64 << 10;
 
@@ -102,6 +106,8 @@ pub(crate) enum Begun {
     Well(Bytes),
     /// What came within the time limit only keeps the stream alive.
     KeptAlive,
+    /// A piece had begun, and was not whole in time.
+    TooSlow,
     Late,
     Error(Inside),
     /// It has ended, and there was nothing in it.
@@ -110,21 +116,28 @@ pub(crate) enum Begun {
 
 /// Waits for the first piece of a body, or of a stream of events or lines for the first one with content. Until then
 /// the client has nothing, and another provider can be asked. `until` is the time limit: it is told whether a byte has
-/// come.
+/// come. A piece that has begun has to be whole within `patience`, unless it is a long one.
 pub(crate) async fn begin(
     timer: &mut Timer,
     body: &mut UpstreamBody,
     until: impl Fn(bool) -> Instant,
     form: Option<Form>,
+    patience: Option<Duration>,
 ) -> Result<Begun, hyper::Error> {
     let mut beginning = BytesMut::new();
     // The first `judged` bytes are known to have no content. The rest is judged when an event ends, or when it has
     // `look_at` bytes: however small the pieces are, each byte is judged a few times only.
     let (mut judged, mut look_at) = (0, 0);
+    // When the piece began that is not whole yet.
+    let mut half: Option<Instant> = None;
     loop {
         let has_begun = !beginning.is_empty();
-        let piece = match within(timer, || until(has_begun), pin!(next(body))).await {
+        let slow = half.filter(|_| beginning.len() - judged < LONG_PIECE).zip(patience);
+        let slow = slow.map(|(since, patience)| since + patience);
+        let limit = || until(has_begun).min(slow.unwrap_or_else(|| until(has_begun)));
+        let piece = match within(timer, limit, pin!(next(body))).await {
             Some(piece) => piece?,
+            None if slow.is_some_and(|slow| slow < until(has_begun)) => return Ok(Begun::TooSlow),
             None if has_begun => return Ok(Begun::KeptAlive),
             None => return Ok(Begun::Late),
         };
@@ -170,6 +183,10 @@ pub(crate) async fn begin(
         if end > 0 {
             judged += fresh.len() - fresh.len().min(piece.len() + 5) + end;
             look_at = 0;
+            half = None;
+        }
+        if judged < beginning.len() {
+            half.get_or_insert_with(Instant::now);
         }
     }
 }

@@ -33,6 +33,8 @@ type Passed = Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>>;
 pub(crate) enum Payload {
     Whole(Bytes),
     Stream(Box<JudgedStream>),
+    /// What a stream ends with that has no content.
+    Failed(Bytes),
 }
 
 /// A body that settles its attempt when it ends.
@@ -108,6 +110,11 @@ impl JudgedStream {
     /// What was received before it is passed on.
     pub(crate) fn begun(&self) -> &[u8] {
         self.first.as_deref().unwrap_or_default()
+    }
+
+    /// Whether it consists of server-sent events that can be read.
+    pub(crate) fn is_events(&self) -> bool {
+        self.events.as_ref().is_some_and(|events| events.form() == Form::Events)
     }
 
     pub(crate) fn is_over(&self) -> bool {
