@@ -40,6 +40,7 @@ use crate::word::{GENERATION_BITS, Word, next_generation};
 
 /// Fewer streams cannot be compared with each other.
 const FEW: u32 = 3;
+
 /// The part of one kind of stream that all watchers share. See [`silence`](crate::silence).
 ///
 /// # Examples
@@ -58,8 +59,8 @@ const FEW: u32 = 3;
 /// let permits: Vec<_> = (0..10).map(|_| breaker.try_acquire()).collect::<Result<_, _>>()?;
 /// let mut now = Instant::now();
 /// let streams: Vec<_> = permits.iter().map(|permit| watcher.open(Some(permit), now)).collect();
-/// // For three seconds a piece of each stream comes every 5 ms.
-/// for _ in 0..600 {
+/// // For a good minute a piece of each stream comes every 5 ms.
+/// for _ in 0..13_000 {
 ///     streams.iter().for_each(|stream| stream.wait(now));
 ///     now += TICK;
 ///     assert!(watcher.look(now).is_none());
