@@ -55,7 +55,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
         "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, allow_provider_header, cors, ca_file, access_log, max_body_bytes, \
          replay_body_bytes, search_body_bytes, replay_answer_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
-         body_timeout, write_timeout, drain_delay, drain_limit",
+         body_timeout, write_timeout, heartbeat_after, heartbeat, drain_delay, drain_limit",
         "6: server.auth_tokens[0] is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
         "6: server.auth_tokens[1] is empty or cannot be sent in a header, expected visible ASCII without spaces",
         "7: server.drain_limit is \"soon\", expected a duration such as \"30s\" or \"500ms\"",
@@ -210,7 +210,10 @@ fn the_example_file_documents_every_setting_and_loads() {
             .replace("cors = ", "# ")
             .replace("max_attempts = ", "# ")
             .replace("fallback_on", "# ")
-            .replace("max_in_flight = 100", "# "),
+            .replace("max_in_flight = 100", "# ")
+            .replace("min_rate = ", "# ")
+            .replace("heartbeat_after = ", "# ")
+            .replace("heartbeat = ", "# "),
     );
     assert_eq!(with_defaults, plan);
     // Every table names its settings when it meets an unknown one. The root names the tables.

@@ -8,6 +8,7 @@ mod config;
 mod connections;
 mod failover;
 mod health;
+mod heartbeat;
 mod hostile;
 mod http2;
 mod ids;

@@ -5,6 +5,8 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use serde_json::json;
 
+const STREAM: &str = r#"{"model": "m", "stream": true}"#;
+
 use crate::support::{CHAT, Gateway, Provider, answer, broken, one_by_one, soon, streamed, until_closed};
 
 #[tokio::test]
@@ -109,6 +111,29 @@ async fn a_provider_that_keeps_a_stream_alive_and_sends_no_content_has_a_time_li
     assert_eq!(log["attempts"][0]["outcome"], "first_content_timeout");
     assert_eq!(gateway.failures_of("a"), 1);
     soon(pinging).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_whose_first_piece_comes_byte_by_byte_is_too_slow() {
+    let (mut sender, response) = streamed();
+    let a = Provider::start(one_by_one(vec![response])).await;
+    let b = Provider::start(|_| {
+        let head = http::Response::builder().header("content-type", "text/event-stream");
+        head.body("data: 1\n\ndata: [DONE]\n\n".into()).unwrap()
+    })
+    .await;
+    let gateway = Gateway::start(&[&a, &b], "", "", "timeouts.min_rate = 10").await;
+    let dripping = tokio::spawn(async move {
+        sender.send_data(": wait\n\ndata: ".into()).await.unwrap();
+        while sender.send_data("x".into()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    let answer = gateway.post("/v1/chat/completions", STREAM).await;
+    assert!(answer.is_by(&b));
+    assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "too_slow");
+    assert_eq!(gateway.failures_of("a"), 1);
+    soon(dripping).await.unwrap();
 }
 
 #[tokio::test]

@@ -17,9 +17,9 @@ pub struct Timeouts {
     /// From the request to the first content of a stream: comments, pings and announcements are none. `None`: two
     /// minutes, or `first_byte` if that is longer.
     pub first_content: Option<Duration>,
-    /// How many pieces of content a second a stream has to send at least, as long as none has been passed on: one that has
-    /// begun has to be whole in that time. `None`: as slow as four to eight of the longest pauses between two pieces
-    /// lately, but not less than one a second.
+    /// How many pieces of content a second a stream has to send at least, as long as none has been passed on: one that
+    /// has begun has to be whole in that time. `None`: what is learnt from the streams before. It may take four times
+    /// as long as the longest pause lately, and always a second.
     pub min_rate: Option<f64>,
     /// For the pause between two pieces of the body, or of a stream's content.
     pub idle: Duration,

@@ -162,7 +162,11 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     let mut heartbeat_after = Duration::ZERO;
     section.duration("heartbeat_after", MILLISECOND..=MAX_DURATION, &mut heartbeat_after);
     server.heartbeat_after = Some(heartbeat_after).filter(|after| !after.is_zero());
+    let has_heartbeat = section.has("heartbeat");
     section.duration("heartbeat", MILLISECOND..=MAX_DURATION, &mut server.heartbeat);
+    if has_heartbeat && server.heartbeat_after.is_none() {
+        section.warn("heartbeat", "has no effect without heartbeat_after");
+    }
     section.duration("drain_delay", Duration::ZERO..=MAX_DURATION, &mut server.drain_delay);
     section.duration("drain_limit", Duration::ZERO..=MAX_DURATION, &mut server.drain_limit);
     section.finish();
@@ -242,6 +246,7 @@ fn read_timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
     let mut first_content = Duration::ZERO;
     section.duration("first_content", range.clone(), &mut first_content);
     timeouts.first_content = Some(first_content).filter(|time| !time.is_zero()).or(timeouts.first_content);
+    timeouts.min_rate = section.pieces_per_second("min_rate").or(timeouts.min_rate);
     section.duration("idle", range.clone(), &mut timeouts.idle);
     section.duration("total", range, &mut timeouts.total);
     section.finish();

@@ -317,6 +317,11 @@ impl<'r, 'i> Section<'r, 'i> {
         self.number(field, "a price, 0 or more", parse)
     }
 
+    pub(super) fn pieces_per_second(&mut self, field: &'static str) -> Option<f64> {
+        let parse = |text: &str| text.parse().ok().filter(|rate: &f64| (0.001..=1000.0).contains(rate));
+        self.number(field, "pieces per second, 0.001 to 1000", parse)
+    }
+
     /// A duration whose range the caller checks.
     pub(super) fn any_duration(&mut self, field: &'static str) -> Option<Duration> {
         self.parse(field, "a duration such as \"30s\" or \"500ms\"", |text| humantime::parse_duration(text).ok())

@@ -1,5 +1,6 @@
-//! A stream whose client has its head while no provider has sent content yet, and gets comments meanwhile, so that nobody
-//! on the way closes the connection. Until there is content, the request still moves on from provider to provider.
+//! A stream whose client has its head while no provider has sent content yet, and gets comments meanwhile, so that
+//! nobody on the way closes the connection. Until there is content, the request still moves on from provider to
+//! provider.
 //!
 //! Not here: asking them: `route`; when this begins: `v1`.
 
@@ -38,7 +39,7 @@ pub(crate) struct Waiting {
 
 pub(crate) enum Waited {
     Comment(Bytes),
-    Over(Exchange, Payload),
+    Over(Box<(Payload, Exchange)>),
 }
 
 impl Waiting {
@@ -86,7 +87,7 @@ impl Waiting {
         let is_good = head.status.is_success();
         let error = match payload {
             Payload::Stream(stream) if is_good && stream.is_events() => {
-                return Waited::Over(exchange, Payload::Stream(stream));
+                return Waited::Over(Box::new((Payload::Stream(stream), exchange)));
             }
             Payload::Whole(body) if !is_good => serde_json::from_slice::<Value>(&body).ok(),
             _ => None,
@@ -94,6 +95,7 @@ impl Waiting {
         let error = error.filter(|error| error.get("error").is_some());
         let error =
             error.unwrap_or_else(|| answer::broken_stream("No provider sent a stream that could be passed on."));
-        Waited::Over(exchange, Payload::Failed(format!("event: error\ndata: {error}\n\n").into()))
+        let event = format!("event: error\ndata: {error}\n\n");
+        Waited::Over(Box::new((Payload::Failed(event.into()), exchange)))
     }
 }

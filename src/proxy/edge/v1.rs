@@ -211,7 +211,7 @@ impl Body for ClientBody {
         if let Some(waiting) = &mut self.waiting {
             match ready!(waiting.poll(cx)) {
                 Waited::Comment(comment) => return Poll::Ready(Some(Ok(Frame::data(comment)))),
-                Waited::Over(exchange, payload) => self.answer = Some((payload, exchange)),
+                Waited::Over(answer) => self.answer = Some(*answer),
             }
             self.waiting = None;
         }
@@ -271,6 +271,6 @@ mod tests {
         assert!(size <= MAX_FUTURE, "{size}");
     }
 
-    /// Its size on 64-bit Linux, 2,264 bytes, and room for two words.
-    const MAX_FUTURE: usize = 2280;
+    /// Its size on 64-bit Linux, 2,296 bytes, and room for two words.
+    const MAX_FUTURE: usize = 2312;
 }
