@@ -81,6 +81,10 @@ pub(crate) enum Fault {
     Slow,
     /// It stops in the middle of its answers.
     Stall,
+    /// It sends comments instead of its streams.
+    KeepAlive,
+    /// It stops in the middle of its streams, and then sends comments.
+    StallAlive,
 }
 
 impl Fault {
@@ -98,6 +102,8 @@ impl Fault {
             Fault::Abort => "abort",
             Fault::Slow => "slow",
             Fault::Stall => "stall",
+            Fault::KeepAlive => "keep-alive",
+            Fault::StallAlive => "stall-alive",
         }
     }
 
@@ -249,7 +255,9 @@ impl Simulated {
                 let _ = self.fault.subscribe().wait_for(|fault| *fault != Some(Fault::Pause)).await;
             }
             // A connection that was accepted before the port was closed is served.
-            None | Some(Fault::Refuse | Fault::Abort | Fault::Slow | Fault::Stall) => {}
+            None
+            | Some(Fault::Refuse | Fault::Abort | Fault::Slow | Fault::Stall | Fault::KeepAlive | Fault::StallAlive) => {
+            }
         }
         // Who thinks hard takes a hundred times as long.
         let times = if asked.reasoning_effort.as_deref() == Some("high") { 100 } else { 1 };
@@ -285,7 +293,8 @@ fn send(kind: &'static str, mut parts: Vec<Bytes>, fault: Option<Fault>) -> Resp
     let (mut sender, body) = Channel::<Bytes, io::Error>::new(1);
     let mut pause = WRITING;
     match fault {
-        Some(Fault::Abort | Fault::Stall) => parts.truncate(parts.len() / 2),
+        Some(Fault::Abort | Fault::Stall | Fault::StallAlive) => parts.truncate(parts.len() / 2),
+        Some(Fault::KeepAlive) => parts.clear(),
         Some(Fault::Slow) => {
             let whole = Bytes::from(parts.concat());
             parts = (0..whole.len()).map(|at| whole.slice(at..=at)).collect();
@@ -303,8 +312,9 @@ fn send(kind: &'static str, mut parts: Vec<Bytes>, fault: Option<Fault>) -> Resp
         match fault {
             Some(Fault::Abort) => sender.abort(io::Error::other("simulated fault")),
             // Until the client gives up.
-            Some(Fault::Stall) => {
-                while sender.send_data(Bytes::new()).await.is_ok() {
+            Some(Fault::Stall | Fault::KeepAlive | Fault::StallAlive) => {
+                let ping = if fault == Some(Fault::Stall) { "" } else { ": keep-alive\n\n" };
+                while sender.send_data(ping.into()).await.is_ok() {
                     tokio::time::sleep(DRIP).await;
                 }
             }

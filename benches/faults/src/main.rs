@@ -31,6 +31,7 @@ use scope::Case;
 struct Options {
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [
         Fault::Http500, Fault::Hang, Fault::Pause, Fault::Refuse, Fault::Http429, Fault::Abort, Fault::Slow, Fault::Stall,
+        Fault::KeepAlive, Fault::StallAlive,
     ])]
     faults: Vec<Fault>,
     /// Requests per second.
@@ -101,6 +102,8 @@ fn name(fault: Fault) -> &'static str {
         Fault::Abort => "cut answers",
         Fault::Slow => "slow drip",
         Fault::Stall => "stalled streams",
+        Fault::KeepAlive => "comments before content",
+        Fault::StallAlive => "comments after content",
         _ => fault.as_str(),
     }
 }
@@ -117,6 +120,11 @@ fn head(latency: Latency, rate: u32) {
     println!("|---|---|---|---|---|---|---|---|---|---|");
 }
 
+/// Whether it concerns streams, and they stay open.
+fn is_kept_open(fault: Fault) -> bool {
+    matches!(fault, Fault::Stall | Fault::KeepAlive | Fault::StallAlive)
+}
+
 /// How long a fault lasts, and how many contenders meet it at once: a request that is under way takes two open files
 /// here, one at either end.
 fn fitting(fault: Fault, latency: Latency, rate: u32, contenders: usize) -> (Duration, usize) {
@@ -125,7 +133,7 @@ fn fitting(fault: Fault, latency: Latency, rate: u32, contenders: usize) -> (Dur
         (_, Latency::Short) => 10,
         (_, Latency::Tail) => 15,
     };
-    if !matches!(fault, Fault::Hang | Fault::Slow | Fault::Stall) {
+    if !is_kept_open(fault) && fault != Fault::Hang && fault != Fault::Slow {
         return (Duration::from_secs(outage), contenders);
     }
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
@@ -154,7 +162,7 @@ async fn run(
     let start = move |folder: &Path, fusebox: &Path| start(who, folder, fusebox, latency, ports.0, ports.1);
     let proxy = tokio::task::spawn_blocking(move || start(&folder, &fusebox)).await.expect("a contender");
     let (over, is_over) = watch::channel(false);
-    let sending = tokio::spawn(send(proxy.port, rate, fault == Fault::Stall, is_over));
+    let sending = tokio::spawn(send(proxy.port, rate, is_kept_open(fault), is_over));
 
     let extra = match latency {
         Latency::Short => Duration::from_secs(3),

@@ -3,6 +3,9 @@
 
 #[path = "../../../tests/core/simulation.rs"]
 mod simulation;
+#[expect(dead_code, reason = "what only the tests need")]
+#[path = "../../../tests/core/streaming.rs"]
+mod streaming;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,6 +15,7 @@ use clap::Parser;
 use fusebox::CircuitBreaker;
 use fusebox::silence::{self, Detector, TICK};
 use simulation::{Fault, Latency, Settings, World, notice};
+use streaming::Habits;
 
 #[derive(Parser)]
 struct Arguments {
@@ -21,6 +25,12 @@ struct Arguments {
     /// Healthy requests in each row.
     #[arg(long, default_value_t = 1_000_000)]
     requests: u64,
+    /// Healthy streams in each row.
+    #[arg(long, default_value_t = 100_000)]
+    streams: u64,
+    /// Only what concerns streams.
+    #[arg(long)]
+    only_streams: bool,
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -30,6 +40,11 @@ fn main() {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
+        healthy_streams(arguments.streams).await;
+        stalls().await;
+        if arguments.only_streams {
+            return;
+        }
         hangs(arguments.hangs).await;
         healthy(arguments.requests).await;
         cold_starts().await;
@@ -38,6 +53,61 @@ fn main() {
         recoveries().await;
         cost();
     });
+}
+
+/// What streams do, by name.
+fn habits() -> [(&'static str, Habits); 5] {
+    let plain = Habits::PLAIN;
+    [
+        ("a piece every 20 ms", plain),
+        ("one in a hundred pieces after 2 to 60 s", Habits { long_pauses: 0.01, ..plain }),
+        ("all pause for 50 to 300 ms, every 3 s", Habits { schedules: Some(3.0), ..plain }),
+        ("one client in five takes a second for each piece", Habits { slow_clients: 20, ..plain }),
+        ("all of that", Habits::ALL),
+    ]
+}
+
+async fn healthy_streams(streams: u64) {
+    println!(
+        "\n| healthy streams | a second | cores | streams | alarms | of them in the first minute |\n|---|---|---|---|---|---|"
+    );
+    for (name, habits) in habits() {
+        for (rate, cores, of) in [(1000.0, 4, 1), (100.0, 1, 1), (1.0, 1, 10)] {
+            let mut world = streaming::World::new(habits, rate, cores, 1);
+            world.run_for(MINUTE).await;
+            let early = world.breaker.trip_count();
+            let all = streams / of;
+            world.run_while(|world| world.sent < all).await;
+            println!("| {name} | {rate} | {cores} | {all} | {} | {early} |", world.breaker.trip_count());
+        }
+    }
+    let mut world = streaming::World::new(Habits::PLAIN, 100.0, 1, 1);
+    for pause in [40, 100, 250, 1000].repeat(25) {
+        world.hold_up(Duration::from_millis(pause));
+        world.run_for(Duration::from_secs(5)).await;
+    }
+    println!("| 100 pauses of the watching core | 100 | 1 | {} | {} | |", world.sent, world.breaker.trip_count());
+}
+
+async fn stalls() {
+    println!("\n| new streams stop after four pieces | a second | noticed after | streams lost |\n|---|---|---|---|");
+    for (name, habits) in habits() {
+        for rate in [1000.0, 100.0, 10.0] {
+            let (mut times, mut lost) = (Vec::new(), Vec::new());
+            for seed in 0..5 {
+                let mut world = streaming::World::new(habits, rate, 2, seed);
+                world.run_for(4 * MINUTE).await;
+                world.run_while(|world| !world.is_closed()).await;
+                let (at, sent) = (world.now(), world.sent);
+                world.begin(streaming::Fault::New);
+                world.run_while(streaming::World::is_closed).await;
+                times.push(world.now().duration_since(at));
+                lost.push(world.sent - sent);
+            }
+            lost.sort_unstable();
+            println!("| {name} | {rate} | {} | {} |", median_and_worst(times), lost[lost.len() / 2]);
+        }
+    }
 }
 
 async fn hangs(hangs: u64) {
