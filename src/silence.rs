@@ -111,12 +111,22 @@ mod published;
 mod stalls;
 mod watcher;
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::error::LastError;
 
 pub use config::{Config, ConfigBuilder};
 pub use detector::{Detector, DetectorSnapshot};
 pub use stalls::{Stall, StallDetector, StallSnapshot, StallWatcher, WatchedStream};
 pub use watcher::{Alarm, Ticket, Watcher};
+
+/// The error of a circuit that opens because of what was found, under a detector's label.
+fn silent(label: &str, found: &dyn fmt::Display) -> Arc<LastError> {
+    let separator = if label.is_empty() { "" } else { ": " };
+    Arc::new(LastError::new("silent", &format_args!("{label}{separator}{found}")))
+}
 
 /// How often [`Watcher::look`] should be called. A longer tick would delay an alarm noticeably if answers take a few
 /// milliseconds.

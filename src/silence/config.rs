@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use crate::clock::ticks;
 use crate::config::{ConfigError, MAX_DURATION, MIN_DURATION};
+use crate::sync::Ordering;
+use crate::sync::unseen::AtomicU32;
 
 /// When silence raises an alarm. The values are checked when it is built.
 ///
@@ -105,5 +108,34 @@ impl ConfigBuilder {
             }
             _ => Ok(self.0),
         }
+    }
+}
+
+/// The settings that apply to waits, for all cores.
+pub(super) struct Bounds {
+    floor_ms: AtomicU32,
+    /// 0 stands for no ceiling.
+    ceiling_ms: AtomicU32,
+}
+
+impl Bounds {
+    pub(super) fn new(config: Config) -> Self {
+        let bounds = Self { floor_ms: AtomicU32::new(0), ceiling_ms: AtomicU32::new(0) };
+        bounds.set(config);
+        bounds
+    }
+
+    pub(super) fn set(&self, config: Config) {
+        self.floor_ms.store(ticks(config.floor), Ordering::Relaxed);
+        self.ceiling_ms.store(config.ceiling.map_or(0, ticks), Ordering::Relaxed);
+    }
+
+    pub(super) fn floor(&self) -> Duration {
+        Duration::from_millis(self.floor_ms.load(Ordering::Relaxed).into())
+    }
+
+    pub(super) fn ceiling(&self) -> Option<Duration> {
+        let ceiling = self.ceiling_ms.load(Ordering::Relaxed);
+        (ceiling > 0).then(|| Duration::from_millis(ceiling.into()))
     }
 }

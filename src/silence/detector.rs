@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 
 use super::ENOUGH;
-use super::config::Config;
+use super::config::{Bounds, Config};
 use super::epoch::Epoch;
 use super::latencies::Surprise;
 use super::published::{Published, Silent};
 use super::watcher::Watcher;
 use crate::breaker::CircuitBreaker;
-use crate::clock::ticks;
 use crate::sync::unseen::{AtomicU32, AtomicUsize};
 use crate::sync::{AtomicU64, Ordering};
 use crate::transition::Cause;
@@ -32,9 +31,7 @@ pub struct Detector {
     alarm: AtomicU64,
     learning: Learning,
     phi: AtomicU32,
-    floor_ms: AtomicU32,
-    /// 0 stands for no ceiling.
-    ceiling_ms: AtomicU32,
+    pub(super) bounds: Bounds,
 }
 
 /// Whether enough is learnt to raise an alarm.
@@ -55,8 +52,7 @@ impl Detector {
             alarm: AtomicU64::new(0),
             learning: Learning { enough: AtomicU32::new(0), from: AtomicUsize::new(0) },
             phi: AtomicU32::new(0),
-            floor_ms: AtomicU32::new(0),
-            ceiling_ms: AtomicU32::new(0),
+            bounds: Bounds::new(config),
         };
         detector.set_config(config);
         detector
@@ -71,8 +67,7 @@ impl Detector {
     /// Replaces the settings. What was learnt is kept.
     pub fn set_config(&self, config: Config) {
         self.phi.store(config.phi.to_bits(), Ordering::Relaxed);
-        self.floor_ms.store(ticks(config.floor), Ordering::Relaxed);
-        self.ceiling_ms.store(config.ceiling.map_or(0, ticks), Ordering::Relaxed);
+        self.bounds.set(config);
     }
 
     /// A watcher for another core. `None` if each core has one. Dropping a watcher makes room for another one.
@@ -153,7 +148,7 @@ impl Detector {
 
     /// Whether this much silence opens a circuit. `is_calm` is whether the caller was not held up lately.
     pub(super) fn alarms(&self, silent: Silent, is_calm: bool, now: u64) -> bool {
-        let floor = Duration::from_millis(self.floor_ms.load(Ordering::Relaxed).into());
+        let floor = self.bounds.floor();
         let believed = is_calm && self.has_learnt() && self.is_surprising(silent) && silent.age(now) >= floor;
         silent.members >= self.breaker.silent_threshold() && (believed || self.is_too_long(silent, now))
     }
@@ -163,12 +158,7 @@ impl Detector {
     }
 
     fn is_too_long(&self, silent: Silent, now: u64) -> bool {
-        self.ceiling().is_some_and(|ceiling| silent.age(now) >= ceiling)
-    }
-
-    pub(super) fn ceiling(&self) -> Option<Duration> {
-        let ceiling = self.ceiling_ms.load(Ordering::Relaxed);
-        (ceiling > 0).then(|| Duration::from_millis(ceiling.into()))
+        self.bounds.ceiling().is_some_and(|ceiling| silent.age(now) >= ceiling)
     }
 
     pub(super) fn note_alarm(&self, as_of: u64, generation: u32) {

@@ -29,6 +29,6 @@ impl Epoch {
     }
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     duration.as_secs() * 1_000_000 + u64::from(duration.subsec_micros())
 }

@@ -1,20 +1,6 @@
 //! Notices that streams stop in the middle, while others begin.
 //!
 //! Not here: requests that are not answered at all: `watcher`.
-//!
-//! # How
-//!
-//! A stream *pauses* while it is awaited and no piece of its content comes. How many streams usually pause for how long
-//! at one time is learnt from the pauses that have ended ([`usual`]), whatever their distribution is: those of single
-//! streams (a model that thinks, a tool that works) and those of all streams at once (a provider that schedules its
-//! work anew). The alarm is raised when `failure_threshold` more streams pause than that explains. A stream counts only
-//! if it pauses for twice as long as it ever has.
-//!
-//! Where fewer than three streams are under way, nothing can be compared. There one stream suffices, if it has paused
-//! for a second, for eight times as long as it ever has, and for longer than any other one does.
-//!
-//! The circuit closes when half as many streams as raised the alarm have gone on and no more than usual pause, or when
-//! a probe succeeds.
 
 mod usual;
 mod watcher;
@@ -27,11 +13,11 @@ use crossbeam_utils::CachePadded;
 
 use self::usual::{Ended, LEVELS, LONG, Seen, Usual, edge, level, or_longer};
 pub use self::watcher::{StallWatcher, WatchedStream};
-use super::config::Config;
-use super::epoch::Epoch;
+use super::config::{Bounds, Config};
+use super::epoch::{Epoch, micros};
 use super::looks::Looks;
+use super::silent;
 use crate::breaker::CircuitBreaker;
-use crate::clock::ticks;
 use crate::error::LastError;
 use crate::sync::unseen::{AtomicU32, AtomicU64 as Unseen, AtomicUsize};
 use crate::sync::{AtomicU64, Ordering};
@@ -41,7 +27,23 @@ use crate::word::{GENERATION_BITS, Word, next_generation};
 /// Fewer streams cannot be compared with each other.
 const FEW: u32 = 3;
 
-/// The part of one kind of stream that all watchers share. See [`silence`](crate::silence).
+/// Notices that streams stop in the middle, while others begin. This is the part that all watchers of one kind of
+/// stream share.
+///
+/// A stream *pauses* while it is awaited and no piece of its content comes. How many streams usually pause for how long
+/// at one time is learnt: the mean over ten to twenty minutes, for what each does for itself (a model that thinks, a
+/// tool that works); and the most that ended a pause together, for what all do at once (a provider that schedules its
+/// work anew). The alarm is raised when `failure_threshold` more streams pause than that explains, and three at least.
+/// A stream counts only if it pauses for twice as long as it ever has.
+///
+/// Where fewer than three streams are under way, nothing can be compared. There one stream suffices, if it has paused
+/// for a second, for eight times as long as it ever has, and for four times as long as any other one lately.
+///
+/// The circuit closes when half as many streams as raised the alarm have gone on and no more than usual pause, or when
+/// a probe succeeds.
+///
+/// At first little is known: until two seconds have passed only pauses of a second raise an alarm, and in the first
+/// minute the same holds for pauses of all streams at once.
 ///
 /// # Examples
 ///
@@ -89,9 +91,7 @@ pub struct StallDetector {
     label: Box<str>,
     epoch: Epoch,
     cores: Box<[CachePadded<Core>]>,
-    floor_ms: AtomicU32,
-    /// 0 stands for no ceiling.
-    ceiling_ms: AtomicU32,
+    bounds: Bounds,
     usual: Usual,
     /// The last [`Alarm`].
     alarm: AtomicU64,
@@ -179,22 +179,19 @@ pub struct StallSnapshot {
 }
 
 impl StallDetector {
-    /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet. Phi is not
-    /// used.
+    /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet. Phi does not
+    /// matter here.
     pub fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
-        let detector = Self {
+        Self {
             breaker,
             label: Box::default(),
             epoch: Epoch::now(),
             cores: (0..cores).map(|_| CachePadded::new(Core::new())).collect(),
-            floor_ms: AtomicU32::new(0),
-            ceiling_ms: AtomicU32::new(0),
+            bounds: Bounds::new(config),
             usual: Usual::default(),
             alarm: AtomicU64::new(0),
             alarms: Unseen::new(0),
-        };
-        detector.set_config(config);
-        detector
+        }
     }
 
     /// The name of what stalls, for the circuit's last error.
@@ -205,8 +202,7 @@ impl StallDetector {
 
     /// Replaces the settings. What was learnt is kept.
     pub fn set_config(&self, config: Config) {
-        self.floor_ms.store(ticks(config.floor), Ordering::Relaxed);
-        self.ceiling_ms.store(config.ceiling.map_or(0, ticks), Ordering::Relaxed);
+        self.bounds.set(config);
     }
 
     /// A watcher for another core. `None` if each core has one. Dropping a watcher makes room for another one.
@@ -266,10 +262,6 @@ impl StallDetector {
         self.usual.learn(self.cores.iter().map(|core| &core.ended), &seen);
     }
 
-    fn floor(&self) -> u64 {
-        u64::from(self.floor_ms.load(Ordering::Relaxed)) * 1000
-    }
-
     /// How many pause usually, if more than that and `failure_threshold` pause for a level or longer.
     fn excess(&self, level: usize, paused: u32, streams: u32) -> Option<f32> {
         let usual = self.usual.at_most(level, streams);
@@ -280,35 +272,29 @@ impl StallDetector {
 
     /// The shortest level at which more streams pause than usual.
     fn unusual(&self, generation: u32) -> Option<Stall> {
-        let (fresh, streams, floor) = (self.fresh(generation), self.streams(), self.floor());
+        let (fresh, streams, floor) = (self.fresh(generation), self.streams(), self.bounds.floor());
         (0..LEVELS).find_map(|level| {
             let paused = fresh[level];
             let usual = self.excess(level, paused, streams)?;
-            let counts = edge(level) >= floor && self.usual.knows(level);
+            let counts = Duration::from_micros(edge(level)) >= floor && self.usual.knows(level);
             counts.then(|| Stall { paused, streams, length: Duration::from_micros(edge(level)), usual })
         })
     }
 
     /// Streams that have paused for as long as no stream may, whatever was learnt.
     fn beyond_the_ceiling(&self) -> Option<Stall> {
-        let length = self.ceiling()?;
+        let length = self.bounds.ceiling()?;
         let paused = self.cores.iter().map(|core| core.beyond_the_ceiling.load(Ordering::Relaxed)).sum();
         let streams = self.streams();
         (paused >= self.breaker.silent_threshold()).then_some(Stall { paused, streams, length, usual: 0.0 })
     }
 
-    fn ceiling(&self) -> Option<Duration> {
-        let ceiling = self.ceiling_ms.load(Ordering::Relaxed);
-        (ceiling > 0).then(|| Duration::from_millis(ceiling.into()))
-    }
-
     fn error(&self, stall: &dyn fmt::Display) -> Arc<LastError> {
-        let separator = if self.label.is_empty() { "" } else { ": " };
-        Arc::new(LastError::new("silent", &format_args!("{}{separator}{stall}", self.label)))
+        silent(&self.label, stall)
     }
 
     fn raise(&self, stall: Stall, generation: u32) -> bool {
-        let level = level(u64::try_from(stall.length.as_micros()).unwrap_or(u64::MAX)).unwrap_or(0);
+        let level = level(micros(stall.length)).unwrap_or(0);
         // As of when each core counted: a stream that has gone on since then is not missed.
         let ended = or_longer(self.cores.iter().map(|core| &core.ended_then))[level];
         let over_at = ended.wrapping_add(stall.paused.div_ceil(2));

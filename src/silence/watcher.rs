@@ -389,7 +389,7 @@ impl Watcher {
         let learnt = self.surprise.samples() >= ENOUGH as u64;
         let patience =
             if learnt && self.looks.is_calm(now) { self.surprise.p99().max(MIN_PATIENCE) } else { Duration::MAX };
-        patience.min(self.detector.ceiling().unwrap_or(Duration::MAX))
+        patience.min(self.detector.bounds.ceiling().unwrap_or(Duration::MAX))
     }
 
     fn give_up_probe(&mut self, newest: u64, silent: Silent, now: u64) {
@@ -419,9 +419,7 @@ impl Watcher {
     #[cold]
     fn error(&self, silent: Silent, now: u64) -> Arc<LastError> {
         let alarm = self.alarm(silent, now);
-        let label = &*self.detector.label;
-        let separator = if label.is_empty() { "" } else { ": " };
-        Arc::new(LastError::new("silent", &format_args!("{label}{separator}{alarm}")))
+        super::silent(&self.detector.label, &alarm)
     }
 }
 

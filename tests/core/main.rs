@@ -21,6 +21,7 @@ mod ramp;
 mod rates;
 mod silence;
 mod simulated;
+mod simulation;
 #[cfg(not(miri))]
 mod sources;
 mod stalls;

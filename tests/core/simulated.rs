@@ -1,12 +1,9 @@
 //! The detector of silence in a simulated world: what a hang costs, and what healthy traffic does to it.
 //! `benches/silence` runs the same world for longer.
 
-#[path = "simulation.rs"]
-mod simulation;
-
 use std::time::Duration;
 
-use simulation::{Fault, Latency, Settings, World, notice};
+use crate::simulation::{Fault, Latency, Settings, World, notice};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -36,7 +36,7 @@ impl Latency {
 }
 
 /// By Box and Muller.
-fn log_normal(rng: &mut Rng, median: f64, sigma: f64) -> f64 {
+pub(crate) fn log_normal(rng: &mut Rng, median: f64, sigma: f64) -> f64 {
     let normal = (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * (std::f64::consts::TAU * rng.f64()).cos();
     median * (sigma * normal).exp()
 }
@@ -111,7 +111,7 @@ pub(crate) struct World {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hours at the most")]
-fn micros(seconds: f64) -> u64 {
+pub(crate) fn micros(seconds: f64) -> u64 {
     (seconds * 1e6) as u64
 }
 
@@ -269,6 +269,6 @@ pub(crate) async fn notice(settings: Settings, healthy: u64, fault: Fault) -> (D
     (world.now().duration_since(at), world.sent - before)
 }
 
-fn tick() -> u64 {
+pub(crate) fn tick() -> u64 {
     u64::try_from(TICK.as_micros()).expect("5 ms")
 }

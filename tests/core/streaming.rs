@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use fusebox::silence::{Config, StallDetector, StallWatcher, TICK, WatchedStream};
+use fusebox::silence::{Config, StallDetector, StallWatcher, WatchedStream};
 use fusebox::{CircuitBreaker, CircuitState, OwnedPermit};
+
+use crate::simulation::{log_normal, micros, tick};
 
 /// What healthy streams do besides sending a piece every now and then.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,11 +87,6 @@ pub(crate) struct World {
     ids: u64,
     under_way: HashMap<u64, Stream>,
     stopped: Vec<u64>,
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hours at the most")]
-fn micros(seconds: f64) -> u64 {
-    (seconds * 1e6) as u64
 }
 
 impl World {
@@ -201,13 +198,11 @@ impl World {
         self.after(length + micros(next), Event::Schedule);
     }
 
-    /// By Box and Muller.
     fn gap(&mut self) -> u64 {
         if self.rng.f64() < self.habits.long_pauses {
             return micros((2.0 * (1.0 - self.rng.f64()).powf(-1.0 / 1.5)).min(60.0));
         }
-        let normal = (-2.0 * (1.0 - self.rng.f64()).ln()).sqrt() * (std::f64::consts::TAU * self.rng.f64()).cos();
-        micros(self.habits.gap * (0.5 * normal).exp())
+        micros(log_normal(&mut self.rng, self.habits.gap, 0.5))
     }
 
     async fn arrival(&mut self) {
@@ -284,8 +279,4 @@ impl World {
             self.after(tick(), Event::Look(core));
         }
     }
-}
-
-fn tick() -> u64 {
-    u64::try_from(TICK.as_micros()).expect("5 ms")
 }

@@ -1,20 +1,14 @@
 //! Streams whose clients have the head of an answer before there is content.
 
-use std::time::Duration;
-
 use http::Response;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use crate::support::{Gateway, Provider, another, answer, hang, one_by_one, read, soon, streamed};
+use crate::support::{Gateway, Provider, another, answer, events, hang, one_by_one, read, soon, streamed};
 
 const STREAM: &str = r#"{"model": "m", "stream": true}"#;
 const SERVER: &str = "heartbeat_after = '50ms'\nheartbeat = '20ms'";
 const COMMENT: &str = ": keep-alive\n\n";
-
-fn events(text: &'static str) -> Response<axum::body::Body> {
-    Response::builder().header("content-type", "text/event-stream").body(text.into()).unwrap()
-}
 
 /// The head of the answer to a stream that was asked for, and its body.
 async fn begin(gateway: &Gateway) -> Response<hyper::body::Incoming> {
@@ -124,7 +118,7 @@ async fn a_client_that_leaves_behind_the_comments_calls_its_request_off() {
     drop(answer);
     soon(async {
         while sender.send_data(": wait\n\n".into()).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
         }
     })
     .await;

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::support::{Answer, CHAT, Gateway, Provider, another, read, streamed};
+use crate::support::{Answer, CHAT, Gateway, Provider, another, events, read, streamed};
 
 const ONE_CORE: &str = "cores = 1";
 const STREAM: &str = r#"{"model": "m", "stream": true}"#;
@@ -403,11 +403,7 @@ async fn begin_stream(
 async fn streams_that_have_not_begun_go_to_the_next_provider_when_those_that_have_stop() {
     let (mut senders, responses): (Vec<_>, Vec<_>) = (0..8).map(|_| streamed()).unzip();
     let a = Provider::start(crate::support::one_by_one(responses)).await;
-    let b = Provider::start(|_| {
-        let head = Response::builder().header("content-type", "text/event-stream");
-        head.body("data: 1\n\ndata: [DONE]\n\n".into()).unwrap()
-    })
-    .await;
+    let b = Provider::start(|_| events("data: 1\n\ndata: [DONE]\n\n")).await;
     let gateway = Gateway::start(&[&a, &b], ONE_CORE, "", "silence.ceiling = '200ms'").await;
     let mut streams = Vec::new();
     for sender in &mut senders[..5] {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 const STREAM: &str = r#"{"model": "m", "stream": true}"#;
 
-use crate::support::{CHAT, Gateway, Provider, answer, broken, one_by_one, soon, streamed, until_closed};
+use crate::support::{CHAT, Gateway, Provider, answer, broken, events, one_by_one, soon, streamed, until_closed};
 
 #[tokio::test]
 async fn a_stream_is_passed_on_chunk_by_chunk() {
@@ -94,11 +94,7 @@ async fn what_only_keeps_a_stream_alive_does_not_keep_it_from_its_idle_timeout()
 async fn a_provider_that_keeps_a_stream_alive_and_sends_no_content_has_a_time_limit() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
-    let b = Provider::start(|_| {
-        let head = http::Response::builder().header("content-type", "text/event-stream");
-        head.body("data: 1\n\ndata: [DONE]\n\n".into()).unwrap()
-    })
-    .await;
+    let b = Provider::start(|_| events("data: 1\n\ndata: [DONE]\n\n")).await;
     let gateway = Gateway::start(&[&a, &b], "", "", "timeouts.first_content = '100ms'").await;
     let pinging = tokio::spawn(async move {
         while sender.send_data(": wait\n\n".into()).await.is_ok() {
@@ -117,16 +113,12 @@ async fn a_provider_that_keeps_a_stream_alive_and_sends_no_content_has_a_time_li
 async fn a_stream_whose_first_piece_comes_byte_by_byte_is_too_slow() {
     let (mut sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
-    let b = Provider::start(|_| {
-        let head = http::Response::builder().header("content-type", "text/event-stream");
-        head.body("data: 1\n\ndata: [DONE]\n\n".into()).unwrap()
-    })
-    .await;
+    let b = Provider::start(|_| events("data: 1\n\ndata: [DONE]\n\n")).await;
     let gateway = Gateway::start(&[&a, &b], "", "", "timeouts.min_rate = 10").await;
     let dripping = tokio::spawn(async move {
         sender.send_data(": wait\n\ndata: ".into()).await.unwrap();
         while sender.send_data("x".into()).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::task::yield_now().await;
         }
     });
     let answer = gateway.post("/v1/chat/completions", STREAM).await;

@@ -186,6 +186,11 @@ pub(crate) fn streamed() -> (Sender<Bytes, std::io::Error>, Response<Body>) {
     (sender, Response::builder().header("content-type", "text/event-stream").body(Body::new(body)).unwrap())
 }
 
+/// A stream of these events, which is whole.
+pub(crate) fn events(text: &'static str) -> Response<Body> {
+    Response::builder().header("content-type", "text/event-stream").body(text.into()).unwrap()
+}
+
 /// An answer that is no stream, whose body is sent by the test.
 pub(crate) fn dripped() -> (Sender<Bytes, std::io::Error>, Response<Body>) {
     let (sender, body) = Channel::new(4);

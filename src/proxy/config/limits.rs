@@ -41,6 +41,11 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
+    /// How long the first byte of a stream may take: no longer than its first content.
+    pub fn first_byte(&self) -> Duration {
+        self.first_byte.min(self.first_content())
+    }
+
     /// How long the first content of a stream may take.
     pub fn first_content(&self) -> Duration {
         self.first_content.unwrap_or(Duration::from_secs(120).max(self.first_byte)).min(self.total)

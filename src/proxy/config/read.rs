@@ -159,12 +159,9 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.duration("header_timeout", MILLISECOND..=MAX_DURATION, &mut server.header_timeout);
     section.duration("body_timeout", MILLISECOND..=MAX_DURATION, &mut server.body_timeout);
     section.duration("write_timeout", MILLISECOND..=MAX_DURATION, &mut server.write_timeout);
-    let mut heartbeat_after = Duration::ZERO;
-    section.duration("heartbeat_after", MILLISECOND..=MAX_DURATION, &mut heartbeat_after);
-    server.heartbeat_after = Some(heartbeat_after).filter(|after| !after.is_zero());
-    let has_heartbeat = section.has("heartbeat");
+    section.optional_duration("heartbeat_after", MILLISECOND..=MAX_DURATION, &mut server.heartbeat_after);
     section.duration("heartbeat", MILLISECOND..=MAX_DURATION, &mut server.heartbeat);
-    if has_heartbeat && server.heartbeat_after.is_none() {
+    if section.has("heartbeat") && server.heartbeat_after.is_none() {
         section.warn("heartbeat", "has no effect without heartbeat_after");
     }
     section.duration("drain_delay", Duration::ZERO..=MAX_DURATION, &mut server.drain_delay);
@@ -243,9 +240,7 @@ fn read_timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
     let range = MILLISECOND..=MAX_DURATION;
     section.duration("connect", range.clone(), &mut timeouts.connect);
     section.duration("first_byte", range.clone(), &mut timeouts.first_byte);
-    let mut first_content = Duration::ZERO;
-    section.duration("first_content", range.clone(), &mut first_content);
-    timeouts.first_content = Some(first_content).filter(|time| !time.is_zero()).or(timeouts.first_content);
+    section.optional_duration("first_content", range.clone(), &mut timeouts.first_content);
     timeouts.min_rate = section.pieces_per_second("min_rate").or(timeouts.min_rate);
     section.duration("idle", range.clone(), &mut timeouts.idle);
     section.duration("total", range, &mut timeouts.total);

@@ -340,6 +340,19 @@ impl<'r, 'i> Section<'r, 'i> {
 
     // ---- secrets ----
 
+    pub(super) fn optional_duration(
+        &mut self,
+        field: &'static str,
+        range: RangeInclusive<Duration>,
+        target: &mut Option<Duration>,
+    ) {
+        let mut value = target.unwrap_or_default();
+        self.duration(field, range, &mut value);
+        if self.has(field) {
+            *target = Some(value);
+        }
+    }
+
     pub(super) fn secret(&mut self, field: &'static str) -> Option<Secret> {
         let value = self.take(field)?;
         self.secret_in(field, &value)

@@ -82,7 +82,6 @@ impl Waiting {
         let Answer { response, provider } = answer;
         let (mut head, payload) = response.into_parts();
         exchange.answer_with(&mut head, provider, true);
-        exchange.facts.status = Some(200);
         exchange.facts.bytes_out += self.sent as u64;
         let is_good = head.status.is_success();
         let error = match payload {

@@ -45,7 +45,7 @@ pub(crate) struct Facts {
     pub(crate) model: Option<Box<str>>,
     /// `None` until there is an answer.
     pub(crate) status: Option<u16>,
-    /// Whether the client has the head of a 200 all the same.
+    /// Whether the client has the head of a 200 before there is an answer, whatever that will be.
     pub(crate) has_head: Option<Arc<AtomicBool>>,
     pub(crate) end: End,
     pub(crate) is_stream: bool,

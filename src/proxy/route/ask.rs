@@ -202,7 +202,7 @@ fn receive(
         let until = |has_begun: bool| {
             let whole_by = since() + timeouts.total;
             let from = if request.asks_for_a_stream() { since() } else { headed };
-            let limit = if has_begun { timeouts.first_content() } else { timeouts.first_byte };
+            let limit = if has_begun { timeouts.first_content() } else { timeouts.first_byte() };
             if kind.is_stream() { whole_by.min(from + limit) } else { whole_by }
         };
         if kind == Kind::Page && head.status.is_success() {
@@ -407,7 +407,7 @@ pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
 
 /// How long the first piece of an answer may take. One that is no stream has no first piece before it is made.
 fn first_limit(request: &Prepared, timeouts: &Timeouts) -> Duration {
-    if request.asks_for_a_stream() { timeouts.first_byte.min(timeouts.total) } else { timeouts.total }
+    if request.asks_for_a_stream() { timeouts.first_byte() } else { timeouts.total }
 }
 
 /// When a request was sent completely, which for a body that the client still sends is now.

@@ -29,8 +29,8 @@ pub(crate) enum Held {
 
 /// The outcome and the message of an exceeded limit: `limit`, unless the limit for the whole answer has passed as well.
 pub(crate) fn late(limit: Outcome, since: Instant, timeouts: &Timeouts) -> (Outcome, String) {
-    let Timeouts { first_byte, idle, total, .. } = timeouts;
-    let first_content = timeouts.first_content();
+    let Timeouts { idle, total, .. } = timeouts;
+    let (first_byte, first_content) = (timeouts.first_byte(), timeouts.first_content());
     if Instant::now() >= since + *total {
         (Outcome::TotalTimeout, format!("the body was not whole within {total:?}"))
     } else if limit == Outcome::IdleTimeout {
@@ -143,20 +143,24 @@ pub(crate) async fn begin(
         };
         let is_over = piece.is_none() || body.is_end_stream();
         let piece = piece.unwrap_or_default();
-        let Some(form) = form else {
-            let is_content = !is_blank(&piece);
-            let begun = if has_begun { [&beginning[..], &piece].concat().into() } else { piece };
-            match () {
-                () if is_content || begun.len() > MAX_BEGINNING => return Ok(Begun::Well(begun)),
-                () if is_over => return Ok(Begun::Empty),
-                () => beginning = BytesMut::from(&begun[..]),
-            }
-            continue;
+        let is_content = match form {
+            None => !is_blank(&piece),
+            // Later pieces are judged with what came before.
+            Some(form) => !has_begun && first(form, &piece) == Meaning::Content,
         };
-        if !has_begun && first(form, &piece) == Meaning::Content {
+        if !has_begun && is_content {
             return Ok(Begun::Well(piece));
         }
         beginning.extend_from_slice(&piece);
+        let Some(form) = form else {
+            match beginning.len() {
+                0 if is_over => return Ok(Begun::Empty),
+                length if is_content || is_over || length > MAX_BEGINNING => {
+                    return Ok(Begun::Well(beginning.freeze()));
+                }
+                _ => continue,
+            }
+        };
         if is_over {
             // The last piece need not have an empty line.
             beginning.extend_from_slice(b"\n\n");

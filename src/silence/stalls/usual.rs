@@ -120,7 +120,7 @@ pub(super) struct Usual {
     together: [AtomicU32; LEVELS],
     /// Three more than the longest level that a pause has reached.
     longest: AtomicU32,
-    is_over: AtomicU32,
+    has_learnt: AtomicU32,
     /// Whether the means have been learnt for ten times as long as the longest pause.
     is_settled: AtomicU32,
     /// For how long not all streams have paused at once.
@@ -167,7 +167,7 @@ struct Flow {
 impl Usual {
     /// Whether enough is learnt to raise an alarm.
     pub(super) fn has_learnt(&self) -> bool {
-        self.is_over.load(Ordering::Relaxed) != 0
+        self.has_learnt.load(Ordering::Relaxed) != 0
     }
 
     /// Whether pauses of this level can raise an alarm.
@@ -199,7 +199,8 @@ impl Usual {
         // new and grows.
         let spread = mean * (1.0 - alone).max(0.0);
         let drift = if self.is_settled.load(Ordering::Relaxed) == 0 { 2.0 * mean } else { spread / 2.0 };
-        // A pause of all streams at once may always be twice as long as those before.
+        // A pause of all streams at once may always be twice as long as those before. Of what comes before the shortest
+        // level nothing is known.
         let together = level.checked_sub(1).map_or(streams, |half| share(&self.together, half) * (streams + MORE));
         mean + drift + 4.0 * spread.sqrt() + 2.0 * together
     }
@@ -228,7 +229,7 @@ impl Usual {
         self.is_settled.store(is_settled.into(), Ordering::Relaxed);
         self.flowing.store(learner.flowing(pieces, seen.now), Ordering::Relaxed);
         if learner.has_enough(pieces, seen) {
-            self.is_over.store(1, Ordering::Relaxed);
+            self.has_learnt.store(1, Ordering::Relaxed);
         }
     }
 }

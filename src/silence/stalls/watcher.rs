@@ -11,6 +11,7 @@ use super::usual::{LEVELS, LONG, edge, level};
 use super::{Core, FEW, Stall, StallDetector};
 use crate::breaker::CircuitBreaker;
 use crate::permit::Permit;
+use crate::silence::epoch::micros;
 use crate::silence::looks::Looks;
 use crate::sync::Ordering;
 use crate::sync::unseen::{AtomicU32, AtomicU64};
@@ -208,11 +209,11 @@ impl StallWatcher {
     fn tell_pauses(&mut self, word: Word, now: u64) -> Option<Stall> {
         self.streams.retain(is_under_way);
         let detector = &*self.detector;
-        let unseen = detector.usual.unseen().max(detector.floor());
+        let unseen = detector.usual.unseen().max(micros(detector.bounds.floor()));
         let can_judge = detector.usual.has_learnt() && self.looks.is_calm(now);
         let (mut paused, mut fresh) = ([0_u32; LEVELS], [0_u32; LEVELS]);
         let (mut oldest, mut alone, mut beyond_the_ceiling) = (u64::MAX, None, 0);
-        let ceiling = detector.ceiling().map_or(u64::MAX, |it| u64::try_from(it.as_micros()).unwrap_or(u64::MAX));
+        let ceiling = detector.bounds.ceiling().map_or(u64::MAX, micros);
         // Before the pauses: one that ends meanwhile is counted as paused, and then as one that goes on.
         for (then, count) in self.core().ended_then.iter().zip(&self.core().ended.counts) {
             then.store(count.load(Ordering::Relaxed), Ordering::Relaxed);
