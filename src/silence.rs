@@ -81,6 +81,9 @@
 //!   phi 9.
 //! - If a silent request is answered, the upstream was slow and not silent. Then latencies are learnt anew, from
 //!   requests that are sent from then on.
+//! - An upstream that pauses again and again, as when it schedules its work anew, is not silent. If two of the last 16
+//!   pauses were as long, no alarm is raised before a silence has lasted for twice as long. Only pauses of up to a
+//!   second count, and they are forgotten when there has been none for ten minutes.
 //!
 //! # Its limits
 //!
@@ -107,6 +110,7 @@ mod detector;
 mod epoch;
 mod latencies;
 mod looks;
+mod pauses;
 mod published;
 mod stalls;
 mod watcher;

@@ -55,7 +55,7 @@ impl Latency {
 }
 
 /// By Box and Muller.
-fn log_normal(median: f64, sigma: f64) -> f64 {
+pub(super) fn log_normal(median: f64, sigma: f64) -> f64 {
     let normal = (-2.0 * (1.0 - fastrand::f64()).ln()).sqrt() * (std::f64::consts::TAU * fastrand::f64()).cos();
     median * (sigma * normal).exp()
 }

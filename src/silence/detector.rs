@@ -12,6 +12,7 @@ use super::ENOUGH;
 use super::config::{Bounds, Config};
 use super::epoch::Epoch;
 use super::latencies::Surprise;
+use super::pauses::Pauses;
 use super::published::{Published, Silent};
 use super::watcher::Watcher;
 use crate::breaker::CircuitBreaker;
@@ -30,6 +31,7 @@ pub struct Detector {
     /// that followed. A newer answer ends that silence.
     alarm: AtomicU64,
     learning: Learning,
+    pub(super) pauses: Pauses,
     phi: AtomicU32,
     pub(super) bounds: Bounds,
 }
@@ -51,6 +53,7 @@ impl Detector {
             cores: (0..cores).map(|_| CachePadded::new(Published::new())).collect(),
             alarm: AtomicU64::new(0),
             learning: Learning { enough: AtomicU32::new(0), from: AtomicUsize::new(0) },
+            pauses: Pauses::default(),
             phi: AtomicU32::new(0),
             bounds: Bounds::new(config),
         };
@@ -148,12 +151,12 @@ impl Detector {
 
     /// Whether this much silence opens a circuit. `is_calm` is whether the caller was not held up lately.
     pub(super) fn alarms(&self, silent: Silent, is_calm: bool, now: u64) -> bool {
-        let floor = self.bounds.floor();
+        let floor = self.bounds.floor().max(Duration::from_micros(self.pauses.usual(now)));
         let believed = is_calm && self.has_learnt() && self.is_surprising(silent) && silent.age(now) >= floor;
         silent.members >= self.breaker.silent_threshold() && (believed || self.is_too_long(silent, now))
     }
 
-    fn is_surprising(&self, silent: Silent) -> bool {
+    pub(super) fn is_surprising(&self, silent: Silent) -> bool {
         silent.phi >= f32::from_bits(self.phi.load(Ordering::Relaxed))
     }
 

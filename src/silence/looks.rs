@@ -1,7 +1,7 @@
 //! When a watcher looked, and how long it was held up. A look that comes late says that its caller was held up, and
 //! then everything seems silent.
 
-const TICK_MICROS: u64 = 5_000;
+pub(super) const TICK_MICROS: u64 = 5_000;
 /// A look that comes later than this was held up.
 const LATE_MICROS: u64 = 5 * TICK_MICROS / 2;
 /// A look that comes later than this shows that the core or the whole machine is overloaded.

@@ -13,6 +13,7 @@ use super::ENOUGH;
 use super::detector::Detector;
 use super::latencies::Surprise;
 use super::looks::Looks;
+use super::pauses::Pause;
 use super::published::{Published, Silent};
 use crate::breaker::CircuitBreaker;
 use crate::error::LastError;
@@ -163,6 +164,8 @@ pub struct Watcher {
     order: Option<u32>,
     looks: Looks,
     surprise: Surprise,
+    /// A silence that may prove to be a pause.
+    pause: Option<Pause>,
 }
 
 impl Watcher {
@@ -180,6 +183,7 @@ impl Watcher {
             order: None,
             looks: Looks::default(),
             surprise: Surprise::new(),
+            pause: None,
         }
     }
 
@@ -286,8 +290,11 @@ impl Watcher {
         if self.silent.is_empty() {
             return None;
         }
-        let silent = detector.silent(newest);
-        let alarming = detector.alarms(silent, self.looks.is_calm(now), now);
+        let (silent, is_calm) = (detector.silent(newest), self.looks.is_calm(now));
+        if is_calm && detector.is_surprising(silent) {
+            self.pause = Some(Pause::new(newest, silent.oldest, now).after(self.pause));
+        }
+        let alarming = detector.alarms(silent, is_calm, now);
         let before = Word::unpack(word);
         if alarming && before.can_trip() {
             let error = self.error(silent, now);
@@ -347,6 +354,7 @@ impl Watcher {
     }
 
     fn tell_what_is_silent(&mut self, newest: u64, now: u64) {
+        self.pause = self.pause.and_then(|pause| pause.go_on(newest, now, &self.detector.pauses));
         self.forget(|_, request| request.started <= newest);
         let mut silent = Silent::default();
         for &request in self.silent.iter().filter(|request| !request.withdrawn) {
@@ -387,8 +395,9 @@ impl Watcher {
     /// How long a probe may go unanswered before it is silent.
     fn patience(&self, now: u64) -> Duration {
         let learnt = self.surprise.samples() >= ENOUGH as u64;
-        let patience =
-            if learnt && self.looks.is_calm(now) { self.surprise.p99().max(MIN_PATIENCE) } else { Duration::MAX };
+        let pause = Duration::from_micros(self.detector.pauses.usual(now));
+        let usual = self.surprise.p99().max(MIN_PATIENCE).max(pause);
+        let patience = if learnt && self.looks.is_calm(now) { usual } else { Duration::MAX };
         patience.min(self.detector.bounds.ceiling().unwrap_or(Duration::MAX))
     }
 

@@ -80,6 +80,17 @@ async fn whatever_healthy_streams_do_raises_no_alarm() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn when_no_more_streams_begin_those_that_are_left_are_the_ones_that_pause() {
+    for seed in 0..2 {
+        let mut world = World::new(Habits::ALL, 250.0, 2, seed);
+        world.run_for(120 * SECOND).await;
+        world.rate = if seed % 2 == 0 { 1.0 } else { 0.001 };
+        world.run_for(120 * SECOND).await;
+        assert_eq!(world.breaker.trip_count(), 0, "seed {seed}: {:?}", world.breaker.snapshot().last_error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn pauses_of_the_watching_core_raise_no_alarm() {
     let mut world = World::new(Habits::PLAIN, 100.0, 1, 1);
     world.run_for(20 * SECOND).await;

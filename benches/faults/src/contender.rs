@@ -44,6 +44,12 @@ pub(crate) struct Running {
     pub(crate) port: u16,
 }
 
+impl Running {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // nginx's master ends its workers; HAProxy has none with -db.

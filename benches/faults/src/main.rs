@@ -4,6 +4,7 @@
 
 mod burst;
 mod contender;
+mod healthy;
 mod load;
 #[path = "../../gateway/src/process.rs"]
 mod process;
@@ -41,13 +42,19 @@ struct Options {
     latencies: Vec<Latency>,
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Who::Nginx, Who::Haproxy, Who::Fusebox])]
     who: Vec<Who>,
+    /// A gateway of another build, instead of this one.
+    #[arg(long)]
+    gateway: Option<PathBuf>,
     /// Only bursts of requests that take a hundred times as long as usual: no provider fails.
     #[arg(long)]
     bursts: bool,
     /// Only the gateway, and only whose fault it is: a provider that says later, a key, one model of two, one request.
     #[arg(long)]
     scopes: bool,
-    /// Of those.
+    /// Only the gateway, and only so many streams of a provider that works: 100,000 take seven minutes.
+    #[arg(long)]
+    healthy_streams: Option<usize>,
+    /// Of the scopes.
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Case::value_variants().to_vec())]
     cases: Vec<Case>,
 }
@@ -56,7 +63,7 @@ fn main() {
     let options = Options::parse();
     let folder = std::env::temp_dir().join(format!("fault-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a temporary folder");
-    let fusebox = build();
+    let fusebox = options.gateway.unwrap_or_else(build);
     let who: Vec<Who> = options.who.iter().copied().filter(|who| who.is_there()).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     if options.scopes {
@@ -64,6 +71,12 @@ fn main() {
         for case in options.cases {
             println!("| {} |", runtime.block_on(scope::run(case, folder.clone(), fusebox.clone())));
         }
+        let _ = std::fs::remove_dir_all(folder);
+        return;
+    }
+    if let Some(streams) = options.healthy_streams {
+        healthy::head();
+        println!("| {} |", runtime.block_on(healthy::run(streams, folder.clone(), fusebox)));
         let _ = std::fs::remove_dir_all(folder);
         return;
     }

@@ -34,7 +34,8 @@ impl Default for Timeouts {
             first_byte: Duration::from_secs(60),
             first_content: None,
             min_rate: None,
-            idle: Duration::from_secs(60),
+            // Models that reason pause for up to a minute.
+            idle: Duration::from_secs(120),
             total: Duration::from_secs(600),
         }
     }

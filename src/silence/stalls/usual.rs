@@ -118,10 +118,12 @@ pub(super) struct Usual {
     alone: [AtomicU32; LEVELS],
     /// For each level the greatest share of all streams that ended such a pause together.
     together: [AtomicU32; LEVELS],
+    /// How many streams there were at the most while the pauses began that go on.
+    most: AtomicU32,
     /// Three more than the longest level that a pause has reached.
     longest: AtomicU32,
     has_learnt: AtomicU32,
-    /// Whether the means have been learnt for ten times as long as the longest pause.
+    /// Whether the means have been learnt for 80 times as long as the longest pause.
     is_settled: AtomicU32,
     /// For how long not all streams have paused at once.
     flowing: AtomicU64,
@@ -145,6 +147,7 @@ struct Learner {
     /// Pauses that have ended, as of the last look.
     ended: [u32; LEVELS],
     windows: [Window; LEVELS],
+    most: Most,
     flow: Flow,
 }
 
@@ -153,6 +156,24 @@ struct Learner {
 struct Window {
     begun: u64,
     ended: u32,
+}
+
+/// How many streams there were at the most within the length of the longest pause, or twice that.
+#[derive(Default)]
+struct Most {
+    begun: u64,
+    now: u32,
+    before: u32,
+}
+
+impl Most {
+    fn see(&mut self, streams: u32, longest: u64, now: u64) -> u32 {
+        if now.saturating_sub(self.begun) >= longest {
+            *self = Self { begun: now, now: streams, before: self.now };
+        }
+        self.now = self.now.max(streams);
+        self.now.max(self.before)
+    }
 }
 
 /// Whether pieces come at all.
@@ -188,9 +209,11 @@ impl Usual {
         edge((self.longest.load(Ordering::Relaxed) as usize).min(LEVELS - 1))
     }
 
-    /// How many of so many streams are paused for this level or longer, at the most, while all is well.
+    /// How many of so many streams are paused for this level or longer, at the most, while all is well. If fewer begin
+    /// than before, those that are left are the ones that pause: so the streams count that there were.
     pub(super) fn at_most(&self, level: usize, streams: u32) -> f32 {
         let share = |shares: &[AtomicU32; LEVELS], level: usize| f32::from_bits(shares[level].load(Ordering::Relaxed));
+        let streams = streams.max(self.most.load(Ordering::Relaxed));
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let streams = streams as f32;
         let alone = share(&self.alone, level);
@@ -222,10 +245,13 @@ impl Usual {
             together = together.max(learner.together[0][level]).max(learner.together[1][level]);
             self.together[level].store(together.to_bits(), Ordering::Relaxed);
         }
-        let longest = (0..LEVELS).rev().find(|level| sums.ended[*level] > 0.0).map_or(0, |level| level + 3);
-        self.longest.store(u32::try_from(longest).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let longest = (0..LEVELS).rev().find(|level| sums.ended[*level] > 0.0);
+        let unseen = longest.map_or(0, |level| level + 3);
+        self.longest.store(u32::try_from(unseen).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let longest = edge(longest.map_or(0, |level| level + 1));
+        self.most.store(learner.most.see(seen.streams, longest, seen.now), Ordering::Relaxed);
         self.known.store(seen.now.saturating_sub(learner.begun) / 4, Ordering::Relaxed);
-        let is_settled = seen.now.saturating_sub(learner.begun) >= 10 * edge(longest);
+        let is_settled = seen.now.saturating_sub(learner.begun) >= 10 * edge(unseen);
         self.is_settled.store(is_settled.into(), Ordering::Relaxed);
         self.flowing.store(learner.flowing(pieces, seen.now), Ordering::Relaxed);
         if learner.has_enough(pieces, seen) {
@@ -305,7 +331,7 @@ impl Learner {
                 #[expect(clippy::cast_precision_loss, reason = "minutes")]
                 let time = edge(level) as f64;
                 let mean = (sums.ended[level] - ended) / sums.streams[level].max(1.0) * streams * time;
-                if ended > mean + 4.0 * mean.max(0.0).sqrt() + 3.0 {
+                if ended > mean + 4.0 * mean.max(0.0).sqrt() + 1.0 {
                     let share = ratio(ended - mean, streams + f64::from(MORE));
                     self.together[0][level] = self.together[0][level].max(share);
                 }
