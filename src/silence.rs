@@ -77,13 +77,14 @@
 //!   alarm is raised for the next ten ticks. (The [ceiling](ConfigBuilder::ceiling) holds all the same.)
 //! - What has arrived before a look has to be read before it. The caller reads its sockets first, and then passes the
 //!   time at which the tick began.
-//! - A probe is silent if it waits for longer than 99% of answers take (and 50 ms): a single request never reaches
-//!   phi 9.
+//! - A probe is silent if it waits for longer than 99% of answers take (and 50 ms, and twice the usual pause, see
+//!   below): a single request never reaches phi 9.
 //! - If a silent request is answered, the upstream was slow and not silent. Then latencies are learnt anew, from
 //!   requests that are sent from then on.
-//! - An upstream that pauses again and again, as when it schedules its work anew, is not silent. If two of the last 16
-//!   pauses were as long, no alarm is raised before a silence has lasted for twice as long. Only pauses of up to a
-//!   second count, and they are forgotten when there has been none for ten minutes.
+//! - An upstream that pauses now and then, as when it schedules its work anew, is not silent. The usual pause is the
+//!   second longest of the last 16 that ended with an answer to a silent request. A silence raises an alarm only when
+//!   it has lasted for twice as long. Pauses of more than a second do not count. All are forgotten when there has been
+//!   none for ten minutes.
 //!
 //! # Its limits
 //!

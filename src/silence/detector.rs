@@ -46,7 +46,7 @@ struct Learning {
 impl Detector {
     /// A detector for this breaker, with watchers for this many cores. It has learnt nothing yet.
     pub fn new(breaker: Arc<CircuitBreaker>, config: Config, cores: usize) -> Self {
-        let detector = Self {
+        Self {
             breaker,
             label: Box::default(),
             epoch: Epoch::now(),
@@ -54,11 +54,9 @@ impl Detector {
             alarm: AtomicU64::new(0),
             learning: Learning { enough: AtomicU32::new(0), from: AtomicUsize::new(0) },
             pauses: Pauses::default(),
-            phi: AtomicU32::new(0),
+            phi: AtomicU32::new(config.phi.to_bits()),
             bounds: Bounds::new(config),
-        };
-        detector.set_config(config);
-        detector
+        }
     }
 
     /// The name of what is silent, for the circuit's last error. It tells the detectors of one breaker apart.

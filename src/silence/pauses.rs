@@ -7,11 +7,11 @@ use super::looks::TICK_MICROS;
 use crate::sync::Ordering;
 use crate::sync::unseen::{AtomicU64, Mutex};
 
-/// So many of the last pauses are known.
+/// How many of the last pauses are known.
 const KNOWN: usize = 16;
 /// They are forgotten when there has been none for ten minutes. Times are in microseconds.
 const MEMORY: u64 = 600_000_000;
-/// What lasts longer is an outage. It must not delay the alarm at the next one.
+/// A longer one is an outage, and must not delay the alarm at the next outage.
 const LONGEST: u64 = 1_000_000;
 
 /// What all cores know of an upstream's pauses.
@@ -38,40 +38,36 @@ impl Pauses {
     }
 
     fn add(&self, begun: u64, ended: u64) {
-        let length = ended.saturating_sub(begun);
-        if length > LONGEST {
-            return;
-        }
-        // Where another core tells of it now, it tells of the same pause.
+        // A core that holds the lock reports the same pause.
         let Some(mut last) = self.last.try_lock() else { return };
         if ended >= self.forgotten_at.load(Ordering::Relaxed) {
             last.lengths = [0; KNOWN];
         }
-        // Each core tells of the same pause.
+        // Reports that overlap are of one pause: each core sees it, and its end may come in steps.
         if begun >= last.ended {
             last.at = (last.at + 1) % KNOWN;
             let at = last.at;
             last.lengths[at] = 0;
         }
         let at = last.at;
-        last.lengths[at] = last.lengths[at].max(length);
+        last.lengths[at] = last.lengths[at].max(ended.saturating_sub(begun));
         last.ended = last.ended.max(ended);
-        let mut sorted = last.lengths;
+        let mut sorted = last.lengths.map(|length| if length > LONGEST { 0 } else { length });
         sorted.sort_unstable();
         self.usual.store(2 * sorted[KNOWN - 2], Ordering::Relaxed);
         self.forgotten_at.store(last.ended + MEMORY, Ordering::Relaxed);
     }
 }
 
-/// A surprising silence, as one core sees it.
+/// A surprising silence, as one core sees it. Times are in microseconds.
 #[derive(Clone, Copy)]
 pub(super) struct Pause {
-    /// The newest answer.
+    /// When the newest of the answered requests was started.
     as_of: u64,
     begun: u64,
-    /// When it was last surprising.
+    /// The last look at which it was surprising.
     surprising: u64,
-    /// When it was last there.
+    /// The last look before its end.
     seen: u64,
 }
 
@@ -85,8 +81,8 @@ impl Pause {
         Self { begun: before.map_or(self.begun, |before| before.begun.min(self.begun)), ..self }
     }
 
-    /// The pause that goes on. It has ended if a request that was silent is answered; if a newer one is instead, it was
-    /// an outage.
+    /// `None` if the silence is over. If a request is answered that was silent, it was a pause; if only newer ones are,
+    /// it was an outage.
     pub(super) fn go_on(self, newest: u64, now: u64, pauses: &Pauses) -> Option<Self> {
         if newest == self.as_of {
             return Some(Self { seen: now, ..self });
@@ -152,6 +148,11 @@ mod tests {
             pauses.add(at, at + LONGEST + 1);
         }
         assert_eq!(pauses.usual(12_000 * MS), 0, "it lasted for too long");
+        for at in [13_000 * MS, 16_000 * MS] {
+            pauses.add(at, at + 2000 * MS);
+            pauses.add(at + 1500 * MS, at + 2010 * MS);
+        }
+        assert_eq!(pauses.usual(19_000 * MS), 0, "what is answered last is a part of it");
         for at in [20_000 * MS, 21_000 * MS] {
             let pause = Pause::new(at - 1, at, at + 50 * MS);
             let pause = pause.go_on(at - 1, at + 90 * MS, &pauses).expect("nothing was answered");

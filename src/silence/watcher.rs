@@ -164,7 +164,7 @@ pub struct Watcher {
     order: Option<u32>,
     looks: Looks,
     surprise: Surprise,
-    /// A silence that may prove to be a pause.
+    /// The silence under way, if it is surprising: it may prove to be a pause.
     pause: Option<Pause>,
 }
 

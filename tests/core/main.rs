@@ -13,6 +13,7 @@ mod many_waiters;
 #[cfg(not(miri))]
 mod operations;
 mod orders;
+mod pauses;
 mod pitfalls;
 mod policies;
 mod property;

@@ -94,32 +94,3 @@ async fn a_hang_that_ends_is_noticed_by_the_next_probe_or_at_once_by_a_late_answ
         assert!(world.now().duration_since(at) <= limit, "{:?}", world.now().duration_since(at));
     }
 }
-
-#[tokio::test(start_paused = true)]
-async fn pauses_that_end_by_themselves_are_known_after_a_few() {
-    for seed in 0..5 {
-        let mut world = World::new(Settings { latency: Latency::Fast, rate: 250.0, seed, cores: 2, ..Settings::USUAL });
-        world.send(1000).await;
-        let mut lengths = fastrand::Rng::with_seed(seed);
-        let mut pause = async |world: &mut World| {
-            world.begin(Fault::Frozen);
-            world.run_for(Duration::from_millis(lengths.u64(50..300))).await;
-            world.heal(true);
-            world.run_for(Duration::from_secs(3)).await;
-        };
-        for _ in 0..10 {
-            pause(&mut world).await;
-        }
-        let at_first = world.breaker.trip_count();
-        assert!((1..=5).contains(&at_first), "{at_first}");
-        for _ in 0..50 {
-            pause(&mut world).await;
-        }
-        assert_eq!(world.breaker.trip_count(), at_first);
-        let at = world.now();
-        world.begin(Fault::Frozen);
-        world.run_while(World::is_closed).await;
-        let took = world.now().duration_since(at);
-        assert!(took < Duration::from_millis(750), "{took:?}");
-    }
-}

@@ -148,6 +148,27 @@ impl Known {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_streams_that_end_a_pause_together_teach_that_all_may_pause_at_once() {
+    let mut known = Known::new(2, 70 * SECOND);
+    for _ in 0..3 {
+        known.streams.iter().for_each(|stream| stream.wait(known.now));
+        known.pass(60);
+        known.streams.iter().for_each(|stream| stream.piece(known.now));
+        known.pass(600);
+    }
+    assert!(!known.is_silent());
+    let permit = Arc::clone(&known.breaker).try_acquire_owned().expect("closed");
+    let six: Vec<_> = (0..6).map(|_| known.watcher.open(Some(&permit), known.now)).collect();
+    for stream in &six {
+        stream.wait(known.now);
+    }
+    known.pass(60);
+    assert!(!known.is_silent(), "{:?}", known.breaker.snapshot().last_error);
+    known.pass(400);
+    assert!(known.is_silent());
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_stream_alone_is_judged_by_its_own_gaps() {
     let mut known = Known::new(1, 70 * SECOND);
     known.streams[0].wait(known.now);

@@ -5,9 +5,9 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use serde_json::json;
 
-const STREAM: &str = r#"{"model": "m", "stream": true}"#;
-
 use crate::support::{CHAT, Gateway, Provider, answer, broken, events, one_by_one, soon, streamed, until_closed};
+
+const STREAM: &str = r#"{"model": "m", "stream": true}"#;
 
 #[tokio::test]
 async fn a_stream_is_passed_on_chunk_by_chunk() {

@@ -1,7 +1,6 @@
-//! Streams of a provider that works, and does all that good ones do: each alarm is a false one. The gateway alone,
-//! with a fallback whose requests show how often somebody took the detour.
+//! Streams of a provider that works, and does all that good ones do. So each alarm is a false one. Only the gateway is
+//! tried. The requests that reach its fallback are those that an alarm sent there.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,15 +13,16 @@ use bytes::Bytes;
 use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::contender::{Running, start_with};
+use crate::contender::start_with;
+use crate::metrics::{metrics, sum};
 use crate::provider::log_normal;
+use crate::server::serve;
 
 /// Streams per second.
 const RATE: f64 = 250.0;
@@ -107,7 +107,7 @@ pub(crate) async fn run(streams: usize, folder: PathBuf, fusebox: PathBuf) -> St
     stopping.abort();
     let early = early.await.expect("no panic");
     let all = alarms(port).await;
-    drop::<Running>(gateway);
+    drop(gateway);
     let log = std::fs::read_to_string(log).expect("the log of the gateway");
     for line in log.lines().filter(|line| line.contains("circuit opened") || line.contains("failed")) {
         println!("{line}");
@@ -125,7 +125,7 @@ pub(crate) async fn run(streams: usize, folder: PathBuf, fusebox: PathBuf) -> St
     )
 }
 
-/// A pause of the gateway's own, which is none of the provider's.
+/// Pauses of the gateway itself, for which the provider is not to blame.
 async fn stop_again_and_again(pid: u32, seen: Arc<Seen>) {
     let signal = |name: &str| Command::new("kill").args([name, &pid.to_string()]).status().expect("kill runs");
     for pause in STOPPED_FOR.into_iter().cycle() {
@@ -140,7 +140,7 @@ async fn stop_again_and_again(pid: u32, seen: Arc<Seen>) {
 struct Provider {
     seen: Arc<Seen>,
     asked: Arc<AtomicUsize>,
-    /// When it goes on after the batch that it schedules.
+    /// Until then it schedules a batch, and sends nothing.
     busy_until: Mutex<Instant>,
 }
 
@@ -150,22 +150,8 @@ impl Provider {
         let asked = Arc::<AtomicUsize>::default();
         let busy_until = Mutex::new(Instant::now());
         let provider = Arc::new(Self { seen, asked: Arc::clone(&asked), busy_until });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
         tokio::spawn(Arc::clone(&provider).schedule());
-        tokio::spawn(async move {
-            loop {
-                let Ok((stream, _)) = listener.accept().await else { continue };
-                let _ = stream.set_nodelay(true);
-                let provider = Arc::clone(&provider);
-                let service = service_fn(move |request| {
-                    let provider = Arc::clone(&provider);
-                    async move { Ok::<_, Infallible>(provider.answer(request).await) }
-                });
-                let http = hyper::server::conn::http1::Builder::new();
-                tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
-            }
-        });
+        let address = serve(move |request| Arc::clone(&provider).answer(request)).await;
         (address, asked)
     }
 
@@ -182,7 +168,8 @@ impl Provider {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Channel<Bytes, io::Error>> {
         count(&self.asked);
         let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        // Those who read slowly get more than the sockets between hold, or nobody would have to wait for them.
+        // A client that reads slowly gets long pieces: short ones would fit into the buffers of the sockets, and the
+        // gateway would never have to wait for it.
         let long = body.windows(4).any(|part| part == b"long");
         let (mut sender, body) = Channel::new(1);
         tokio::spawn(async move {
@@ -269,16 +256,7 @@ async fn ask(port: u16, number: usize, is_slow: bool) -> io::Result<bool> {
 }
 
 /// How often a circuit has opened.
-async fn alarms(port: u16) -> u64 {
-    let ask = async {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n").await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        Ok::<_, io::Error>(text)
-    };
-    let text = ask.await.expect("metrics");
-    let trips = text.lines().filter(|line| line.starts_with("fusebox_circuit_trips_total{"));
-    trips.map(|line| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count")).sum()
+async fn alarms(port: u16) -> f64 {
+    let metrics = tokio::task::spawn_blocking(move || metrics(port)).await.expect("no panic");
+    sum(&metrics.expect("metrics"), "fusebox_circuit_trips_total")
 }

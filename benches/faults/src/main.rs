@@ -6,12 +6,15 @@ mod burst;
 mod contender;
 mod healthy;
 mod load;
+#[path = "../../gateway/src/metrics.rs"]
+mod metrics;
 #[path = "../../gateway/src/process.rs"]
 mod process;
 #[expect(dead_code, reason = "what only the demo shows")]
 #[path = "../../../src/demo/provider.rs"]
 mod provider;
 mod scope;
+mod server;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

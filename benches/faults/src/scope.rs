@@ -1,7 +1,6 @@
 //! Whose fault it is: a provider that says later, refuses a key, or fails for one model or one request, beside a
 //! healthy one; and one that is alone. What is not to blame must not bear it.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,15 +11,14 @@ use bytes::Bytes;
 use clap::ValueEnum;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
+use hyper_util::rt::TokioExecutor;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::contender::start_with;
+use crate::server::serve;
 use crate::{millis, percentile};
 
 const RATE: u32 = 1000;
@@ -55,22 +53,12 @@ struct Provider {
 impl Provider {
     async fn start(case: Case) -> (Arc<Self>, SocketAddr) {
         let provider = Arc::new(Self { case, is_failing: AtomicBool::new(false), met: AtomicUsize::new(0) });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let serving = Arc::clone(&provider);
-        tokio::spawn(async move {
-            loop {
-                let Ok((stream, _)) = listener.accept().await else { continue };
-                let _ = stream.set_nodelay(true);
-                let provider = Arc::clone(&serving);
-                let service = service_fn(move |request| {
-                    let provider = Arc::clone(&provider);
-                    async move { Ok::<_, Infallible>(provider.answer(request).await) }
-                });
-                let http = hyper::server::conn::http1::Builder::new();
-                tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
-            }
-        });
+        let answering = Arc::clone(&provider);
+        let address = serve(move |request| {
+            let provider = Arc::clone(&answering);
+            async move { provider.answer(request).await }
+        })
+        .await;
         (provider, address)
     }
 

@@ -69,17 +69,6 @@ pub(crate) fn ask_once(kind: Kind, port: u16) -> Option<std::net::TcpStream> {
     Some(stream)
 }
 
-/// What fusebox says of itself; `None` of another one.
-pub(crate) fn metrics(port: u16) -> Option<String> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n").ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    text.contains("fusebox_requests_total").then_some(text)
-}
-
 /// What wrk says.
 pub(crate) struct Saturated {
     requests: u32,

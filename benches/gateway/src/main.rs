@@ -3,6 +3,7 @@
 
 mod contender;
 mod load;
+mod metrics;
 mod plain;
 mod process;
 mod report;
@@ -17,6 +18,7 @@ use clap::Parser;
 
 use contender::{Running, Setup, Who, start, start_upstream};
 use load::{Kind, Saturated, at_rate, saturate};
+use metrics::{metrics, sum};
 use process::{build, free_port, is_there, pause};
 use report::{Spread, head, row};
 
@@ -186,12 +188,8 @@ fn latency(options: &Options, kind: Kind, upstream: &Running, cores: usize, cont
 
 /// Nothing was wrong: each opening of a circuit was a false alarm.
 fn alarms(who: Who, port: u16) {
-    let Some(metrics) = load::metrics(port) else { return };
-    let sum = |name: &str| -> f64 {
-        let lines = metrics.lines().filter(|line| line.starts_with(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-    };
-    let (requests, trips) = (sum("fusebox_requests_total"), sum("fusebox_circuit_trips_total"));
+    let Some(metrics) = metrics(port) else { return };
+    let [requests, trips] = ["fusebox_requests_total", "fusebox_circuit_trips_total"].map(|name| sum(&metrics, name));
     println!("\n{}: {requests} requests, the circuits opened {trips} times", who.name());
 }
 

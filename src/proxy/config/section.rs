@@ -338,8 +338,6 @@ impl<'r, 'i> Section<'r, 'i> {
         }
     }
 
-    // ---- secrets ----
-
     pub(super) fn optional_duration(
         &mut self,
         field: &'static str,
@@ -352,6 +350,8 @@ impl<'r, 'i> Section<'r, 'i> {
             *target = Some(value);
         }
     }
+
+    // ---- secrets ----
 
     pub(super) fn secret(&mut self, field: &'static str) -> Option<Secret> {
         let value = self.take(field)?;

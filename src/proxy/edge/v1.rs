@@ -46,22 +46,31 @@ where
     let mut exchange = Exchange::begin(core, &mut head);
     async move {
         let live = Arc::clone(exchange.attempts.local());
-        let own = |response: Response<Bytes>| Answer { response: response.map(Payload::Whole), provider: None };
         let answer = match read(&live, &mut exchange, head, body).await {
             Err(answer) => own(answer),
             Ok((request, None)) if request.asks_for_a_stream() && live.server.heartbeat_after.is_some() => {
                 return into(Box::pin(wait(exchange, live, request)).await);
             }
-            Ok((request, rest)) => match candidates(&live, &request, &exchange) {
-                Err(answer) => own(*answer),
-                Ok(Route { candidates, whose }) => {
-                    let mut failover = Failover::new(&live, candidates, whose, &mut exchange, request, rest);
-                    let found = failover.run().await;
-                    failover.finish(found)
-                }
-            },
+            Ok((request, rest)) => route(&live, &mut exchange, request, rest).await,
         };
         into(ClientBody::answer(exchange, answer))
+    }
+}
+
+/// An answer of the gateway's own.
+fn own(response: Response<Bytes>) -> Answer {
+    Answer { response: response.map(Payload::Whole), provider: None }
+}
+
+/// Asks the providers of the request's model.
+async fn route(live: &Arc<Local>, exchange: &mut Exchange, request: Arc<Prepared>, rest: Option<Box<Rest>>) -> Answer {
+    match candidates(live, &request, exchange) {
+        Err(answer) => own(*answer),
+        Ok(Route { candidates, whose }) => {
+            let mut failover = Failover::new(live, candidates, whose, exchange, request, rest);
+            let found = failover.run().await;
+            failover.finish(found)
+        }
     }
 }
 
@@ -73,14 +82,7 @@ async fn wait(mut exchange: Exchange, live: Arc<Local>, request: Arc<Prepared>) 
     exchange.facts.has_head = Some(Arc::clone(&has_head));
     let until = exchange.facts.started + after;
     let mut answering: Answering = Box::pin(async move {
-        let answer = match candidates(&live, &request, &exchange) {
-            Err(answer) => Answer { response: answer.map(Payload::Whole), provider: None },
-            Ok(Route { candidates, whose }) => {
-                let mut failover = Failover::new(&live, candidates, whose, &mut exchange, request, None);
-                let found = failover.run().await;
-                failover.finish(found)
-            }
-        };
+        let answer = route(&live, &mut exchange, request, None).await;
         (exchange, answer)
     });
     match within(&mut core.timers.timer(), || until, Pin::new(&mut answering)).await {

@@ -134,7 +134,7 @@ pub(crate) async fn begin(
         let has_begun = !beginning.is_empty();
         let slow = half.filter(|_| beginning.len() - judged < LONG_PIECE).zip(patience);
         let slow = slow.map(|(since, patience)| since + patience);
-        let limit = || until(has_begun).min(slow.unwrap_or_else(|| until(has_begun)));
+        let limit = || slow.into_iter().fold(until(has_begun), Instant::min);
         let piece = match within(timer, limit, pin!(next(body))).await {
             Some(piece) => piece?,
             None if slow.is_some_and(|slow| slow < until(has_begun)) => return Ok(Begun::TooSlow),

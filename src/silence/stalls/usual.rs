@@ -118,10 +118,10 @@ pub(super) struct Usual {
     alone: [AtomicU32; LEVELS],
     /// For each level the greatest share of all streams that ended such a pause together.
     together: [AtomicU32; LEVELS],
-    /// How many streams there were at the most while the pauses began that go on.
+    /// The most streams that were under way since the oldest pauses began that still go on.
     most: AtomicU32,
-    /// Three more than the longest level that a pause has reached.
-    longest: AtomicU32,
+    /// Three levels above the longest pause that has ended lately.
+    unseen: AtomicU32,
     has_learnt: AtomicU32,
     /// Whether the means have been learnt for 80 times as long as the longest pause.
     is_settled: AtomicU32,
@@ -158,7 +158,7 @@ struct Window {
     ended: u32,
 }
 
-/// How many streams there were at the most within the length of the longest pause, or twice that.
+/// The most streams that were under way at one time, within the length of the longest pause or twice that.
 #[derive(Default)]
 struct Most {
     begun: u64,
@@ -206,11 +206,12 @@ impl Usual {
 
     /// No stream has paused for as long lately, in microseconds.
     pub(super) fn unseen(&self) -> u64 {
-        edge((self.longest.load(Ordering::Relaxed) as usize).min(LEVELS - 1))
+        edge((self.unseen.load(Ordering::Relaxed) as usize).min(LEVELS - 1))
     }
 
-    /// How many of so many streams are paused for this level or longer, at the most, while all is well. If fewer begin
-    /// than before, those that are left are the ones that pause: so the streams count that there were.
+    /// How many of so many streams are paused for this level or longer, at the most, while all is well. When fewer
+    /// streams begin than before, those that are left are mostly the ones that pause. So the share is taken of as many
+    /// as there were.
     pub(super) fn at_most(&self, level: usize, streams: u32) -> f32 {
         let share = |shares: &[AtomicU32; LEVELS], level: usize| f32::from_bits(shares[level].load(Ordering::Relaxed));
         let streams = streams.max(self.most.load(Ordering::Relaxed));
@@ -222,8 +223,8 @@ impl Usual {
         // new and grows.
         let spread = mean * (1.0 - alone).max(0.0);
         let drift = if self.is_settled.load(Ordering::Relaxed) == 0 { 2.0 * mean } else { spread / 2.0 };
-        // A pause of all streams at once may always be twice as long as those before. Of what comes before the shortest
-        // level nothing is known.
+        // A pause of all streams at once may always be twice as long as those before. Nothing is known of pauses that
+        // are shorter than the shortest level.
         let together = level.checked_sub(1).map_or(streams, |half| share(&self.together, half) * (streams + MORE));
         mean + drift + 4.0 * spread.sqrt() + 2.0 * together
     }
@@ -234,8 +235,7 @@ impl Usual {
         let pieces = cores.clone().map(Ended::pieces).sum();
         let ended = or_longer(cores.map(|core| &core.counts));
         learner.begin(pieces, seen.now);
-        let longest = self.longest.load(Ordering::Relaxed) as usize;
-        learner.add(ended, seen, longest);
+        learner.add(ended, seen, self.unseen.load(Ordering::Relaxed) as usize);
         let sums = learner.sums[0].and(&learner.sums[1]);
         learner.see_what_ended_together(&sums, seen);
         let mut together = 0.0_f32;
@@ -247,7 +247,7 @@ impl Usual {
         }
         let longest = (0..LEVELS).rev().find(|level| sums.ended[*level] > 0.0);
         let unseen = longest.map_or(0, |level| level + 3);
-        self.longest.store(u32::try_from(unseen).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.unseen.store(u32::try_from(unseen).unwrap_or(u32::MAX), Ordering::Relaxed);
         let longest = edge(longest.map_or(0, |level| level + 1));
         self.most.store(learner.most.see(seen.streams, longest, seen.now), Ordering::Relaxed);
         self.known.store(seen.now.saturating_sub(learner.begun) / 4, Ordering::Relaxed);
