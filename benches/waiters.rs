@@ -1,5 +1,5 @@
 //! A probe that many calls wait for: how long its success holds up the task that reports it, how long it takes until
-//! all of them have run, and what one of them weighs.
+//! all of them have run, and what one of them weighs; and how long it takes if each hands the probe on to the next one.
 //!
 //! Two workers of a tokio runtime; each waiter is a task. `cargo bench -p fusebox-benches --bench waiters`.
 
@@ -12,7 +12,7 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use fusebox::{CircuitBreaker, PermitType};
+use fusebox::{CircuitBreaker, OwnedPermit, PermitType};
 use fusebox_benches::Spread;
 use fusebox_benches::contenders::replaced;
 use tokio::runtime::Builder;
@@ -42,16 +42,20 @@ trait Contender: Send + Sync + 'static {
     fn waiting(&self) -> usize;
 }
 
+fn probing() -> (Arc<CircuitBreaker>, OwnedPermit) {
+    let builder = CircuitBreaker::builder("openai").failure_threshold(1).open_for(Duration::from_millis(1));
+    let breaker = Arc::new(builder.build().expect("a valid configuration"));
+    breaker.try_acquire().expect("closed").failure("timeout", "");
+    loop {
+        if let Ok(probe) = Arc::clone(&breaker).try_acquire_owned() {
+            return (breaker, probe);
+        }
+    }
+}
+
 impl Contender for CircuitBreaker {
     fn probing() -> (Arc<Self>, Release) {
-        let builder = CircuitBreaker::builder("openai").failure_threshold(1).open_for(Duration::from_millis(1));
-        let breaker = Arc::new(builder.build().expect("a valid configuration"));
-        breaker.try_acquire().expect("closed").failure("timeout", "");
-        let probe = loop {
-            if let Ok(probe) = Arc::clone(&breaker).try_acquire_owned() {
-                break probe;
-            }
-        };
+        let (breaker, probe) = probing();
         (breaker, Box::new(move || probe.success()))
     }
 
@@ -139,6 +143,26 @@ fn release<C: Contender>(count: usize) -> Sample {
     })
 }
 
+/// Microseconds until the last waiter has run, where each hands the probe on to the next one.
+fn hand_on(count: usize) -> f64 {
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let (breaker, probe) = probing();
+        let mut waiters = JoinSet::new();
+        for _ in 0..count {
+            let breaker = Arc::clone(&breaker);
+            waiters.spawn(async move { breaker.acquire().await.expect("no probe fails").cancel() });
+        }
+        while breaker.waiting() < count {
+            yield_now().await;
+        }
+        let began = Instant::now();
+        probe.cancel();
+        while waiters.join_next().await.is_some() {}
+        began.elapsed().as_secs_f64() * 1e6
+    })
+}
+
 /// Bytes of one waiter: its future, and what that allocates when it begins to wait. A task adds its own.
 fn weight<C: Contender>() -> (usize, u64) {
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
@@ -167,11 +191,13 @@ fn row<C: Contender>(name: &str, rounds: &[Vec<Sample>]) {
 fn main() {
     let Arguments { rounds, .. } = Arguments::parse();
     let mut samples: [[Vec<Sample>; COUNTS.len()]; 3] = Default::default();
+    let mut handed_on: [Vec<f64>; COUNTS.len()] = Default::default();
     for _ in 0..rounds {
         for (n, count) in COUNTS.into_iter().enumerate() {
             samples[0][n].push(release::<CircuitBreaker>(count));
             samples[1][n].push(release::<replaced::Waiting>(count));
             samples[2][n].push(release::<BareNotify>(count));
+            handed_on[n].push(hand_on(count));
         }
     }
     println!("\nmedians (smallest-largest) of {rounds} rounds, in microseconds, two workers");
@@ -183,4 +209,9 @@ fn main() {
     row::<CircuitBreaker>("**fusebox**", &samples[0]);
     row::<replaced::Waiting>("`DashMap` + `Mutex` + `watch`", &samples[1]);
     row::<BareNotify>("floor: `Notify` alone", &samples[2]);
+    println!("\n| each hands the probe on to the next: waiters | all have run | of that, each |\n|---|---|---|");
+    for (count, took) in COUNTS.into_iter().zip(handed_on) {
+        let each = Spread::of(took.iter().map(|took| took / f64::from(u32::try_from(count).unwrap_or(u32::MAX))));
+        println!("| {count} | {} | {each} |", Spread::of(took.into_iter()));
+    }
 }

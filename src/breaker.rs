@@ -139,6 +139,9 @@ impl CircuitBreaker {
     ///
     /// Dropping the future gives up the wait and changes nothing: a probe is claimed only in the poll that returns it.
     ///
+    /// A probe that is handed back wakes the call that has waited longest. If that future is neither polled nor dropped
+    /// then, the others wait until the lease would have ended; a new call takes the probe at once.
+    ///
     /// # Panics
     ///
     /// If it has to wait outside a tokio runtime with its timer enabled.

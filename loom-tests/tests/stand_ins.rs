@@ -23,6 +23,7 @@ enum Step {
     Poll(usize, usize),
     Drop(usize),
     Notify,
+    NotifyOne,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -31,6 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..8_usize, 0..3_usize).prop_map(|(subscription, waker)| Step::Poll(subscription, waker)),
         2 => (0..8_usize).prop_map(Step::Drop),
         2 => Just(Step::Notify),
+        2 => Just(Step::NotifyOne),
     ]
 }
 
@@ -46,7 +48,12 @@ impl Wake for Count {
 /// What a script showed, step by step: who was ready, and how often each waker had been woken.
 type Seen = Vec<(Option<bool>, [usize; 3])>;
 
-fn follow<'a, F: Future<Output = ()> + 'a>(script: &[Step], subscribe: impl Fn() -> F, notify: impl Fn()) -> Seen {
+fn follow<'a, F: Future<Output = ()> + 'a>(
+    script: &[Step],
+    subscribe: impl Fn() -> F,
+    notify: impl Fn(),
+    notify_one: impl Fn(),
+) -> Seen {
     let counts: [Arc<Count>; 3] = Default::default();
     let wakers = counts.clone().map(Waker::from);
     let mut subscriptions: Vec<Option<Pin<Box<F>>>> = Vec::new();
@@ -62,6 +69,7 @@ fn follow<'a, F: Future<Output = ()> + 'a>(script: &[Step], subscribe: impl Fn()
             }
             Step::Drop(subscription) => drop(subscriptions.get_mut(subscription).and_then(Option::take)),
             Step::Notify => notify(),
+            Step::NotifyOne => notify_one(),
         }
         seen.push((ready, counts.each_ref().map(|count| count.0.load(Ordering::Relaxed))));
     }
@@ -85,10 +93,11 @@ proptest! {
     #[test]
     fn notify_wakes_whom_tokios_wakes(script in vec(step(), 1..40)) {
         let real = tokio::sync::Notify::new();
-        let expected = follow(&script, || real.notified(), || real.notify_waiters());
+        let expected = follow(&script, || real.notified(), || real.notify_waiters(), || real.notify_one());
         in_a_model(move || {
             let stand_in = sync::Notify::new();
-            let seen = follow(&script, || stand_in.notified(), || stand_in.notify_waiters());
+            let (all, one) = (|| stand_in.notify_waiters(), || stand_in.notify_one());
+            let seen = follow(&script, || stand_in.notified(), all, one);
             assert_eq!(seen, expected, "{script:?}");
         });
     }

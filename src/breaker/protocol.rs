@@ -98,8 +98,10 @@ impl CircuitBreaker {
         if transition.begins_a_generation() {
             self.history.confirm(transition, error);
         }
-        if transition.ends_a_wait() {
-            self.waiting.notify();
+        if transition.frees_the_probe() {
+            self.waiting.notify_one();
+        } else if transition.ends_a_wait() {
+            self.waiting.notify_all();
         }
         if transition.is_logged() {
             // A subscriber may panic. Until it returns, a claim belongs to a permit that hands the probe back.

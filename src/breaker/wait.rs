@@ -30,9 +30,16 @@ impl Waiting {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// To be called only after the word has changed.
-    pub(super) fn notify(&self) {
+    // To be called only after the word has changed.
+
+    pub(super) fn notify_all(&self) {
         self.notify.notify_waiters();
+    }
+
+    /// Wakes the call that has waited longest. If it leaves before it looks, `Notify` wakes the next one in its place;
+    /// if nobody waits, the next one to wait looks once more than it had to.
+    pub(super) fn notify_one(&self) {
+        self.notify.notify_one();
     }
 
     fn take_place(&self, max: usize) -> Option<Place<'_>> {

@@ -156,6 +156,11 @@ impl Transition {
             && !matches!(self.before.state, State::Closed { .. } | State::Disabled)
     }
 
+    /// Whether the probe is free again. Of those who wait, one can have it, and the others go on waiting.
+    pub(crate) const fn frees_the_probe(self) -> bool {
+        matches!(self.kind, Kind::HandBack | Kind::GoodProbe)
+    }
+
     /// The failures in a row that it opens a closed circuit with.
     pub(crate) const fn failures(self) -> Option<u32> {
         match (self.before.failures(), self.after.cause()) {

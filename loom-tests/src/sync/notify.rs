@@ -1,4 +1,4 @@
-//! tokio's `Notify` without `notify_one`, with the weakest orderings that tokio's has.
+//! tokio's `Notify`, with the weakest orderings that tokio's has.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::Mutex;
 
-/// Wakes all waiters.
+/// Wakes one waiter, or all.
 pub struct Notify {
     /// How often `notify_waiters` was called.
     calls: loom::sync::atomic::AtomicUsize,
@@ -17,7 +17,31 @@ pub struct Notify {
 #[derive(Default)]
 struct Queue {
     next: usize,
+    /// The one that has waited longest comes first.
     waiting: Vec<(usize, Waker)>,
+    /// Those that `notify_one` woke, and that have not been polled since.
+    chosen: Vec<usize>,
+    /// `notify_one` found nobody: the next one need not wait.
+    is_kept: bool,
+}
+
+impl Queue {
+    /// Chooses whom to wake. Its waker is for the caller to wake, without the lock.
+    fn choose(&mut self) -> Option<Waker> {
+        if self.waiting.is_empty() {
+            self.is_kept = true;
+            return None;
+        }
+        let (id, waker) = self.waiting.remove(0);
+        self.chosen.push(id);
+        Some(waker)
+    }
+
+    /// Whether `notify_one` woke it, which is said once.
+    fn was_chosen(&mut self, id: usize) -> bool {
+        let at = self.chosen.iter().position(|chosen| *chosen == id);
+        at.map(|at| self.chosen.swap_remove(at)).is_some()
+    }
 }
 
 impl Notify {
@@ -42,6 +66,14 @@ impl Notify {
             waker.wake();
         }
     }
+
+    /// Wakes the waiter that has waited longest, or spares the next one its wait.
+    pub fn notify_one(&self) {
+        let chosen = self.queue.lock().choose();
+        if let Some(waker) = chosen {
+            waker.wake();
+        }
+    }
 }
 
 /// A subscription to one wakeup.
@@ -61,12 +93,10 @@ enum State {
 
 impl Notified<'_> {
     fn enqueue(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.notify.calls.load(Acquire) != self.calls {
-            return Poll::Ready(());
-        }
         let waker = cx.waker().clone();
         let mut queue = self.notify.queue.lock();
-        if self.notify.calls.load(Acquire) != self.calls {
+        // In this order, as tokio's.
+        if self.notify.calls.load(Acquire) != self.calls || std::mem::take(&mut queue.is_kept) {
             return Poll::Ready(());
         }
         let id = queue.next;
@@ -79,7 +109,10 @@ impl Notified<'_> {
     fn requeue(&self, id: usize, cx: &Context<'_>) -> Poll<()> {
         let mut queue = self.notify.queue.lock();
         match queue.waiting.iter_mut().find(|(waiting, _)| *waiting == id) {
-            None => Poll::Ready(()),
+            None => {
+                queue.was_chosen(id);
+                Poll::Ready(())
+            }
             Some((_, waker)) => {
                 waker.clone_from(cx.waker());
                 Poll::Pending
@@ -107,7 +140,14 @@ impl Future for Notified<'_> {
 impl Drop for Notified<'_> {
     fn drop(&mut self) {
         if let State::Waiting(id) = self.state {
-            self.notify.queue.lock().waiting.retain(|(waiting, _)| *waiting != id);
+            let mut queue = self.notify.queue.lock();
+            queue.waiting.retain(|(waiting, _)| *waiting != id);
+            // What it was woken for is for another one now.
+            let chosen = if queue.was_chosen(id) { queue.choose() } else { None };
+            drop(queue);
+            if let Some(waker) = chosen {
+                waker.wake();
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A waiter gets the probe's result, whatever it is and however it comes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -197,8 +198,8 @@ fn which_probed(kinds: [PermitType; 2]) -> &'static str {
 }
 
 #[test]
-fn of_two_waiters_one_becomes_the_probe_that_was_handed_back_and_the_other_gets_its_result() {
-    explore_crowd(&["the first probed", "the second probed"], || {
+fn of_two_waiters_the_first_becomes_the_probe_that_was_handed_back_and_the_other_gets_its_result() {
+    explore_crowd(&["the first probed"], || {
         let (breaker, probe) = probing();
         let waiters = two_that_succeed([begin(&breaker), begin(&breaker)]);
         probe.cancel();
@@ -253,6 +254,43 @@ fn a_waiter_that_leaves_takes_no_wakeup_with_it() {
         leaver.join().unwrap();
         assert_eq!(breaker.snapshot().waiters, 0, "each gave its place back");
         woken(woke)
+    });
+}
+
+#[test]
+fn a_waiter_that_leaves_hands_the_probe_on_to_the_next_one() {
+    explore_crowd(&["the next one was woken", "the next one found it free"], || {
+        let (breaker, probe) = probing();
+        let leaving = begin(&breaker);
+        let waiter = go_on(begin(&breaker));
+        let leaver = thread::spawn(move || drop(leaving));
+        // It wakes one of the two, which may be the one that leaves.
+        probe.cancel();
+        let (answer, woke) = waiter.join().unwrap();
+        assert!(probes(&answer));
+        leaver.join().unwrap();
+        if woke { "the next one was woken" } else { "the next one found it free" }
+    });
+}
+
+#[test]
+fn a_probe_that_every_waiter_hands_on_gets_to_the_last_one() {
+    explore_crowd(&["in the order in which they came"], || {
+        let (breaker, probe) = probing();
+        let had_it = Arc::new(Mutex::new(Vec::new()));
+        let waiters = [begin(&breaker), begin(&breaker)].into_iter().enumerate().map(|(n, waiting)| {
+            beside(&had_it, move |had_it| {
+                let permit = block_on(waiting).expect("no probe fails here");
+                assert_eq!(permit.kind(), PermitType::Probe);
+                had_it.lock().unwrap().push(n);
+                permit.cancel();
+            })
+        });
+        let waiters: Vec<_> = waiters.collect();
+        probe.cancel();
+        waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+        assert_eq!(*had_it.lock().unwrap(), [0, 1]);
+        "in the order in which they came"
     });
 }
 
