@@ -1,9 +1,10 @@
-//! Breakers by name: lookups in maps of 16 and 10,000 names, of one name and of all of them in turn, and what a new
-//! name costs while others look.
+//! Breakers by name: lookups in maps of 16, 10,000 and 100,000 names, of one name and of all of them in turn; what a
+//! new name costs while others look; and how a map grows name by name.
 //!
 //! All maps hold the same breakers, and a lookup ends with a look at one. `cargo bench -p fusebox-benches --bench
 //! registry`.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -34,6 +35,7 @@ struct Arguments {
 const LOOKUPS: u32 = 512;
 const FEW: usize = 16;
 const MANY: usize = 10_000;
+const CROWD: usize = 100_000;
 /// Names that are inserted, one after the other, in each round.
 const INSERTS: usize = 20;
 
@@ -58,7 +60,9 @@ fn breaker(name: &Arc<str>) -> Arc<CircuitBreaker> {
 }
 
 fn breakers<M: FromIterator<(Arc<str>, Arc<CircuitBreaker>)>>(names: &[Arc<str>]) -> M {
-    names.iter().map(|name| (Arc::clone(name), breaker(name))).collect()
+    // Each map has texts of its own, as if the names came with requests.
+    let own = |name: &Arc<str>| Arc::<str>::from(&**name);
+    names.iter().map(own).map(|name| (Arc::clone(&name), breaker(&name))).collect()
 }
 
 /// What to do with each breaker that is found.
@@ -124,7 +128,15 @@ fn lookups(suite: &mut Suite, table: (&'static str, &[Arc<str>], Keys)) {
     add(
         suite,
         table,
-        "`ArcSwap`, SipHash",
+        "`ArcSwap<HashMap>`, foldhash",
+        swapped::<Fold>(names),
+        |_| (),
+        |map, (), name| map.load().get(name).is_some_and(|breaker| look(breaker)),
+    );
+    add(
+        suite,
+        table,
+        "`ArcSwap<HashMap>`, SipHash",
         swapped::<RandomState>(names),
         |_| (),
         |map, (), name| map.load().get(name).is_some_and(|breaker| look(breaker)),
@@ -203,6 +215,61 @@ fn inserts(rounds: u32) -> [(&'static str, Spread); 4] {
     ]
 }
 
+/// What a map takes that grows name by name: milliseconds in all, and bytes for each name beside its breaker.
+struct Growth {
+    took: Vec<f64>,
+    bytes: u64,
+}
+
+fn growth(rounds: u32) -> [(&'static str, Growth); 4] {
+    let breakers: Vec<_> = names(CROWD).iter().map(|name| (Arc::clone(name), breaker(name))).collect();
+    let grown = |bytes: &dyn Fn() -> Box<dyn Any>| {
+        let mut map: Box<dyn Any> = Box::new(());
+        let began = Instant::now();
+        let heap = allocation_counter::measure(|| map = bytes());
+        (began.elapsed().as_secs_f64() * 1e3, u64::try_from(heap.bytes_current).unwrap_or(0) / CROWD as u64)
+    };
+    let ours = || -> Box<dyn Any> {
+        let map = CircuitBreakerRegistry::default();
+        for (_, breaker) in &breakers {
+            map.insert_breaker(Arc::clone(breaker));
+        }
+        Box::new(map)
+    };
+    let papaya = || -> Box<dyn Any> {
+        let map: papaya::HashMap<Arc<str>, Arc<CircuitBreaker>, Fold> = papaya::HashMap::default();
+        for (name, breaker) in &breakers {
+            map.pin().insert(Arc::clone(name), Arc::clone(breaker));
+        }
+        Box::new(map)
+    };
+    let dashmap = || -> Box<dyn Any> {
+        let map: DashMap<Arc<str>, Arc<CircuitBreaker>, Fold> = DashMap::default();
+        for (name, breaker) in &breakers {
+            map.insert(Arc::clone(name), Arc::clone(breaker));
+        }
+        Box::new(map)
+    };
+    let locked = || -> Box<dyn Any> {
+        let mut map: Breakers<Fold> = HashMap::default();
+        for (name, breaker) in &breakers {
+            map.insert(Arc::clone(name), Arc::clone(breaker));
+        }
+        Box::new(map)
+    };
+    let makers: [(&str, &dyn Fn() -> Box<dyn Any>); 4] =
+        [("**fusebox**", &ours), ("papaya", &papaya), ("`DashMap`", &dashmap), ("`HashMap`, one thread", &locked)];
+    let mut growths = makers.map(|(name, _)| (name, Growth { took: Vec::new(), bytes: 0 }));
+    for _ in 0..rounds {
+        for ((_, maker), (_, growth)) in makers.iter().zip(&mut growths) {
+            let (took, bytes) = grown(maker);
+            growth.took.push(took);
+            growth.bytes = bytes;
+        }
+    }
+    growths
+}
+
 /// Microseconds for one of the inserts that `insert` makes, while another thread reads.
 fn timed(read: &(dyn Fn() -> bool + Sync), insert: impl FnOnce()) -> f64 {
     let (reading, over) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -230,12 +297,13 @@ fn main() -> ExitCode {
 
 fn measure(arguments: &Arguments) -> Result<(), String> {
     let Arguments { options } = arguments;
-    let (few, many) = (names(FEW), names(MANY));
+    let (few, many, crowd) = (names(FEW), names(MANY), names(CROWD));
     let mut suite = Suite::new("registry");
     lookups(&mut suite, ("lookup, 16 names, hot", &few, Keys::Hot));
     lookups(&mut suite, ("lookup, 16 names, uniform", &few, Keys::Uniform));
     lookups(&mut suite, ("lookup, 10,000 names, hot", &many, Keys::Hot));
     lookups(&mut suite, ("lookup, 10,000 names, uniform", &many, Keys::Uniform));
+    lookups(&mut suite, ("lookup, 100,000 names, uniform", &crowd, Keys::Uniform));
     calls(&mut suite, ("permit + success by name, 16 names, hot", &few, Keys::Hot));
     calls(&mut suite, ("permit + success by name, 10,000 names, hot", &many, Keys::Hot));
     calls(&mut suite, ("permit + success by name, 10,000 names, uniform", &many, Keys::Uniform));
@@ -245,6 +313,10 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
         println!("| a new name among 10,000, while a thread reads | µs |\n|---|---|");
         for (contender, spread) in inserts(options.rounds) {
             println!("| {contender} | {spread} |");
+        }
+        println!("\n| 100,000 names, one by one | ms | bytes of the map for each |\n|---|---|---|");
+        for (contender, Growth { took, bytes }) in growth(options.rounds) {
+            println!("| {contender} | {} | {bytes} |", Spread::of(took));
         }
     }
     Ok(())

@@ -417,12 +417,12 @@ impl CircuitBreaker {
         CircuitOpenError::new(Arc::clone(&self.name), rejection, counts.trips, last_error)
     }
 
-    pub(crate) fn silent_threshold(&self) -> u32 {
-        self.settings.silent_threshold()
-    }
-
     pub(crate) fn shared_name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    pub(crate) fn silent_threshold(&self) -> u32 {
+        self.settings.silent_threshold()
     }
 }
 

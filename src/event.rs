@@ -38,7 +38,7 @@ pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: &Past
         trip_count: past.counts.trips,
     };
     match step.kind {
-        Kind::EndRow | Kind::HandBack | Kind::GoodProbe => {}
+        Kind::EndRow | Kind::HandBack | Kind::GoodProbe | Kind::Evict => {}
         Kind::Trip => transition!(WARN, breaker, told, past, "circuit opened"),
         Kind::Claim => transition!(INFO, breaker, told, past, "circuit half-open, probing"),
         Kind::TakeOver => {

@@ -1,35 +1,30 @@
-//! Breakers by name, and the protocol for callers that cannot carry a permit from one callback to the next.
+//! Breakers by name: how they are found, added and removed.
 //!
-//! Not here: the state of a breaker, which the registry never changes.
+//! Not here: the map (`registry::table`), and the protocol for callers that have nothing but a name
+//! (`registry::by_name`).
 
+mod by_name;
 mod probe_guard;
+mod table;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::error::Error;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::ptr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use crate::breaker::{BreakerSnapshot, CircuitBreaker};
 use crate::config::Config;
-use crate::error::{CircuitOpenError, RejectionReason};
-use crate::permit::{Permit, PermitType};
 use crate::sync::{ArcSwap, Mutex};
 use crate::transition::CircuitState;
-use crate::word;
 pub use probe_guard::ProbeGuard;
-
-/// With the default hasher a lookup takes twice as long. `foldhash` is seeded at random, but an attacker who sees its
-/// results could construct names that collide. That matters only for names that are inserted: looking up a name inserts
-/// nothing, and meets no more collisions than there are among the names that the application chose.
-type Breakers = HashMap<Arc<str>, Arc<CircuitBreaker>, foldhash::fast::RandomState>;
+use table::{Slot, Table};
 
 /// The breakers of all upstreams, by name.
 ///
-/// Readers use an immutable snapshot of the map, without a lock. Writers replace it, one at a time. A name that is not
-/// in the registry has no breaker: its calls are allowed, its records are ignored, and it is not added by being asked
-/// for.
+/// Readers use a snapshot of the map, without a lock. Writers go one at a time: they fill a free place in it, or replace
+/// it by another one. A name that is not in the registry has no breaker: its calls are allowed, its records are ignored,
+/// and it is not added by being asked for, unless by [`get_or_insert`](Self::get_or_insert).
 ///
 /// # By name
 ///
@@ -59,9 +54,16 @@ type Breakers = HashMap<Arc<str>, Arc<CircuitBreaker>, foldhash::fast::RandomSta
 /// # }
 /// ```
 pub struct CircuitBreakerRegistry {
-    breakers: ArcSwap<Breakers>,
-    writer: Mutex<()>,
+    breakers: ArcSwap<Table>,
+    writer: Mutex<Writer>,
     config: Config,
+    cap: Option<usize>,
+}
+
+#[derive(Default)]
+struct Writer {
+    /// Nothing could be evicted, and so many names are refused before another look is worth its while.
+    in_vain: usize,
 }
 
 impl CircuitBreakerRegistry {
@@ -72,34 +74,84 @@ impl CircuitBreakerRegistry {
 
     /// One breaker with `config` for each name. Names inserted later get it too.
     pub fn with_config(names: impl IntoIterator<Item = impl AsRef<str>>, config: Config) -> Self {
-        let registry = Self { breakers: ArcSwap::from_pointee(Breakers::default()), writer: Mutex::new(()), config };
+        let breakers = ArcSwap::from_pointee(Table::with_room(0));
+        let registry = Self { breakers, writer: Mutex::new(Writer::default()), config, cap: None };
         registry.insert_all(names);
         registry
+    }
+
+    /// The same, where [`get_or_insert`](Self::get_or_insert) adds no name if there are `max` already; see there for
+    /// what happens then. Other ways to insert are not limited.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::CircuitBreakerRegistry;
+    ///
+    /// let hosts = CircuitBreakerRegistry::default().with_cap(10_000);
+    /// assert_eq!(hosts.cap(), Some(10_000));
+    /// ```
+    #[must_use]
+    pub fn with_cap(mut self, max: usize) -> Self {
+        self.cap = Some(max);
+        self
+    }
+
+    /// Up to how many names [`get_or_insert`](Self::get_or_insert) adds another one. `None`: any number.
+    pub fn cap(&self) -> Option<usize> {
+        self.cap
     }
 
     // ---- writing ----
 
     /// Adds a breaker with the registry's configuration, and returns it. A name that is there already keeps its
     /// breaker, and costs no more than [`get`](Self::get).
+    ///
+    /// This and the other ways to insert are for names that you choose: they are not limited by the
+    /// [cap](Self::with_cap), and what they insert is never evicted. For names that come with requests, there is
+    /// [`get_or_insert`](Self::get_or_insert).
     pub fn insert(&self, name: impl AsRef<str>) -> Arc<CircuitBreaker> {
         let name = name.as_ref();
-        self.get(name).unwrap_or_else(|| self.insert_breaker(CircuitBreaker::new(name, self.config)))
+        self.kept(name).unwrap_or_else(|| self.insert_breaker(CircuitBreaker::new(name, self.config)))
     }
 
-    /// Adds breakers with the registry's configuration, and copies the map only once. A name that is there already
-    /// keeps its breaker.
+    /// Adds breakers with the registry's configuration, in one step: a reader sees all of them or none. A name that is
+    /// there already keeps its breaker.
     pub fn insert_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) {
         // The caller's iterator runs before the lock is taken, since it may use this registry.
-        let new = names.into_iter().filter(|name| self.get(name.as_ref()).is_none());
-        let new: Vec<_> = new.map(|name| Arc::new(CircuitBreaker::new(name.as_ref(), self.config))).collect();
+        let new = names.into_iter().filter(|name| self.kept(name.as_ref()).is_none());
+        self.insert_many(new.map(|name| CircuitBreaker::new(name.as_ref(), self.config)).collect::<Vec<_>>());
+    }
+
+    /// Adds breakers with settings of their own under their names, in one step: a reader sees all of them or none. A
+    /// name that is there already keeps its breaker.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreaker, CircuitBreakerRegistry};
+    ///
+    /// let breakers = CircuitBreakerRegistry::default();
+    /// let shards = (0..3).map(|n| CircuitBreaker::builder(format!("shard-{n}")).failure_threshold(5).build());
+    /// breakers.insert_many(shards.collect::<Result<Vec<_>, _>>()?);
+    /// assert_eq!(breakers.len(), 3);
+    /// # Ok::<(), fusebox::ConfigError>(())
+    /// ```
+    pub fn insert_many(&self, breakers: impl IntoIterator<Item = impl Into<Arc<CircuitBreaker>>>) {
+        let new = breakers.into_iter().map(Into::into);
+        let new: Vec<Arc<CircuitBreaker>> = new.filter(|breaker| self.kept(breaker.name()).is_none()).collect();
         if new.is_empty() {
             return;
         }
-        self.update(|breakers| {
-            for breaker in new {
-                breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker);
+        let _writer = self.writer.lock();
+        let copy = self.breakers.load().copy(new.len(), |_| true);
+        for breaker in new {
+            match copy.find(breaker.name()) {
+                Some(known) => known.keep(),
+                None => copy.add(breaker, true),
             }
-        });
+        }
+        self.breakers.store(Arc::new(copy));
     }
 
     /// Adds a breaker with settings of its own under its name, and returns the one that is registered under it: a name
@@ -117,28 +169,175 @@ impl CircuitBreakerRegistry {
     /// ```
     pub fn insert_breaker(&self, breaker: impl Into<Arc<CircuitBreaker>>) -> Arc<CircuitBreaker> {
         let breaker = breaker.into();
-        // Copying the map in vain takes long, and delays other writers.
-        if let Some(known) = self.get(breaker.name()) {
+        if let Some(known) = self.kept(breaker.name()) {
             return known;
         }
-        self.update(|breakers| Arc::clone(breakers.entry(Arc::clone(breaker.shared_name())).or_insert(breaker)))
+        let _writer = self.writer.lock();
+        let known = self.breakers.load().find(breaker.name()).map(|slot| {
+            slot.keep();
+            Arc::clone(&slot.breaker)
+        });
+        known.unwrap_or_else(|| self.add(breaker, true))
+    }
+
+    /// The breaker of this name; if there is none, a new one with the registry's configuration: for names that come
+    /// with requests, such as hosts. A name that is there costs no more than [`get`](Self::get), and a new one does not
+    /// copy the map.
+    ///
+    /// # At the cap
+    ///
+    /// If there are as many names as the [cap](Self::with_cap) allows, idle ones that came in this way are evicted
+    /// first: all that have not been looked up since the last eviction, and others if those are not a sixteenth of the
+    /// cap. A breaker is evicted only if it is closed, and nobody holds it or a permit of it. One that is open,
+    /// half-open, recovering or disabled stays, however long nobody has asked for it; [`retain`](Self::retain) can
+    /// remove it.
+    ///
+    /// A call that looks its name up while that is evicted may be given the breaker that goes. It lets the call pass,
+    /// and counts nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryFull`] if none can be evicted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::CircuitBreakerRegistry;
+    ///
+    /// let hosts = CircuitBreakerRegistry::default().with_cap(2);
+    /// hosts.get_or_insert("a.example")?;
+    /// let held = hosts.get_or_insert("b.example")?;
+    /// hosts.get_or_insert("c.example")?;
+    /// assert_eq!((hosts.len(), hosts.get("a.example").is_some()), (2, false));
+    /// # Ok::<(), fusebox::RegistryFull>(())
+    /// ```
+    pub fn get_or_insert(&self, name: impl AsRef<str>) -> Result<Arc<CircuitBreaker>, RegistryFull> {
+        self.get_or_insert_with(name, || self.config)
+    }
+
+    /// The same, with other settings for a breaker that is new.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_or_insert`](Self::get_or_insert).
+    pub fn get_or_insert_with(
+        &self,
+        name: impl AsRef<str>,
+        config: impl FnOnce() -> Config,
+    ) -> Result<Arc<CircuitBreaker>, RegistryFull> {
+        let name = name.as_ref();
+        if let Some(known) = self.get(name) {
+            return Ok(known);
+        }
+        // The caller's function runs before the lock is taken, since it may use this registry.
+        let new = CircuitBreaker::new(name, config());
+        let mut writer = self.writer.lock();
+        if let Some(known) = self.get(name) {
+            return Ok(known);
+        }
+        if let Some(cap) = self.cap {
+            self.make_room(&mut writer, cap)?;
+        }
+        Ok(self.add(Arc::new(new), false))
     }
 
     /// Removes a breaker, and returns it [reset](CircuitBreaker::reset): no record by name can reach it any more, and
     /// calls that wait for its probe pass, as calls of an unknown name do. Permits from before say nothing any more.
     pub fn remove(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
-        self.get(name)?;
-        let removed = self.update(|breakers| breakers.remove(name))?;
-        removed.retire();
-        Some(removed)
+        let known = self.get(name)?;
+        self.retain(|breaker| !ptr::eq(breaker, &raw const *known)).pop()
     }
 
-    fn update<T>(&self, change: impl FnOnce(&mut Breakers) -> T) -> T {
-        let _writer = self.writer.lock();
-        let mut breakers = Breakers::clone(&self.breakers.load());
-        let result = change(&mut breakers);
-        self.breakers.store(Arc::new(breakers));
-        result
+    /// Removes all breakers that `keep` is false for, in one step, and returns them as [`remove`](Self::remove) does.
+    /// `keep` runs while other writers wait: it must not change this registry, which would wait for itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreakerRegistry, CircuitState};
+    ///
+    /// let breakers = CircuitBreakerRegistry::new(["openai", "anthropic", "mistral"]);
+    /// breakers.get("openai").unwrap().isolate("moved");
+    /// let removed = breakers.retain(|breaker| breaker.state() == CircuitState::Closed);
+    /// assert_eq!((removed.len(), breakers.len()), (1, 2));
+    /// ```
+    pub fn retain(&self, mut keep: impl FnMut(&CircuitBreaker) -> bool) -> Vec<Arc<CircuitBreaker>> {
+        let mut removed = Vec::new();
+        {
+            let _writer = self.writer.lock();
+            let copy = self.breakers.load().copy(0, |slot| {
+                let stays = keep(&slot.breaker);
+                if !stays {
+                    removed.push(Arc::clone(&slot.breaker));
+                }
+                stays
+            });
+            if removed.is_empty() {
+                return removed;
+            }
+            self.breakers.store(Arc::new(copy));
+        }
+        removed.iter().for_each(|breaker| breaker.retire());
+        removed
+    }
+
+    /// The breaker of this name, if it is never evicted.
+    fn kept(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
+        let table = self.breakers.load();
+        table.find(name).filter(|slot| slot.is_kept()).map(|slot| Arc::clone(&slot.breaker))
+    }
+
+    // ---- of the writer, who holds the lock ----
+
+    /// Adds a breaker whose name is not there.
+    fn add(&self, breaker: Arc<CircuitBreaker>, is_kept: bool) -> Arc<CircuitBreaker> {
+        let table = self.breakers.load();
+        if table.has_room() {
+            table.add(Arc::clone(&breaker), is_kept);
+        } else {
+            let larger = table.copy(table.len() + 1, |_| true);
+            larger.add(Arc::clone(&breaker), is_kept);
+            self.breakers.store(Arc::new(larger));
+        }
+        breaker
+    }
+
+    /// Evicts idle breakers if there are as many as `cap`.
+    fn make_room(&self, writer: &mut Writer, cap: usize) -> Result<(), RegistryFull> {
+        let table = self.breakers.load();
+        if table.len() < cap {
+            return Ok(());
+        }
+        let full = RegistryFull { cap };
+        if writer.in_vain > 0 {
+            writer.in_vain -= 1;
+            return Err(full);
+        }
+        let mut evicted = HashSet::new();
+        let mut evict = |slot: &Slot| {
+            // Whoever holds the breaker would go on with one that counts nothing.
+            if !slot.is_kept() && Arc::strong_count(&slot.breaker) == 1 && slot.breaker.evict() {
+                evicted.insert(Arc::as_ptr(&slot.breaker));
+            }
+            evicted.len()
+        };
+        let mut gone = 0;
+        for slot in table.iter().filter(|slot| !slot.take_use()) {
+            gone = evict(slot);
+        }
+        // So many at once that each new name pays for a few looks, and not for one at all the others.
+        let mut others = table.iter();
+        while gone <= cap / 16
+            && let Some(slot) = others.next()
+        {
+            gone = evict(slot);
+        }
+        if gone == 0 {
+            writer.in_vain = table.len() / 64;
+            return Err(full);
+        }
+        self.breakers.store(Arc::new(table.copy(gone, |slot| !evicted.contains(&Arc::as_ptr(&slot.breaker)))));
+        Ok(())
     }
 
     // ---- reading ----
@@ -148,9 +347,19 @@ impl CircuitBreakerRegistry {
         self.with(name, Arc::clone)
     }
 
+    /// How many breakers there are.
+    pub fn len(&self) -> usize {
+        self.breakers.load().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The state of all breakers, sorted by name.
     pub fn snapshots(&self) -> Vec<BreakerSnapshot> {
-        let mut snapshots: Vec<_> = self.breakers.load().values().map(|breaker| breaker.snapshot()).collect();
+        let mut snapshots: Vec<_> = self.breakers.load().iter().map(|slot| slot.breaker.snapshot()).collect();
         snapshots.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         snapshots
     }
@@ -174,159 +383,11 @@ impl CircuitBreakerRegistry {
     /// across an await: a thread has 8 fast slots for snapshots, and beyond those every load costs 2 to 6 times as
     /// much.
     fn with<T>(&self, name: &str, f: impl FnOnce(&Arc<CircuitBreaker>) -> T) -> Option<T> {
-        self.breakers.load().get(name).map(f)
+        let table = self.breakers.load();
+        let slot = table.find(name)?;
+        slot.use_it();
+        Some(f(&slot.breaker))
     }
-
-    // ---- by name ----
-
-    /// Asks for a permit, and waits for the result of a probe in flight. An unknown name is allowed.
-    ///
-    /// # Errors
-    ///
-    /// As [`CircuitBreaker::acquire`], in full.
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`CircuitBreaker::acquire`]. After it has returned [`PermitType::Probe`], the caller has to resolve the
-    /// probe. If the caller forgets, the lease ends it.
-    ///
-    /// # Panics
-    ///
-    /// As [`CircuitBreaker::acquire`].
-    #[inline]
-    pub fn acquire_permit<'a>(
-        &'a self,
-        name: &'a str,
-    ) -> impl Future<Output = Result<PermitType, CircuitOpenError>> + Send + 'a {
-        AcquirePermit { registry: self, name, wait: None }
-    }
-
-    /// As [`acquire_permit`](Self::acquire_permit), but never waits: while a probe is in flight, the call is rejected.
-    ///
-    /// # Errors
-    ///
-    /// As [`CircuitBreaker::try_acquire`], in full.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use fusebox::{CircuitBreakerRegistry, PermitType};
-    ///
-    /// let breakers = CircuitBreakerRegistry::new(["openai"]);
-    /// assert_eq!(breakers.try_acquire_permit("openai")?, PermitType::Normal);
-    /// for _ in 0..3 {
-    ///     breakers.record_failure("openai", "timeout", "no answer within 2 s");
-    /// }
-    /// assert_eq!(breakers.try_acquire_permit("openai").unwrap_err().provider(), "openai");
-    /// # Ok::<(), fusebox::CircuitOpenError>(())
-    /// ```
-    pub fn try_acquire_permit(&self, name: &str) -> Result<PermitType, CircuitOpenError> {
-        let answer = self.with(name, |breaker| match breaker.try_acquire_word() {
-            Ok(word) => Ok(PermitType::of(word)),
-            Err(rejection) => Err(breaker.explain(rejection)),
-        });
-        answer.unwrap_or(Ok(PermitType::Normal))
-    }
-
-    /// A normal call succeeded. Returns whether that counted: not for an unknown name, and not unless the circuit is
-    /// closed.
-    pub fn record_success(&self, name: &str) -> bool {
-        self.record(name, |breaker| resolve(breaker, PermitType::Normal, Permit::succeed))
-    }
-
-    /// A normal call failed; see [`Permit::failure`]. Returns whether that counted, as
-    /// [`record_success`](Self::record_success) does.
-    ///
-    /// # Panics
-    ///
-    /// If formatting `message` does.
-    pub fn record_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) -> bool {
-        self.record(name, |breaker| resolve(breaker, PermitType::Normal, |permit| permit.fail(error_type, &message)))
-    }
-
-    /// The probe succeeded: the circuit closes. Returns whether that counted: not for an unknown name, not unless a
-    /// probe is in flight, and not if another caller resolves it or takes it over at the same time.
-    pub fn record_probe_success(&self, name: &str) -> bool {
-        self.record(name, |breaker| resolve(breaker, PermitType::Probe, Permit::succeed))
-    }
-
-    /// The probe failed: the circuit opens again. Returns whether that counted, as
-    /// [`record_probe_success`](Self::record_probe_success) does.
-    ///
-    /// # Panics
-    ///
-    /// If formatting `message` does; the probe then counts as dropped.
-    pub fn record_probe_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) -> bool {
-        self.record(name, |breaker| resolve(breaker, PermitType::Probe, |permit| permit.fail(error_type, &message)))
-    }
-
-    fn record(&self, name: &str, outcome: impl FnOnce(&CircuitBreaker) -> bool) -> bool {
-        self.with(name, |breaker| outcome(breaker)).unwrap_or(false)
-    }
-}
-
-type Admission = Result<PermitType, CircuitOpenError>;
-type Wait = Pin<Box<dyn Future<Output = Admission> + Send>>;
-
-/// Written by hand as `Acquire` is: an `async fn` took three times as long.
-struct AcquirePermit<'a> {
-    registry: &'a CircuitBreakerRegistry,
-    name: &'a str,
-    wait: Option<Wait>,
-}
-
-impl Future for AcquirePermit<'_> {
-    type Output = Admission;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Admission> {
-        if self.wait.is_none() && self.registry.with(self.name, |breaker| word::passes(breaker.load())) != Some(false) {
-            return Poll::Ready(Ok(PermitType::Normal));
-        }
-        self.poll_blocked(cx)
-    }
-}
-
-impl AcquirePermit<'_> {
-    #[cold]
-    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<Admission> {
-        if let Some(wait) = &mut self.wait {
-            return wait.as_mut().poll(cx);
-        }
-        // A rejection does not touch the breaker's reference count, for which its callers would compete.
-        match self.registry.with(self.name, ask) {
-            None => Poll::Ready(Ok(PermitType::Normal)),
-            Some(Ok(answer)) => Poll::Ready(answer),
-            Some(Err(wait)) => self.wait.insert(wait).as_mut().poll(cx),
-        }
-    }
-}
-
-/// The result, or the wait for it.
-#[cold]
-fn ask(breaker: &Arc<CircuitBreaker>) -> Result<Admission, Wait> {
-    // Not asked twice: on a ramp, a call has one chance.
-    if word::open_until(breaker.load()).is_some() {
-        match breaker.try_acquire_word() {
-            Ok(word) => return Ok(Ok(PermitType::of(word))),
-            Err(rejection) if rejection.reason() == RejectionReason::ProbeInFlight => {}
-            Err(rejection) => return Ok(Err(breaker.explain(rejection))),
-        }
-    }
-    let breaker = Arc::clone(breaker);
-    Err(Box::pin(async move {
-        let permit = breaker.acquire().await;
-        permit.map(|permit| PermitType::of(permit.into_word())).map_err(|rejection| breaker.explain(rejection))
-    }))
-}
-
-#[inline]
-fn resolve<'a>(
-    breaker: &'a CircuitBreaker,
-    kind: PermitType,
-    outcome: impl FnOnce(Permit<&'a CircuitBreaker>) -> bool,
-) -> bool {
-    Permit::standing_in(breaker, kind).is_some_and(outcome)
 }
 
 impl Default for CircuitBreakerRegistry {
@@ -338,6 +399,28 @@ impl Default for CircuitBreakerRegistry {
 
 impl fmt::Debug for CircuitBreakerRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.breakers.load().iter()).finish()
+        let table = self.breakers.load();
+        f.debug_map().entries(table.iter().map(|slot| (slot.breaker.name(), &slot.breaker))).finish()
     }
 }
+
+/// There is no room for another name: see [`CircuitBreakerRegistry::get_or_insert`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RegistryFull {
+    cap: usize,
+}
+
+impl RegistryFull {
+    /// How many names the registry may have.
+    pub fn cap(&self) -> usize {
+        self.cap
+    }
+}
+
+impl fmt::Display for RegistryFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the registry is full: its cap is {} names, and none of them is idle", self.cap)
+    }
+}
+
+impl Error for RegistryFull {}

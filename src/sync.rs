@@ -11,6 +11,7 @@ pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 pub(crate) use arc_swap::ArcSwap;
 pub(crate) use coarse::CoarseClock;
+pub(crate) use foldhash::fast::RandomState;
 pub(crate) use parking_lot::Mutex;
 pub(crate) use per_thread::PerThread;
 pub(crate) use random::random;

@@ -75,6 +75,6 @@ pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use production::silence;
-pub use registry::{CircuitBreakerRegistry, ProbeGuard};
+pub use registry::{CircuitBreakerRegistry, ProbeGuard, RegistryFull};
 pub use transition::{Cause, CircuitState, Transition};
 pub use window::LastCalls;

@@ -15,6 +15,8 @@ use std::cell::Cell;
 use std::sync::PoisonError;
 
 pub use cell::ArcSwap;
+// Not seeded at random: each execution has to find a name in the same place.
+pub(crate) use foldhash::fast::FixedState as RandomState;
 pub(crate) use loom::sync::atomic::fence;
 pub use notify::{Notified, Notify};
 pub(crate) use per_thread::PerThread;
@@ -182,7 +184,7 @@ impl<T> OnceLock<T> {
     }
 
     pub(crate) fn get(&self) -> Option<&T> {
-        self.value.get().filter(|_| self.is_set.load(Ordering::Acquire) == 1)
+        if self.is_set.load(Ordering::Acquire) == 1 { self.value.get() } else { None }
     }
 
     /// By one thread at a time, here.

@@ -438,6 +438,14 @@ impl CircuitBreaker {
         self.commit_next(reason, |word| Some(word.ordered(order)));
     }
 
+    /// It leaves its registry, unless its state forbids that. From then on it lets calls pass and counts nothing: a late
+    /// lookup must not open a circuit that the registry does not show.
+    #[cold]
+    pub(crate) fn evict(&self) -> bool {
+        let (now, ramp_ticks) = (self.clock.now(), self.settings.ramp_ticks());
+        self.commit_next(None, |word| word.evicted(now, ramp_ticks))
+    }
+
     // ---- silence ----
 
     /// Calls that were admitted in `generation` go unanswered.

@@ -16,6 +16,7 @@
 //! | the probe asks for a cooldown | -              | -              | -                       | -                | `Reopen`                          |
 //! | the probe is cancelled        | -              | -              | -                       | -                | `HandBack`                        |
 //! | an order by hand              | the order      | the order      | the order               | the order        | the order                         |
+//! | its registry needs room       | `Evict`        | later `Evict`  | -                       | -                | -                                 |
 //!
 //! `Close` leads to `Recovering` if there is a ramp, and to `Closed` otherwise. A failure that finds the ramp over
 //! makes `EndRamp` first, and then counts. The orders are `Isolate`, `Disable`, `Reset` and `Remove`. While the circuit
@@ -56,7 +57,7 @@ pub(crate) struct Limits {
     pub(crate) ramp_ticks: u32,
 }
 
-/// How failures in a row are counted.
+/// How failures in a row count.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     /// So many of them open a closed circuit. `None`: none are counted.
@@ -76,7 +77,7 @@ pub(crate) struct Transition {
     pub(crate) kind: Kind,
 }
 
-/// What a transition is. The table at the top of this file says what leads to each.
+/// What a transition is: the table at the top says what leads to each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     /// A success ends a row of failures.
@@ -93,7 +94,7 @@ pub(crate) enum Kind {
     Reopen,
     /// An open circuit stays open for longer.
     Extend,
-    /// The probe succeeded, and the circuit needs more good probes to close. The next call may be the probe.
+    /// The probe succeeded, and the circuit needs more good probes to close.
     GoodProbe,
     /// A half-open circuit closes, or begins to recover: the last probe that it needed succeeded.
     Close,
@@ -110,11 +111,13 @@ pub(crate) enum Kind {
     Reset,
     /// The same, since nobody will report outcomes any more.
     Remove,
+    /// The breaker leaves its registry: calls pass.
+    Evict,
 }
 
 impl Kind {
     pub(crate) const fn is_order(self) -> bool {
-        matches!(self, Self::Isolate | Self::Disable | Self::Reset | Self::Remove)
+        matches!(self, Self::Isolate | Self::Disable | Self::Reset | Self::Remove | Self::Evict)
     }
 }
 
@@ -141,7 +144,7 @@ impl Transition {
     /// Whether it is logged. The others do not change the state.
     pub(crate) const fn is_logged(self) -> bool {
         match self.kind {
-            Kind::EndRow | Kind::HandBack | Kind::GoodProbe => false,
+            Kind::EndRow | Kind::HandBack | Kind::GoodProbe | Kind::Evict => false,
             Kind::Remove => !matches!(self.before.state, State::Closed { .. }),
             Kind::Claim => matches!(self.before.state, State::Open { .. }),
             _ => true,
@@ -346,10 +349,8 @@ impl Word {
 
     /// A silent call was answered after all. `None` where that decides nothing.
     pub(crate) const fn silence_ended(self) -> Option<Transition> {
-        match self.state {
-            State::Open { cause: Cause::Silence, .. } => Some(self.closes(Kind::EndSilence)),
-            _ => None,
-        }
+        let is_silent = matches!(self.state, State::Open { cause: Cause::Silence, .. });
+        if is_silent { Some(self.closes(Kind::EndSilence)) } else { None }
     }
 
     /// A caller asks for a cooldown of `ticks`. `None` if the circuit is open for as long already, or if a probe is in
@@ -376,10 +377,16 @@ impl Word {
     pub(crate) const fn ordered(self, order: Kind) -> Transition {
         let after = match order {
             Kind::Isolate => State::Open { cause: Cause::Isolated, until: 0, streak: 0 },
-            Kind::Disable => State::Disabled,
+            Kind::Disable | Kind::Evict => State::Disabled,
             _ => State::Closed { failures: 0, told: 0, by_order: true },
         };
         Transition::opening(order, self, after)
+    }
+
+    /// The breaker leaves its registry. Failures in a row do not keep it, or a name that failed once would stay for ever.
+    pub(crate) const fn evicted(self, now: u32, ramp_ticks: u32) -> Option<Transition> {
+        let is_closed = matches!(self.state, State::Closed { .. }) || self.is_ramp_over(now, ramp_ticks);
+        if is_closed { Some(self.ordered(Kind::Evict)) } else { None }
     }
 
     // Of the word that a probe claimed. `None` if no probe is in flight, as in the word of a permit that stands in for
@@ -420,12 +427,8 @@ impl Word {
 
     /// The probe asks for a cooldown of `ticks`. The upstream lives, so this is no failed recovery.
     pub(crate) const fn probe_cooled_down(self, now: u32, ticks: u32) -> Option<Transition> {
-        match self.state {
-            State::HalfOpen { in_flight: true, streak, .. } => {
-                Some(self.opens(Kind::Reopen, Cause::Cooldown, now.wrapping_add(ticks), streak))
-            }
-            _ => None,
-        }
+        let State::HalfOpen { in_flight: true, streak, .. } = self.state else { return None };
+        Some(self.opens(Kind::Reopen, Cause::Cooldown, now.wrapping_add(ticks), streak))
     }
 
     /// The probe was cancelled, and the next caller may have it. The end of its lease stays, so that the next claim
@@ -449,8 +452,8 @@ impl Word {
     }
 }
 
-/// Ticks until the deadline of an open circuit. How far ahead it may lie follows from the cause, which is in the same
-/// word. If it were 24 hours for all, a circuit that nobody has called for 49 days would look open for another day.
+/// Ticks until the deadline of an open circuit. How far ahead it may lie follows from the cause. If it were 24 hours for
+/// all, a circuit that nobody has called for 49 days would look open for another day.
 #[inline]
 const fn open_ticks_left(cause: Cause, until: u32, now: u32, longest: u32) -> u32 {
     match cause {
@@ -460,8 +463,8 @@ const fn open_ticks_left(cause: Cause, until: u32, now: u32, longest: u32) -> u3
     }
 }
 
-/// Ticks until `deadline`, 0 if it has passed; `ahead` is the longest that it was set ahead. It is not a signed
-/// comparison: that would take a deadline for one to come during half of the 49.7 days in which ticks wrap.
+/// Ticks until `deadline`, 0 if it has passed; `ahead` is the longest that it was set ahead. A signed comparison would
+/// take a deadline for one to come during half of the 49.7 days in which ticks wrap.
 const fn ticks_left(deadline: u32, now: u32, ahead: u32) -> u32 {
     let left = deadline.wrapping_sub(now);
     if left <= ahead + CLOCK_SLACK { left } else { 0 }

@@ -412,6 +412,20 @@ fn a_probe_begins_the_ramp_if_there_is_one() {
 // ---- generations ----
 
 #[test]
+fn a_closed_breaker_may_leave_its_registry_and_then_counts_nothing() {
+    let leaves = |word: Word, now| word.evicted(now, LIMITS.ramp_ticks);
+    for word in [closed(7, 0), closed(7, 2), recovering(7, 100, 1)] {
+        let gone = leaves(word, 100).unwrap().after;
+        assert_eq!((gone.state, gone.generation), (State::Disabled, 8));
+        assert!(matches!(gone.failed(8, 100, ROW, LIMITS), Failed::Late));
+    }
+    for word in [open(7, 50), silent(7, 50), probing(7, 50), free(7, 50), recovering(7, 101, 0), of(7, State::Disabled)]
+    {
+        assert_eq!(leaves(word, 100), None, "{word:?}");
+    }
+}
+
+#[test]
 fn the_generation_wraps_within_its_field() {
     let next =
         probing(LAST_GENERATION, 0).probe_failed(Cause::Failures, 0, |_| LIMITS.longest_open_ticks).unwrap().after;

@@ -10,6 +10,7 @@ mod events;
 mod layout;
 mod log;
 mod many_waiters;
+mod names;
 #[cfg(not(miri))]
 mod operations;
 mod orders;

@@ -7,7 +7,9 @@ use loom::thread;
 use loom_tests::sync::time::advance;
 use loom_tests::{CircuitBreakerRegistry, CircuitState, PermitType, ProbeGuard, RejectionReason};
 
-use crate::harness::{OPEN_FOR, beside, claim, explore, settings};
+use crate::harness::{OPEN_FOR, beside, claim, explore, explore_crowd, settings};
+
+const NONE: [&str; 0] = [];
 
 /// A registry with one breaker, "a".
 pub(crate) fn registry(failure_threshold: u32) -> Arc<CircuitBreakerRegistry> {
@@ -78,6 +80,46 @@ fn an_insert_and_a_removal_lose_nothing() {
         assert!(breakers.get("a").is_none());
         assert!(breakers.get("b").is_some());
         if there { "there" } else { "gone" }
+    });
+}
+
+#[test]
+fn inserts_that_make_the_table_grow_lose_nothing() {
+    explore_crowd(&["looked up before", "looked up after"], || {
+        let breakers = registry(1);
+        breakers.insert_all(["b", "c"]);
+        let reader = beside(&breakers, |breakers| {
+            let early = breakers.get("d").is_some();
+            assert!(breakers.get("a").is_some() && (!early || breakers.get("d").is_some()));
+            early
+        });
+        // There is room for three in the first table.
+        let inserter = beside(&breakers, |breakers| breakers.insert("d"));
+        let e = breakers.insert("e");
+        let d = inserter.join().unwrap();
+        assert!(Arc::ptr_eq(&d, &breakers.get("d").unwrap()));
+        assert!(Arc::ptr_eq(&e, &breakers.get("e").unwrap()));
+        if reader.join().unwrap() { "looked up after" } else { "looked up before" }
+    });
+}
+
+#[test]
+fn a_failure_beside_an_eviction_opens_a_circuit_that_stays_or_none() {
+    explore(&["it opened and stays", "it was evicted"], || {
+        let breakers = CircuitBreakerRegistry::with_config(NONE, settings(1).build().unwrap()).with_cap(1);
+        let breakers = Arc::new(breakers);
+        drop(breakers.get_or_insert("a").unwrap());
+        let other = beside(&breakers, |breakers| breakers.get_or_insert("b").is_ok());
+        let opened = breakers.record_failure("a", "test", "first");
+        let evicted = other.join().unwrap();
+        assert_eq!(breakers.get("b").is_some(), evicted);
+        assert_eq!(breakers.get("a").is_none(), evicted);
+        match (opened, evicted) {
+            (true, true) => "it opened and is gone",
+            (true, false) => "it opened and stays",
+            (false, true) => "it was evicted",
+            (false, false) => "there was no idle one",
+        }
     });
 }
 
