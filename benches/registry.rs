@@ -221,12 +221,15 @@ struct Growth {
     bytes: u64,
 }
 
+/// Makes a map and adds all names to it.
+type Grow<'a> = dyn Fn() -> Box<dyn Any> + 'a;
+
 fn growth(rounds: u32) -> [(&'static str, Growth); 4] {
     let breakers: Vec<_> = names(CROWD).iter().map(|name| (Arc::clone(name), breaker(name))).collect();
-    let grown = |bytes: &dyn Fn() -> Box<dyn Any>| {
+    let grown = |grow: &Grow<'_>| {
         let mut map: Box<dyn Any> = Box::new(());
         let began = Instant::now();
-        let heap = allocation_counter::measure(|| map = bytes());
+        let heap = allocation_counter::measure(|| map = grow());
         (began.elapsed().as_secs_f64() * 1e3, u64::try_from(heap.bytes_current).unwrap_or(0) / CROWD as u64)
     };
     let ours = || -> Box<dyn Any> {
@@ -257,7 +260,7 @@ fn growth(rounds: u32) -> [(&'static str, Growth); 4] {
         }
         Box::new(map)
     };
-    let makers: [(&str, &dyn Fn() -> Box<dyn Any>); 4] =
+    let makers: [(&str, &Grow<'_>); 4] =
         [("**fusebox**", &ours), ("papaya", &papaya), ("`DashMap`", &dashmap), ("`HashMap`, one thread", &locked)];
     let mut growths = makers.map(|(name, _)| (name, Growth { took: Vec::new(), bytes: 0 }));
     for _ in 0..rounds {

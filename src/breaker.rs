@@ -8,6 +8,7 @@ mod early;
 mod history;
 mod measure;
 mod protocol;
+mod snapshot;
 mod wait;
 
 use std::fmt;
@@ -17,20 +18,22 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-use crate::clock::{Clock, duration};
+use crate::clock::Clock;
 use crate::config::{Config, ConfigBuilder, ConfigError};
 use crate::error::{CircuitOpenError, LastError, Number, Rejection};
+use crate::feed::{Feed, Transition};
 use crate::permit::{OwnedPermit, Permit};
 use crate::settings::{Settings, cooldown_ticks};
+use crate::sync::broadcast::{Receiver, Sender};
 use crate::sync::unseen::AtomicU32;
 use crate::sync::{AtomicU64, Ordering};
-use crate::transition::{Cause, CircuitState};
-use crate::window::LastCalls;
+use crate::transition::CircuitState;
 use crate::word::Word;
-use crate::word::step::{FOREVER, Kind};
+use crate::word::step::Kind;
 pub use call::{CancelOnDrop, Outcome};
+use history::History;
 pub(crate) use history::Past;
-use history::{Counts, History};
+pub use snapshot::BreakerSnapshot;
 use wait::{Acquire, Waiting};
 
 /// A circuit breaker for one upstream.
@@ -38,8 +41,9 @@ use wait::{Acquire, Waiting};
 /// While the circuit is closed, asking for a permit is one atomic load, and reporting a success writes nothing. After
 /// `failure_threshold` failures in a row it opens and rejects calls. The first call after `open_for` is the one probe;
 /// calls that come meanwhile wait for its result ([`acquire`](Self::acquire)) or are rejected
-/// ([`try_acquire`](Self::try_acquire)). It has no background task, no timer of its own, and no lock but the one inside
-/// tokio's `Notify`, for calls that wait for a probe and for the probe's result.
+/// ([`try_acquire`](Self::try_acquire)). It has no background task and no timer of its own. Calls that change its state
+/// take a lock, to tell [subscribers](Self::subscribe) in order; so do calls that wait for a probe, and the probe's
+/// result, inside tokio's `Notify`. Other calls take none.
 ///
 /// # Examples
 ///
@@ -61,6 +65,7 @@ pub struct CircuitBreaker {
     clock: Clock,
     waiting: Waiting,
     history: History,
+    feed: Feed,
     /// When the call began that failed and began last, in milliseconds since the breaker was made. It is noted if
     /// failures have a memory.
     newest_failed: AtomicU64,
@@ -92,6 +97,7 @@ impl CircuitBreaker {
             clock: Clock::new(),
             waiting: Waiting::new(),
             history: History::new(),
+            feed: Feed::new(),
             number: next_number(),
             name: name.into(),
         }
@@ -323,6 +329,34 @@ impl CircuitBreaker {
 
     // ---- seeing ----
 
+    /// The transitions from now on, as they happen, in the order of their generations. Nothing is allocated until
+    /// somebody subscribes, and calls that change no state never notice.
+    ///
+    /// The receiver keeps the last 64 transitions for a subscriber that is slow. One that falls further behind is told
+    /// how many it has missed, by [`RecvError::Lagged`](tokio::sync::broadcast::error::RecvError::Lagged); no caller
+    /// ever waits for a subscriber. A probe that is taken over is left out if that is told after its generation has
+    /// ended, by an order for example.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreaker, CircuitState};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
+    /// let mut transitions = breaker.subscribe();
+    /// breaker.try_acquire()?.failure("timeout", "no answer within 2 s");
+    /// let opened = transitions.recv().await?;
+    /// assert_eq!((opened.from, opened.to), (CircuitState::Closed, CircuitState::Open));
+    /// assert_eq!(opened.last_error.unwrap().error_type(), "timeout");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn subscribe(&self) -> Receiver<Transition> {
+        self.feed.subscribe(|| self.decoded())
+    }
+
     /// The name given at the start.
     pub fn name(&self) -> &str {
         &self.name
@@ -383,29 +417,6 @@ impl CircuitBreaker {
         self.past(self.decoded()).counts.trips
     }
 
-    /// What there is to say about it now, for health pages and metrics.
-    pub fn snapshot(&self) -> BreakerSnapshot {
-        let word = self.decoded();
-        let Past { counts: Counts { trips, failed_probes, failures }, last_error } = self.past(word);
-        BreakerSnapshot {
-            name: Arc::clone(&self.name),
-            state: self.state_of(word),
-            cause: word.cause(),
-            silent: word.cause() == Some(Cause::Silence),
-            failure_count: word.failures().unwrap_or(failures),
-            probe_in_flight: word.has_probe_in_flight(),
-            waiters: self.waiting.count(),
-            trip_count: trips,
-            failed_probe_count: failed_probes,
-            next_probe_in: (word.circuit_state() == CircuitState::Open)
-                .then(|| word.open_left(self.clock.now(), self.settings.longest_open_ticks()))
-                .filter(|left| *left != FOREVER)
-                .map(duration),
-            last_calls: self.last_calls(word),
-            last_error,
-        }
-    }
-
     /// A rejection in full: with the provider's name, its last error and its trip count. Of a rejection by another
     /// breaker it knows none of them, and says so.
     #[cold]
@@ -415,6 +426,15 @@ impl CircuitBreaker {
         }
         let Past { counts, last_error } = self.past(self.decoded());
         CircuitOpenError::new(Arc::clone(&self.name), rejection, counts.trips, last_error)
+    }
+
+    pub(crate) fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
+    /// Tells the subscribers of a registry of transitions, too.
+    pub(crate) fn attach(&self, registry: &Sender<Transition>) {
+        self.feed.attach(registry, || self.decoded());
     }
 
     pub(crate) fn shared_name(&self) -> &Arc<str> {
@@ -440,41 +460,4 @@ impl fmt::Debug for CircuitBreaker {
 fn next_number() -> Number {
     static MADE: AtomicU32 = AtomicU32::new(0);
     Number::new(MADE.fetch_add(1, Ordering::Relaxed))
-}
-
-impl BreakerSnapshot {
-    /// The breaker's name, to be compared with a text.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-/// A breaker as [`CircuitBreaker::snapshot`] saw it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct BreakerSnapshot {
-    /// The breaker's name.
-    pub name: Arc<str>,
-    /// See [`CircuitBreaker::state`].
-    pub state: CircuitState,
-    /// Why the circuit is open. `None` unless it is.
-    pub cause: Option<Cause>,
-    /// Whether the cause is [`Cause::Silence`].
-    pub silent: bool,
-    /// See [`CircuitBreaker::failure_count`].
-    pub failure_count: u32,
-    /// Whether a probe is in flight.
-    pub probe_in_flight: bool,
-    /// Calls that wait for the probe.
-    pub waiters: usize,
-    /// See [`CircuitBreaker::trip_count`].
-    pub trip_count: u64,
-    /// Probes that failed, ever.
-    pub failed_probe_count: u64,
-    /// What is in the window. `None` if there is neither a `failure_rate` nor a `slow_rate`.
-    pub last_calls: Option<LastCalls>,
-    /// While open: how long until a call becomes the next probe, zero if the next one does. `None` while isolated.
-    pub next_probe_in: Option<Duration>,
-    /// The failure that opened the circuit last.
-    pub last_error: Option<Arc<LastError>>,
 }

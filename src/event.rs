@@ -1,60 +1,79 @@
-//! Logging: each transition once, by the caller that made it, and after everything else: a subscriber that panics must
-//! leave nothing behind that others wait for.
+//! What there is to tell of a transition: once, by the caller that made it, and after everything else. The log comes
+//! last: a subscriber of `tracing` that panics must leave nothing behind that others wait for.
 //!
-//! Not here: events for single calls, which would cost more than the calls.
+//! Not here: in which order subscribers are told (`feed`), and events for single calls, which would cost more than the
+//! calls.
+
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::breaker::{CircuitBreaker, Past};
 use crate::error::Escaped;
-use crate::transition::{Cause, CircuitState, Transition};
+use crate::feed::Transition;
+use crate::transition::{Cause, CircuitState};
 use crate::word::step::{self, Kind};
 
 /// Logs a transition as it was when it was made. It is a macro because `tracing` needs level and message at compile
 /// time.
-macro_rules! transition {
-    ($level:ident, $breaker:expr, $transition:expr, $past:expr, $message:literal) => {{
-        let (breaker, transition, past): (&CircuitBreaker, Transition, &Past) = ($breaker, $transition, $past);
+macro_rules! log {
+    ($level:ident, $told:expr, $message:literal) => {{
+        let told: &Transition = $told;
         tracing::event!(
             tracing::Level::$level,
-            breaker = breaker.name(),
-            from = transition.from.as_str(),
-            to = transition.to.as_str(),
-            cause = transition.cause.map(Cause::as_str),
-            failure_count = past.counts.failures,
-            last_error = past.last_error.as_ref().map(|error| tracing::field::display(Escaped(error))),
-            trip_count = transition.trip_count,
-            generation = transition.generation,
+            breaker = &*told.breaker,
+            from = told.from.as_str(),
+            to = told.to.as_str(),
+            cause = told.cause.map(Cause::as_str),
+            failure_count = told.failure_count,
+            last_error = told.last_error.as_ref().map(|error| tracing::field::display(Escaped(error))),
+            trip_count = told.trip_count,
+            generation = told.generation,
             $message
         );
     }};
 }
 
+/// Of every transition that begins a generation, or changes the state.
 #[cold]
-pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: &Past) {
-    let told = Transition {
+pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: Past) {
+    if !step.is_logged() {
+        return breaker.feed().tell(step.before, step.after, None);
+    }
+    let told = &Transition {
+        breaker: Arc::clone(breaker.shared_name()),
         from: step.before.circuit_state(),
         to: step.after.circuit_state(),
         cause: step.after.cause(),
         generation: step.after.generation,
         trip_count: past.counts.trips,
+        failure_count: past.counts.failures,
+        last_error: past.last_error,
+        at: wall_clock(),
     };
+    breaker.feed().tell(step.before, step.after, Some(told));
     match step.kind {
         Kind::EndRow | Kind::HandBack | Kind::GoodProbe | Kind::Evict => {}
-        Kind::Trip => transition!(WARN, breaker, told, past, "circuit opened"),
-        Kind::Claim => transition!(INFO, breaker, told, past, "circuit half-open, probing"),
+        Kind::Trip => log!(WARN, told, "circuit opened"),
+        Kind::Claim => log!(INFO, told, "circuit half-open, probing"),
         Kind::TakeOver => {
-            transition!(WARN, breaker, told, past, "the probe's lease ended, the next call takes it over");
+            log!(WARN, told, "the probe's lease ended, the next call takes it over");
         }
-        Kind::Reopen => transition!(WARN, breaker, told, past, "circuit opened again, the probe failed"),
-        Kind::Extend => transition!(WARN, breaker, told, past, "circuit stays open for longer"),
+        Kind::Reopen => log!(WARN, told, "circuit opened again, the probe failed"),
+        Kind::Extend => log!(WARN, told, "circuit stays open for longer"),
         Kind::Close if told.to == CircuitState::Recovering => {
-            transition!(INFO, breaker, told, past, "circuit recovering, the probe succeeded");
+            log!(INFO, told, "circuit recovering, the probe succeeded");
         }
-        Kind::EndRamp => transition!(INFO, breaker, told, past, "circuit closed, the ramp is over"),
-        Kind::Close => transition!(INFO, breaker, told, past, "circuit closed, the probe succeeded"),
-        Kind::EndSilence => transition!(INFO, breaker, told, past, "circuit closed, an answer came after all"),
-        Kind::Isolate => transition!(WARN, breaker, told, past, "circuit isolated by hand"),
-        Kind::Disable => transition!(WARN, breaker, told, past, "circuit disabled by hand"),
-        Kind::Reset => transition!(INFO, breaker, told, past, "circuit reset by hand"),
-        Kind::Remove => transition!(INFO, breaker, told, past, "circuit closed, its name was removed"),
+        Kind::EndRamp => log!(INFO, told, "circuit closed, the ramp is over"),
+        Kind::Close => log!(INFO, told, "circuit closed, the probe succeeded"),
+        Kind::EndSilence => log!(INFO, told, "circuit closed, an answer came after all"),
+        Kind::Isolate => log!(WARN, told, "circuit isolated by hand"),
+        Kind::Disable => log!(WARN, told, "circuit disabled by hand"),
+        Kind::Reset => log!(INFO, told, "circuit reset by hand"),
+        Kind::Remove => log!(INFO, told, "circuit closed, its name was removed"),
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "it is told, and decides nothing")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }

@@ -8,6 +8,7 @@ mod clock;
 mod config;
 mod error;
 mod event;
+mod feed;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod permit;
@@ -24,7 +25,8 @@ mod word;
 pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
+pub use feed::Transition;
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use registry::{CircuitBreakerRegistry, ProbeGuard, RegistryFull};
-pub use transition::{Cause, CircuitState, Transition};
+pub use transition::{Cause, CircuitState};
 pub use window::LastCalls;

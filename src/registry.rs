@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 use crate::breaker::{BreakerSnapshot, CircuitBreaker};
 use crate::config::Config;
+use crate::feed::Transition;
+use crate::sync::broadcast::{self, Receiver, Sender};
 use crate::sync::{ArcSwap, Mutex};
 use crate::transition::CircuitState;
 pub use probe_guard::ProbeGuard;
@@ -22,18 +24,20 @@ use table::{Slot, Table};
 
 /// The breakers of all upstreams, by name.
 ///
-/// Readers use a snapshot of the map, without a lock. Writers go one at a time: they fill a free place in it, or replace
-/// it by another one. A name that is not in the registry has no breaker: its calls are allowed, its records are ignored,
-/// and it is not added by being asked for, unless by [`get_or_insert`](Self::get_or_insert).
+/// Readers use a snapshot of the map, without a lock. Writers go one at a time: they fill a free place in it, or
+/// replace it by another one. A name that is not in the registry has no breaker: its calls are allowed, its records are
+/// ignored, and it is not added by being asked for, unless by [`get_or_insert`](Self::get_or_insert).
 ///
 /// # By name
 ///
 /// A framework that calls back with nothing but a name uses [`acquire_permit`](Self::acquire_permit) and then exactly
-/// one of the `record_` methods; for a [`PermitType::Probe`], a [`ProbeGuard`](crate::ProbeGuard) cannot be forgotten.
+/// one of the `record_` methods; for a [`PermitType::Probe`], a [`ProbeGuard`] cannot be forgotten.
 /// A name knows less than a permit: an outcome counts for the circuit as it is when it is recorded. So `record_success`
 /// and `record_failure` change nothing unless the circuit is closed, and the `record_probe_` methods change nothing
 /// unless a probe is in flight. Each returns whether it counted, which a permit need not: its outcome belongs to one
 /// call. If a permit can be carried, [`get`](Self::get) the breaker and use a permit.
+///
+/// [`PermitType::Probe`]: crate::PermitType::Probe
 ///
 /// # Examples
 ///
@@ -64,6 +68,21 @@ pub struct CircuitBreakerRegistry {
 struct Writer {
     /// Nothing could be evicted, and so many names are refused before another look is worth its while.
     in_vain: usize,
+    /// Where breakers tell of their transitions, once somebody has subscribed.
+    feed: Option<Sender<Transition>>,
+}
+
+/// How many transitions of all breakers are kept for a subscriber that is slow.
+const TRANSITIONS: usize = 1024;
+
+impl Writer {
+    /// A breaker that tells the registry's subscribers of its transitions, if there are any.
+    fn attached(&self, breaker: Arc<CircuitBreaker>) -> Arc<CircuitBreaker> {
+        if let Some(feed) = &self.feed {
+            breaker.attach(feed);
+        }
+        breaker
+    }
 }
 
 impl CircuitBreakerRegistry {
@@ -143,12 +162,12 @@ impl CircuitBreakerRegistry {
         if new.is_empty() {
             return;
         }
-        let _writer = self.writer.lock();
+        let writer = self.writer.lock();
         let copy = self.breakers.load().copy(new.len(), |_| true);
         for breaker in new {
             match copy.find(breaker.name()) {
                 Some(known) => known.keep(),
-                None => copy.add(breaker, true),
+                None => copy.add(writer.attached(breaker), true),
             }
         }
         self.breakers.store(Arc::new(copy));
@@ -172,12 +191,12 @@ impl CircuitBreakerRegistry {
         if let Some(known) = self.kept(breaker.name()) {
             return known;
         }
-        let _writer = self.writer.lock();
+        let writer = self.writer.lock();
         let known = self.breakers.load().find(breaker.name()).map(|slot| {
             slot.keep();
             Arc::clone(&slot.breaker)
         });
-        known.unwrap_or_else(|| self.add(breaker, true))
+        known.unwrap_or_else(|| self.add(writer.attached(breaker), true))
     }
 
     /// The breaker of this name; if there is none, a new one with the registry's configuration: for names that come
@@ -238,7 +257,7 @@ impl CircuitBreakerRegistry {
         if let Some(cap) = self.cap {
             self.make_room(&mut writer, cap)?;
         }
-        Ok(self.add(Arc::new(new), false))
+        Ok(self.add(writer.attached(Arc::new(new)), false))
     }
 
     /// Removes a breaker, and returns it [reset](CircuitBreaker::reset): no record by name can reach it any more, and
@@ -263,8 +282,8 @@ impl CircuitBreakerRegistry {
     /// ```
     pub fn retain(&self, mut keep: impl FnMut(&CircuitBreaker) -> bool) -> Vec<Arc<CircuitBreaker>> {
         let mut removed = Vec::new();
-        {
-            let _writer = self.writer.lock();
+        let feed = {
+            let writer = self.writer.lock();
             let copy = self.breakers.load().copy(0, |slot| {
                 let stays = keep(&slot.breaker);
                 if !stays {
@@ -276,8 +295,14 @@ impl CircuitBreakerRegistry {
                 return removed;
             }
             self.breakers.store(Arc::new(copy));
+            writer.feed.clone()
+        };
+        for breaker in &removed {
+            breaker.retire();
+            if let Some(feed) = &feed {
+                breaker.feed().detach(feed);
+            }
         }
-        removed.iter().for_each(|breaker| breaker.retire());
         removed
     }
 
@@ -345,6 +370,39 @@ impl CircuitBreakerRegistry {
     /// The breaker of this name.
     pub fn get(&self, name: &str) -> Option<Arc<CircuitBreaker>> {
         self.with(name, Arc::clone)
+    }
+
+    /// The transitions of all breakers from now on, and of those that are added later: see
+    /// [`CircuitBreaker::subscribe`]. Those of one breaker come in the order of their generations. The receiver keeps
+    /// the last 1024 of all breakers. An eviction is no transition; the removal of a breaker is one, unless it is
+    /// closed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use fusebox::{CircuitBreakerRegistry, CircuitState};
+    ///
+    /// let breakers = CircuitBreakerRegistry::default();
+    /// let mut transitions = breakers.subscribe();
+    /// breakers.insert("openai").isolate("the key is being replaced");
+    /// let isolated = transitions.recv().await?;
+    /// assert_eq!((&*isolated.breaker, isolated.to), ("openai", CircuitState::Open));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn subscribe(&self) -> Receiver<Transition> {
+        let mut writer = self.writer.lock();
+        if let Some(feed) = &writer.feed {
+            return feed.subscribe();
+        }
+        let (feed, receiver) = broadcast::channel(TRANSITIONS);
+        writer.feed = Some(feed);
+        for slot in self.breakers.load().iter() {
+            writer.attached(Arc::clone(&slot.breaker));
+        }
+        receiver
     }
 
     /// How many breakers there are.

@@ -15,7 +15,7 @@ pub(crate) use foldhash::fast::RandomState;
 pub(crate) use parking_lot::Mutex;
 pub(crate) use per_thread::PerThread;
 pub(crate) use random::random;
-pub(crate) use tokio::sync::Notify;
+pub(crate) use tokio::sync::{Notify, broadcast};
 pub(crate) use tokio::time::{Instant, timeout_at};
 
 /// Atomics that no rule depends on. No model sees them.

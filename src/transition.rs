@@ -1,6 +1,6 @@
-//! What the public calls a circuit's state, why a circuit is open, and a change from one state to another.
+//! What the public calls a circuit's state, and why a circuit is open.
 //!
-//! Not here: which change follows from what: `word`. How a change is logged: `event`.
+//! Not here: which change of state follows from what: `word`. What is told of a change: `feed`.
 
 use std::fmt;
 
@@ -99,24 +99,4 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
-}
-
-/// A change of a circuit from one state to another, as it is logged.
-///
-/// Transitions of several threads may be told out of order. The [`generation`](Self::generation) orders them: it grows
-/// with each opening and each order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Transition {
-    /// The state before.
-    pub from: CircuitState,
-    /// The state after. It is the same if a probe was taken over, or if an open circuit stays open for longer.
-    pub to: CircuitState,
-    /// Why the circuit is open now. `None` unless it is.
-    pub cause: Option<Cause>,
-    /// The number of the opening, or of the order by hand, that this transition makes or belongs to. It is 0 before the
-    /// first one, and wraps after 131,071.
-    pub generation: u32,
-    /// How often the circuit went from closed or recovering to open, this transition included.
-    pub trip_count: u64,
 }

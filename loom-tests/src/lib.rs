@@ -9,6 +9,7 @@ mod production {
     pub(crate) mod config;
     pub(crate) mod error;
     pub(crate) mod event;
+    pub(crate) mod feed;
     pub(crate) mod permit;
     pub(crate) mod registry;
     pub(crate) mod settings;
@@ -68,13 +69,14 @@ pub mod relay {
     }
 }
 
-use production::{breaker, clock, config, error, event, permit, registry, settings, transition, window, word};
+use production::{breaker, clock, config, error, event, feed, permit, registry, settings, transition, window, word};
 
 pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
+pub use feed::Transition;
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use production::silence;
 pub use registry::{CircuitBreakerRegistry, ProbeGuard, RegistryFull};
-pub use transition::{Cause, CircuitState, Transition};
+pub use transition::{Cause, CircuitState};
 pub use window::LastCalls;

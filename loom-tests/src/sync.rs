@@ -22,6 +22,8 @@ pub use notify::{Notified, Notify};
 pub(crate) use per_thread::PerThread;
 pub(crate) use std::sync::atomic::Ordering;
 pub(crate) use time::{CoarseClock, Instant, timeout_at};
+// It is used under a lock that loom sees, and has no operation that loom sees: each use of it is one step.
+pub(crate) use tokio::sync::broadcast;
 
 /// As in `src/sync.rs`.
 pub(crate) mod unseen {

@@ -79,7 +79,7 @@ impl CircuitBreaker {
     }
 
     /// Makes a transition, unless the word has changed since `before` was read. Whatever the kind, it goes the same
-    /// way: publish, swap, confirm, notify, log. `error` is what opens the circuit, or why it is isolated.
+    /// way: publish, swap, confirm, notify, tell. `error` is what opens the circuit, or why it is isolated.
     #[cold]
     #[inline(never)]
     pub(super) fn commit(&self, transition: Transition, error: Option<&Arc<LastError>>) -> bool {
@@ -103,10 +103,10 @@ impl CircuitBreaker {
         } else if transition.ends_a_wait() {
             self.waiting.notify_all();
         }
-        if transition.is_logged() {
+        if transition.is_logged() || transition.begins_a_generation() {
             // A subscriber may panic. Until it returns, a claim belongs to a permit that hands the probe back.
             let claim = transition.is_claim().then(|| Permit::new(self, after.pack()).cancel_on_drop());
-            event::emit(self, transition, &past);
+            event::emit(self, transition, past);
             claim.map(Permit::into_claim);
         }
         true
@@ -438,8 +438,8 @@ impl CircuitBreaker {
         self.commit_next(reason, |word| Some(word.ordered(order)));
     }
 
-    /// It leaves its registry, unless its state forbids that. From then on it lets calls pass and counts nothing: a late
-    /// lookup must not open a circuit that the registry does not show.
+    /// It leaves its registry, unless its state forbids that. From then on it lets calls pass and counts nothing: after
+    /// a late lookup, no circuit may open that the registry does not show.
     #[cold]
     pub(crate) fn evict(&self) -> bool {
         let (now, ramp_ticks) = (self.clock.now(), self.settings.ramp_ticks());

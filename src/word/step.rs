@@ -383,7 +383,8 @@ impl Word {
         Transition::opening(order, self, after)
     }
 
-    /// The breaker leaves its registry. Failures in a row do not keep it, or a name that failed once would stay for ever.
+    /// The breaker leaves its registry. Failures in a row do not keep it, or a name that failed once would stay for
+    /// ever.
     pub(crate) const fn evicted(self, now: u32, ramp_ticks: u32) -> Option<Transition> {
         let is_closed = matches!(self.state, State::Closed { .. }) || self.is_ramp_over(now, ramp_ticks);
         if is_closed { Some(self.ordered(Kind::Evict)) } else { None }
@@ -452,8 +453,8 @@ impl Word {
     }
 }
 
-/// Ticks until the deadline of an open circuit. How far ahead it may lie follows from the cause. If it were 24 hours for
-/// all, a circuit that nobody has called for 49 days would look open for another day.
+/// Ticks until the deadline of an open circuit. How far ahead it may lie follows from the cause. If it were 24 hours
+/// for all, a circuit that nobody has called for 49 days would look open for another day.
 #[inline]
 const fn open_ticks_left(cause: Cause, until: u32, now: u32, longest: u32) -> u32 {
     match cause {

@@ -28,6 +28,7 @@ mod simulation;
 mod sources;
 mod stalls;
 mod streaming;
+mod subscribing;
 mod support;
 mod threads;
 mod waiting;

@@ -19,7 +19,7 @@ fn listed(heading: &str) -> BTreeSet<&'static str> {
 fn every_line_of_the_log_is_explained() {
     let code: String = sources(&["src"]).iter().map(Source::code).collect();
     let mut lines = BTreeSet::new();
-    for start in [" warn!(", " info!(", " error!(", ":warn!(", ":info!(", " transition!("] {
+    for start in [" warn!(", " info!(", " error!(", ":warn!(", ":info!(", " log!("] {
         for (at, _) in code.match_indices(start) {
             let call = code[at..].split("\")").next().unwrap();
             let message = call.rsplit('"').next().unwrap();

@@ -12,6 +12,7 @@ mod production {
     pub(crate) mod config;
     pub(crate) mod error;
     pub(crate) mod event;
+    pub(crate) mod feed;
     pub(crate) mod permit;
     pub(crate) mod registry;
     pub(crate) mod settings;
@@ -24,7 +25,7 @@ mod run;
 mod spec;
 mod sync;
 
-use production::{breaker, clock, config, error, event, permit, registry, settings, transition, window, word};
+use production::{breaker, clock, config, error, event, feed, permit, registry, settings, transition, window, word};
 
 use std::time::{Duration, Instant};
 

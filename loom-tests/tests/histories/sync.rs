@@ -15,7 +15,7 @@ pub(crate) use foldhash::fast::RandomState;
 pub(crate) use parking_lot::Mutex;
 pub(crate) use per_thread::PerThread;
 pub(crate) use time::{CoarseClock, Instant, timeout_at};
-pub(crate) use tokio::sync::Notify;
+pub(crate) use tokio::sync::{Notify, broadcast};
 
 /// As in `src/sync.rs`.
 pub(crate) mod unseen {

@@ -17,5 +17,6 @@ mod recovery;
 mod relay;
 mod silence;
 mod stalls;
+mod subscribing;
 mod telling;
 mod waiting;

@@ -288,7 +288,9 @@ fn a_probe_that_every_waiter_hands_on_gets_to_the_last_one() {
         });
         let waiters: Vec<_> = waiters.collect();
         probe.cancel();
-        waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+        for waiter in waiters {
+            waiter.join().unwrap();
+        }
         assert_eq!(*had_it.lock().unwrap(), [0, 1]);
         "in the order in which they came"
     });
