@@ -3,10 +3,13 @@
 //! Not here: every load and every swap of its word (`breaker::protocol`), which word follows from which (`word::step`),
 //! waiting (`breaker::wait`), and time (`clock`).
 
+#[cfg(feature = "tower")]
+mod at_once;
 mod call;
 mod early;
 mod history;
 mod measure;
+mod owned;
 mod protocol;
 mod snapshot;
 mod wait;
@@ -33,6 +36,7 @@ use crate::word::step::Kind;
 pub use call::{CancelOnDrop, Outcome};
 use history::History;
 pub(crate) use history::Past;
+pub use owned::AcquireOwned;
 pub use snapshot::BreakerSnapshot;
 use wait::{Acquire, Waiting};
 
@@ -203,9 +207,8 @@ impl CircuitBreaker {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn acquire_owned(self: Arc<Self>) -> Result<OwnedPermit, Rejection> {
-        let word = self.acquire().await?.into_word();
-        Ok(Permit::new(self, word))
+    pub fn acquire_owned(self: Arc<Self>) -> AcquireOwned {
+        AcquireOwned::new(self)
     }
 
     /// As [`try_acquire`](Self::try_acquire), for a permit that outlives the borrow. It costs a reference count.

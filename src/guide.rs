@@ -5,6 +5,7 @@
 //! [`policies`]: self::policies
 //! [`testing`]: self::testing
 //! [`integrating`]: self::integrating
+//! [`tower`]: self::tower
 //! [`observing`]: self::observing
 //! [`the_word`]: self::the_word
 //! [`migrating`]: self::migrating
@@ -30,5 +31,8 @@ pub mod policies {}
 pub mod testing {}
 #[doc = include_str!("../docs/guide/the_word.md")]
 pub mod the_word {}
+#[cfg(feature = "tower")]
+#[doc = include_str!("../docs/guide/tower.md")]
+pub mod tower {}
 #[doc = include_str!("../docs/guide/waiting.md")]
 pub mod waiting {}

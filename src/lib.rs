@@ -18,11 +18,13 @@ mod registry;
 mod settings;
 pub mod silence;
 mod sync;
+#[cfg(feature = "tower")]
+pub mod tower;
 mod transition;
 mod window;
 mod word;
 
-pub use breaker::{BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
+pub use breaker::{AcquireOwned, BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use feed::Transition;

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::breaker::CircuitBreaker;
+use crate::breaker::{CircuitBreaker, Outcome};
 use crate::error::LastError;
 use crate::settings::cooldown_ticks;
 use crate::word::{self, PROBE_BIT, Word};
@@ -198,6 +198,27 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
     pub fn cancel(mut self) {
         if !word::is_plain(self.word) {
             self.word = word::droppable(self.word);
+        }
+    }
+
+    /// Resolves it with any outcome.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::{CircuitBreaker, CircuitState, Outcome};
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").failure_threshold(1).build()?;
+    /// breaker.try_acquire()?.resolve(Outcome::failure("5xx", 503));
+    /// assert_eq!(breaker.state(), CircuitState::Open);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn resolve(self, outcome: Outcome) {
+        match outcome {
+            Outcome::Success => self.success(),
+            Outcome::Failure { error_type, message } => self.failure(&error_type, message),
+            Outcome::CoolDown { duration, error_type, message } => self.cool_down(duration, &error_type, message),
+            Outcome::Neutral => self.cancel(),
         }
     }
 

@@ -121,6 +121,11 @@ impl CircuitBreakerRegistry {
         self.cap
     }
 
+    /// The settings of what is inserted by name.
+    pub fn config(&self) -> Config {
+        self.config
+    }
+
     // ---- writing ----
 
     /// Adds a breaker with the registry's configuration, and returns it. A name that is there already keeps its
@@ -320,7 +325,7 @@ impl CircuitBreakerRegistry {
         if table.has_room() {
             table.add(Arc::clone(&breaker), is_kept);
         } else {
-            let larger = table.copy(table.len() + 1, |_| true);
+            let larger = table.copy(1, |_| true);
             larger.add(Arc::clone(&breaker), is_kept);
             self.breakers.store(Arc::new(larger));
         }
@@ -440,6 +445,7 @@ impl CircuitBreakerRegistry {
     /// Every lookup comes through here. It releases the snapshot of the map before it returns, so that none is held
     /// across an await: a thread has 8 fast slots for snapshots, and beyond those every load costs 2 to 6 times as
     /// much.
+    #[inline]
     fn with<T>(&self, name: &str, f: impl FnOnce(&Arc<CircuitBreaker>) -> T) -> Option<T> {
         let table = self.breakers.load();
         let slot = table.find(name)?;

@@ -162,7 +162,7 @@ impl CircuitBreaker {
         future: impl Future<Output = Result<T, E>>,
         judge: impl FnOnce(&Result<T, E>) -> Outcome,
     ) -> Result<T, CallError<E>> {
-        run(self.acquire().await?, future, |permit, result| record_as(permit, judge(result))).await
+        run(self.acquire().await?, future, |permit, result| permit.resolve(judge(result))).await
     }
 
     /// The same calls, where one that is dropped before its end counts for nothing even if it is the probe: for a
@@ -228,7 +228,7 @@ impl CancelOnDrop<'_> {
         judge: impl FnOnce(&Result<T, E>) -> Outcome,
     ) -> Result<T, CallError<E>> {
         let permit = self.0.acquire().await?.cancel_on_drop();
-        run(permit, future, |permit, result| record_as(permit, judge(result))).await
+        run(permit, future, |permit, result| permit.resolve(judge(result))).await
     }
 }
 
@@ -258,14 +258,5 @@ impl<E: fmt::Debug> fmt::Display for Shown<'_, E> {
         let text = format!("{:?}", self.0);
         let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
         f.write_str(quoted.unwrap_or(&text))
-    }
-}
-
-fn record_as(permit: Permit<&CircuitBreaker>, outcome: Outcome) {
-    match outcome {
-        Outcome::Success => permit.success(),
-        Outcome::Failure { error_type, message } => permit.failure(&error_type, message),
-        Outcome::CoolDown { duration, error_type, message } => permit.cool_down(duration, &error_type, message),
-        Outcome::Neutral => permit.cancel(),
     }
 }

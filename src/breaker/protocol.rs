@@ -176,20 +176,25 @@ impl CircuitBreaker {
     }
 
     #[inline]
-    fn blocked_by_open(&self, cause: Cause, open_left: u32) -> Blocked {
+    fn rejected_by_open(&self, cause: Cause, open_left: u32) -> Rejection {
         let reason = if cause == Cause::Silence { RejectionReason::Silent } else { RejectionReason::Open };
-        Blocked::Rejected(self.reject(reason, Some(cause), open_left))
+        self.reject(reason, Some(cause), open_left)
+    }
+
+    /// What a coarse clock can tell: the circuit is open, and its time is far from over.
+    #[inline]
+    pub(super) fn rejected_for_sure(&self, word: u64) -> Option<Rejection> {
+        let (cause, until) = word::open_until(word)?;
+        let about_now = self.clock.about_now();
+        let open_left = step::open_left_for_sure(cause, until, about_now, self.settings.longest_open_ticks())?;
+        Some(self.rejected_by_open(cause, open_left))
     }
 
     /// [`admit`](Self::admit), for a call that has not waited and finds `word` not plain.
     #[inline]
     pub(super) fn admit_at_once(&self, word: u64) -> Result<u64, Blocked> {
-        if let Some((cause, until)) = word::open_until(word) {
-            let about_now = self.clock.about_now();
-            let open_left = step::open_left_for_sure(cause, until, about_now, self.settings.longest_open_ticks());
-            if let Some(open_left) = open_left {
-                return Err(self.blocked_by_open(cause, open_left));
-            }
+        if let Some(rejection) = self.rejected_for_sure(word) {
+            return Err(Blocked::Rejected(rejection));
         }
         if word::passes(word) { Ok(self.granted(word)) } else { self.admit(word, self.clock.now(), None, random) }
     }
@@ -227,7 +232,9 @@ impl CircuitBreaker {
                     }
                     return Err(Blocked::ByRamp { generation: before.generation, drawn, turn_left });
                 }
-                Admit::Reject { open_left, cause } => return Err(self.blocked_by_open(cause, open_left)),
+                Admit::Reject { open_left, cause } => {
+                    return Err(Blocked::Rejected(self.rejected_by_open(cause, open_left)));
+                }
             };
             if self.commit(transition, None) {
                 let after = transition.after.pack();

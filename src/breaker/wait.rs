@@ -59,7 +59,7 @@ impl Drop for Place<'_> {
     }
 }
 
-type Wait<'a> = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send + 'a>>;
+pub(super) type Wait<'a> = Pin<Box<dyn Future<Output = Result<u64, Rejection>> + Send + 'a>>;
 
 /// Asks for a permit, and waits if necessary. It is written by hand, with the wait in a box: in an `async fn` every
 /// call would carry the space for a wait, at several times the cost of the call.
@@ -107,7 +107,7 @@ impl<'a> Future for Acquire<'a> {
 }
 
 /// What a call waits for.
-struct Goal {
+pub(super) struct Goal {
     /// The generation of the probe, or of the ramp. `None` if it waits for the end of a silence.
     waited_for: Option<u32>,
     /// The number that decides when the call has its turn. It is drawn once, or a waiter would have more chances than
@@ -119,7 +119,7 @@ struct Goal {
 }
 
 impl CircuitBreaker {
-    fn what_to_wait_for(&self, blocked: &Blocked, through_silence: bool) -> Result<Goal, Rejection> {
+    pub(super) fn what_to_wait_for(&self, blocked: &Blocked, through_silence: bool) -> Result<Goal, Rejection> {
         let (waited_for, drawn, left) = match *blocked {
             Blocked::ByProbe { generation, lease_left } => (Some(generation), None, lease_left),
             Blocked::ByRamp { generation, drawn, turn_left } => (Some(generation), Some(drawn), turn_left),
@@ -140,7 +140,7 @@ impl CircuitBreaker {
         }
     }
 
-    async fn wait(&self, goal: Goal) -> Result<u64, Rejection> {
+    pub(super) async fn wait(&self, goal: Goal) -> Result<u64, Rejection> {
         let Goal { mut waited_for, mut drawn, full, through_silence } = goal;
         let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else { return Err(full) };
         let give_up = Instant::now() + self.settings.wait_limit();

@@ -17,7 +17,7 @@ use crate::sync::{OnceLock, Ordering, RandomState};
 /// results could construct names that collide. A registry that takes strangers' names has a cap, which bounds what that
 /// costs.
 pub(super) struct Table {
-    /// A power of two, and at least a quarter of them is free.
+    /// A power of two, and at least half of them are free, so that a lookup in vain ends soon.
     slots: Box<[OnceLock<Slot>]>,
     /// Counted by the writers alone.
     filled: AtomicUsize,
@@ -72,7 +72,7 @@ impl Table {
     }
 
     fn for_names(names: usize, hasher: RandomState) -> Self {
-        let slots = (names + names / 3 + 1).next_power_of_two().max(4);
+        let slots = (2 * names).next_power_of_two().max(4);
         Self { slots: (0..slots).map(|_| OnceLock::new()).collect(), filled: AtomicUsize::new(0), hasher }
     }
 
@@ -83,14 +83,14 @@ impl Table {
     #[inline]
     pub(super) fn find(&self, name: &str) -> Option<&Slot> {
         let hash = self.hasher.hash_one(name);
-        let mut at = self.place(hash);
-        while let Some(slot) = self.slots[at].get() {
+        let (mut at, last) = (self.place(hash), self.slots.len() - 1);
+        loop {
+            let slot = self.slots.get(at & last)?.get()?;
             if slot.hash == hash && *slot.name == *name {
                 return Some(slot);
             }
-            at = (at + 1) & (self.slots.len() - 1);
+            at += 1;
         }
-        None
     }
 
     #[inline]
@@ -106,7 +106,7 @@ impl Table {
     // ---- by one writer at a time ----
 
     pub(super) fn has_room(&self) -> bool {
-        (self.len() + 1) * 4 <= self.slots.len() * 3
+        (self.len() + 1) * 2 <= self.slots.len()
     }
 
     /// Adds a breaker whose name is not there. There has to be room.

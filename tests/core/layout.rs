@@ -21,6 +21,13 @@ const FLOORS: &[&[&str]] = &[
     &["breaker", "event", "permit"],
     &["registry"],
     &["silence"],
+    // The layer for tower.
+    &["tower::error"],
+    &["tower::classify"],
+    &["tower::http", "tower::source", "tower::future"],
+    &["tower::service"],
+    &["tower::layer"],
+    &["tower"],
     // The gateway: what everything else is made of,
     &["proxy::outcome"],
     &["proxy::later"],
@@ -108,12 +115,14 @@ fn is_binary(source: &Source) -> bool {
     source.path == "src/main.rs" || source.path.starts_with("src/demo")
 }
 
-/// The library without the gateway, and without the line that says that there is one.
+/// The library without its optional parts, and without the lines that say that there are any.
 fn core() -> Vec<Source> {
     let mut core = modules();
-    core.retain(|source| !source.path.starts_with("src/proxy/"));
+    core.retain(|source| !["src/proxy/", "src/tower"].iter().any(|part| source.path.starts_with(part)));
     let mut root = sources(&["src"]).into_iter().find(|source| source.path == "src/lib.rs").unwrap();
-    root.text = root.text.replace("#[cfg(feature = \"proxy\")]\npub mod proxy;\n", "");
+    for part in ["proxy", "tower"] {
+        root.text = root.text.replace(&format!("#[cfg(feature = \"{part}\")]\npub mod {part};\n"), "");
+    }
     core.push(root);
     core
 }
@@ -259,9 +268,9 @@ fn pages() -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_core_knows_nothing_of_the_gateway() {
+fn the_core_knows_nothing_of_its_optional_parts() {
     for source in core() {
-        for crate_or_module in ["proxy", "hyper", "axum", "http"] {
+        for crate_or_module in ["proxy", "tower_", "crate::tower", "hyper", "axum", "http"] {
             assert!(!source.code().contains(crate_or_module), "{} names {crate_or_module}", source.path);
         }
     }
