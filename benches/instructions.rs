@@ -134,30 +134,29 @@ const OPERATIONS: [Operation; 22] = [
         });
     }),
     ("get", |rounds| {
-        let (registry, names) = registry();
-        repeat(rounds, |round| drop(black_box(registry.get(black_box(name(&names, round))).expect("it is there"))));
-    }),
-    ("get, an unknown name", |rounds| {
-        // How far a lookup in vain goes depends on where the names are, which differs from map to map.
-        let maps = [(); 32].map(|()| registry().0);
-        let names: Vec<_> = (1000..5096).map(|n| format!("provider-{n:03}")).collect();
+        let (maps, names) = registries();
         repeat(rounds, |round| {
-            let map = &maps[round as usize % maps.len()];
-            assert!(map.get(black_box(name(&names, round))).is_none());
+            let found = map(&maps, round).get(black_box(name(&names, round)));
+            drop(black_box(found.expect("it is there")));
         });
     }),
+    ("get, an unknown name", |rounds| {
+        let (maps, _) = registries();
+        let names: Vec<_> = (1000..5096).map(|n| format!("provider-{n:03}")).collect();
+        repeat(rounds, |round| assert!(map(&maps, round).get(black_box(name(&names, round))).is_none()));
+    }),
     ("acquire_permit + record_success", |rounds| {
-        let (registry, names) = registry();
+        let (maps, names) = registries();
         repeat(rounds, |round| {
-            let name = black_box(name(&names, round));
+            let (registry, name) = (map(&maps, round), black_box(name(&names, round)));
             now(registry.acquire_permit(name)).expect("closed");
             assert!(registry.record_success(name));
         });
     }),
     ("acquire_permit + record_failure", |rounds| {
-        let (registry, names) = registry();
+        let (maps, names) = registries();
         repeat(rounds, |round| {
-            let name = black_box(name(&names, round));
+            let (registry, name) = (map(&maps, round), black_box(name(&names, round)));
             now(registry.acquire_permit(name)).expect("closed");
             assert!(registry.record_failure(name, "timeout", "no answer within 2 s"));
         });
@@ -198,10 +197,15 @@ fn open() -> CircuitBreaker {
     breaker
 }
 
-/// So many names that the accidents of one hash table come out even.
-fn registry() -> (CircuitBreakerRegistry, Vec<String>) {
+/// So many maps, each hashing in another way, and so many names that the accidents of hash tables come out even.
+fn registries() -> (Vec<CircuitBreakerRegistry>, Vec<String>) {
     let names: Vec<_> = (0..256).map(|n| format!("provider-{n:03}")).collect();
-    (CircuitBreakerRegistry::with_config(&names, config()), names)
+    ((0..32).map(|_| CircuitBreakerRegistry::with_config(&names, config())).collect(), names)
+}
+
+fn map(maps: &[CircuitBreakerRegistry], round: u32) -> &CircuitBreakerRegistry {
+    // Every name in every map.
+    &maps[round as usize / 256 % maps.len()]
 }
 
 fn name(names: &[String], round: u32) -> &str {

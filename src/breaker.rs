@@ -5,12 +5,15 @@
 
 #[cfg(feature = "tower")]
 mod at_once;
+mod blocking;
 mod call;
 mod early;
 mod history;
 mod measure;
 mod owned;
 mod protocol;
+#[cfg(feature = "serde")]
+mod restore;
 mod snapshot;
 mod wait;
 
@@ -143,7 +146,8 @@ impl CircuitBreaker {
     /// # Errors
     ///
     /// [`Rejection`] while the circuit is open, when it has opened again after a wait, when the wait limit has passed,
-    /// and at once when `max_waiters` calls are waiting already or when its turn comes after the wait limit.
+    /// and at once when `max_waiters` calls are waiting already, when its turn comes after the wait limit, or when it
+    /// would have to wait outside a tokio runtime ([`NoRuntime`](crate::RejectionReason::NoRuntime)).
     ///
     /// # Cancel safety
     ///
@@ -154,7 +158,7 @@ impl CircuitBreaker {
     ///
     /// # Panics
     ///
-    /// If it has to wait outside a tokio runtime with its timer enabled.
+    /// If it has to wait in a tokio runtime whose timer is not enabled.
     #[inline]
     pub fn acquire(&self) -> impl Future<Output = Result<Permit<&Self>, Rejection>> + Send {
         Acquire::new(self)

@@ -31,6 +31,9 @@ listed! {
         WaitLimit,
         /// A probe is in flight, and as many calls wait for it as the configuration allows.
         TooManyWaiters,
+        /// The call would have to wait, and there is no tokio runtime to wait in: a plain thread has
+        /// [`acquire_blocking`](crate::CircuitBreaker::acquire_blocking).
+        NoRuntime,
     }
 }
 
@@ -44,6 +47,7 @@ impl fmt::Display for RejectionReason {
             Self::Reopened => "the circuit has opened again",
             Self::WaitLimit => "the probe took longer than the wait limit",
             Self::TooManyWaiters => "too many calls wait for the probe",
+            Self::NoRuntime => "the call would have to wait, for which there is no tokio runtime",
         })
     }
 }

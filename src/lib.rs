@@ -8,6 +8,8 @@ mod clock;
 mod config;
 mod error;
 mod event;
+#[cfg(feature = "serde")]
+mod export;
 mod feed;
 #[cfg(any(doc, doctest))]
 pub mod guide;
@@ -27,6 +29,8 @@ mod word;
 pub use breaker::{AcquireOwned, BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
+#[cfg(feature = "serde")]
+pub use export::{Exported, ExportedBreaker, ExportedError, RestoreError};
 pub use feed::Transition;
 pub use permit::{OwnedPermit, Permit, PermitType};
 pub use registry::{CircuitBreakerRegistry, ProbeGuard, RegistryFull};

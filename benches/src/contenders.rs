@@ -135,7 +135,7 @@ impl<T: AsyncCall> Contender for Async<T> {
 
 /// Runs a future to its end on this thread. It looks again every 10 ms even if nobody wakes it: tower-resilience 0.14
 /// drops the result of the first poll of its timer, and where that has run out by then, nobody ever does.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {

@@ -12,6 +12,7 @@ mod per_thread;
 pub mod time;
 
 use std::cell::Cell;
+use std::future::Future;
 use std::sync::PoisonError;
 
 pub use cell::ArcSwap;
@@ -44,6 +45,16 @@ pub fn draw(number: u32) {
 
 pub(crate) fn random() -> u32 {
     DRAWN.get()
+}
+
+/// The models' tasks may wait anywhere.
+pub(crate) fn is_in_runtime() -> bool {
+    true
+}
+
+/// As the real one, on a thread that loom sees.
+pub(crate) fn block_until(deadline: Instant, future: impl Future<Output = ()>) {
+    let _ = loom::future::block_on(timeout_at(deadline, future));
 }
 
 type ClockU64 = loom::sync::atomic::AtomicU64;

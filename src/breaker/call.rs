@@ -251,7 +251,7 @@ fn record<T, E: fmt::Debug>(permit: Permit<&CircuitBreaker>, result: &Result<T, 
 }
 
 /// An error that need have no more than `Debug`. A text is shown without its quotes.
-struct Shown<'a, E>(&'a E);
+pub(super) struct Shown<'a, E>(pub(super) &'a E);
 
 impl<E: fmt::Debug> fmt::Display for Shown<'_, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,6 +12,7 @@ use super::CircuitBreaker;
 use super::wait::Wait;
 use crate::error::Rejection;
 use crate::permit::{OwnedPermit, Permit};
+use crate::sync::timeout_at;
 
 /// What [`CircuitBreaker::acquire_owned`] returns.
 #[must_use = "futures do nothing unless you `.await` or poll them"]
@@ -40,11 +41,11 @@ impl Future for AcquireOwned {
             Some(wait) => wait.as_mut().poll(cx),
             None => match breaker.admit_at_once(breaker.load()) {
                 Ok(word) => Poll::Ready(Ok(word)),
-                Err(blocked) => match breaker.what_to_wait_for(&blocked, false) {
+                Err(blocked) => match breaker.what_a_task_waits_for(&blocked, false) {
                     Err(rejection) => Poll::Ready(Err(rejection)),
                     Ok(goal) => {
                         let breaker = Arc::clone(breaker);
-                        wait.insert(Box::pin(async move { breaker.wait(goal).await })).as_mut().poll(cx)
+                        wait.insert(Box::pin(async move { breaker.wait(goal, timeout_at).await })).as_mut().poll(cx)
                     }
                 },
             },

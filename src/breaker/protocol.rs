@@ -114,7 +114,11 @@ impl CircuitBreaker {
 
     /// Makes the transition that `next` finds for the word as it is, whatever others do meanwhile. Returns whether
     /// there was one.
-    fn commit_next(&self, error: Option<&Arc<LastError>>, next: impl Fn(Word) -> Option<Transition>) -> bool {
+    pub(super) fn commit_next(
+        &self,
+        error: Option<&Arc<LastError>>,
+        next: impl Fn(Word) -> Option<Transition>,
+    ) -> bool {
         let mut word = self.load();
         while let Some(transition) = next(Word::unpack(word)) {
             if self.commit(transition, error) {

@@ -5,11 +5,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use crate::clock::duration;
+use crate::config::MAX_DURATION;
 use crate::error::{Rejection, RejectionReason};
 use crate::permit::Permit;
-use crate::sync::{AtomicUsize, Instant, Notify, Ordering, random, timeout_at};
+use crate::sync::{AtomicUsize, Instant, Notified, Notify, Ordering, is_in_runtime, random, timeout_at};
 use crate::word;
 
 use super::CircuitBreaker;
@@ -81,9 +83,9 @@ impl<'a> Acquire<'a> {
             Some(wait) => wait.as_mut().poll(cx),
             None => match breaker.admit_at_once(breaker.load()) {
                 Ok(word) => Poll::Ready(Ok(word)),
-                Err(blocked) => match breaker.what_to_wait_for(&blocked, false) {
+                Err(blocked) => match breaker.what_a_task_waits_for(&blocked, false) {
                     Err(rejection) => Poll::Ready(Err(rejection)),
-                    Ok(goal) => self.wait.insert(Box::pin(breaker.wait(goal))).as_mut().poll(cx),
+                    Ok(goal) => self.wait.insert(Box::pin(breaker.wait(goal, timeout_at))).as_mut().poll(cx),
                 },
             },
         };
@@ -116,6 +118,15 @@ pub(super) struct Goal {
     /// The answer if there is no room.
     full: Rejection,
     through_silence: bool,
+    /// Until when it waits at the latest, if that is before the wait limit has passed.
+    latest: Option<Instant>,
+}
+
+impl Goal {
+    /// Waits for no longer than `timeout`.
+    pub(super) fn within(self, timeout: Duration) -> Self {
+        Self { latest: Some(Instant::now() + timeout.min(MAX_DURATION)), ..self }
+    }
 }
 
 impl CircuitBreaker {
@@ -125,25 +136,37 @@ impl CircuitBreaker {
             Blocked::ByRamp { generation, drawn, turn_left } => (Some(generation), Some(drawn), turn_left),
             Blocked::Rejected(rejection) if through_silence && rejection.reason() == RejectionReason::Silent => {
                 let full = rejection.because(RejectionReason::TooManyWaiters);
-                return Ok(Goal { waited_for: None, drawn: None, full, through_silence });
+                return Ok(Goal { waited_for: None, drawn: None, full, through_silence, latest: None });
             }
             Blocked::Rejected(rejection) => return Err(rejection),
         };
         let full = self.reject(RejectionReason::TooManyWaiters, None, left);
-        Ok(Goal { waited_for, drawn, full, through_silence })
+        Ok(Goal { waited_for, drawn, full, through_silence, latest: None })
+    }
+
+    /// The same for a call that waits as a task, which takes a runtime and its timer.
+    pub(super) fn what_a_task_waits_for(&self, blocked: &Blocked, through_silence: bool) -> Result<Goal, Rejection> {
+        let goal = self.what_to_wait_for(blocked, through_silence)?;
+        if is_in_runtime() { Ok(goal) } else { Err(goal.full.because(RejectionReason::NoRuntime)) }
     }
 
     pub(super) async fn acquire_word_through_silence(&self) -> Result<u64, Rejection> {
         match self.admit_at_once(self.load()) {
             Ok(word) => Ok(word),
-            Err(blocked) => self.wait(self.what_to_wait_for(&blocked, true)?).await,
+            Err(blocked) => self.wait(self.what_a_task_waits_for(&blocked, true)?, timeout_at).await,
         }
     }
 
-    pub(super) async fn wait(&self, goal: Goal) -> Result<u64, Rejection> {
-        let Goal { mut waited_for, mut drawn, full, through_silence } = goal;
+    /// `timeout_at` is the runtime's, or one that blocks the thread.
+    pub(super) async fn wait<'a, F: Future>(
+        &'a self,
+        goal: Goal,
+        timeout_at: impl Fn(Instant, Notified<'a>) -> F,
+    ) -> Result<u64, Rejection> {
+        let Goal { mut waited_for, mut drawn, full, through_silence, latest } = goal;
         let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else { return Err(full) };
         let give_up = Instant::now() + self.settings.wait_limit();
+        let give_up = latest.map_or(give_up, |latest| latest.min(give_up));
         loop {
             // Before the word is read, so that no transition in between is missed.
             let notified = self.waiting.notify.notified();

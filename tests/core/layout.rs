@@ -21,6 +21,8 @@ const FLOORS: &[&[&str]] = &[
     &["breaker", "event", "permit"],
     &["registry"],
     &["silence"],
+    // What leaves the process and comes back.
+    &["export"],
     // The layer for tower.
     &["tower::error"],
     &["tower::classify"],
@@ -118,7 +120,7 @@ fn is_binary(source: &Source) -> bool {
 /// The library without its optional parts, and without the lines that say that there are any.
 fn core() -> Vec<Source> {
     let mut core = modules();
-    core.retain(|source| !["src/proxy/", "src/tower"].iter().any(|part| source.path.starts_with(part)));
+    core.retain(|source| !["src/proxy/", "src/export", "src/tower"].iter().any(|part| source.path.starts_with(part)));
     let mut root = sources(&["src"]).into_iter().find(|source| source.path == "src/lib.rs").unwrap();
     for part in ["proxy", "tower"] {
         root.text = root.text.replace(&format!("#[cfg(feature = \"{part}\")]\npub mod {part};\n"), "");

@@ -1,10 +1,13 @@
 //! The library from the outside, under paused time.
 
+mod blocking;
 mod breaker;
 mod by_name;
 mod config;
 mod edges;
 mod events;
+#[cfg(feature = "serde")]
+mod exported;
 // What reads sources runs nothing.
 #[cfg(not(miri))]
 mod layout;

@@ -15,11 +15,22 @@ pub(crate) use foldhash::fast::RandomState;
 pub(crate) use parking_lot::Mutex;
 pub(crate) use per_thread::PerThread;
 pub(crate) use time::{CoarseClock, Instant, timeout_at};
+pub(crate) use tokio::sync::futures::Notified;
 pub(crate) use tokio::sync::{Notify, broadcast};
 
 /// As in `src/sync.rs`.
 pub(crate) mod unseen {
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+}
+
+/// The histories poll by hand.
+pub(crate) fn is_in_runtime() -> bool {
+    true
+}
+
+/// No history blocks.
+pub(crate) fn block_until(_: Instant, _: impl Future<Output = ()>) {
+    unreachable!("the calls of a history are tasks")
 }
 
 /// No chance: a history has to be repeatable.

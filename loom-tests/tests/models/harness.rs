@@ -201,7 +201,12 @@ pub(crate) type Waiting = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// A caller that may find the probe in flight or already resolved; and whether it had to be woken.
 pub(crate) fn caller(breaker: &Arc<CircuitBreaker>) -> JoinHandle<(Answer, bool)> {
-    beside(breaker, |breaker| counting_polls(Box::pin(breaker.acquire_owned())))
+    beside(breaker, |breaker| counting_polls(borrowing(breaker)))
+}
+
+/// As `acquire_owned`, by way of `acquire`.
+pub(crate) fn borrowing(breaker: Arc<CircuitBreaker>) -> Waiting {
+    Box::pin(async move { breaker.acquire().await.map(|permit| permit.held_by(Arc::clone(&breaker))) })
 }
 
 /// The rest of a call, and whether it had to be woken.

@@ -11,7 +11,8 @@ use loom_tests::{CircuitBreaker, CircuitState, OwnedPermit, PermitType};
 
 use crate::by_name;
 use crate::harness::{
-    LEASE, OPEN_FOR, begin, beside, breaker, claim, counting_polls, due, explore, fail, passed, permit, probing, told,
+    LEASE, OPEN_FOR, Waiting, begin, beside, borrowing, breaker, claim, counting_polls, due, explore, fail, passed,
+    permit, probing, told,
 };
 
 // ---- the error that opened the circuit ----
@@ -385,22 +386,32 @@ fn a_waiter_sees_what_the_probes_caller_did() {
     });
 }
 
+/// A call that comes while the probe succeeds.
+fn sees_what_the_probes_caller_did(ask: fn(Arc<CircuitBreaker>) -> Waiting) -> &'static str {
+    let (breaker, probe) = probing();
+    let data = Arc::new(AtomicUsize::new(0));
+    let caller = {
+        let (breaker, data) = (Arc::clone(&breaker), Arc::clone(&data));
+        thread::spawn(move || {
+            let (answer, waited) = counting_polls(ask(breaker));
+            assert!(passed(&answer));
+            assert_eq!(data.load(Relaxed), 1);
+            waited
+        })
+    };
+    leave(&data, probe);
+    if caller.join().unwrap() { "woken" } else { "did not sleep" }
+}
+
 #[test]
 fn a_call_that_comes_while_the_probe_succeeds_sees_what_its_caller_did() {
+    explore(&["woken", "did not sleep"], || sees_what_the_probes_caller_did(borrowing));
+}
+
+#[test]
+fn a_call_for_an_owned_permit_that_comes_while_the_probe_succeeds_sees_what_its_caller_did() {
     explore(&["woken", "did not sleep"], || {
-        let (breaker, probe) = probing();
-        let data = Arc::new(AtomicUsize::new(0));
-        let caller = {
-            let (breaker, data) = (Arc::clone(&breaker), Arc::clone(&data));
-            thread::spawn(move || {
-                let (answer, waited) = counting_polls(Box::pin(breaker.acquire_owned()));
-                assert!(passed(&answer));
-                assert_eq!(data.load(Relaxed), 1);
-                waited
-            })
-        };
-        leave(&data, probe);
-        if caller.join().unwrap() { "woken" } else { "did not sleep" }
+        sees_what_the_probes_caller_did(|breaker| Box::pin(breaker.acquire_owned()))
     });
 }
 

@@ -106,6 +106,35 @@ fn a_waiter_is_rejected_when_the_message_of_the_probes_failure_panics() {
 }
 
 #[test]
+fn a_thread_that_blocks_gets_the_probes_result() {
+    explore(&["rejected with it", "rejected after it"], || {
+        let (breaker, probe) = probing();
+        let blocked = beside(&breaker, |breaker| {
+            breaker.acquire_blocking(Duration::from_secs(60)).expect_err("the probe fails").reason()
+        });
+        probe.failure("test", "again");
+        match blocked.join().unwrap() {
+            RejectionReason::Reopened => "rejected with it",
+            RejectionReason::Open => "rejected after it",
+            _ => "something else",
+        }
+    });
+}
+
+#[test]
+fn a_thread_that_blocks_takes_the_hung_probe_over() {
+    explore(&["took it over"], || {
+        let (breaker, probe) = probing();
+        std::mem::forget(probe);
+        let blocked = beside(&breaker, |breaker| {
+            breaker.acquire_blocking(Duration::from_secs(60)).expect("it is over").kind() == PermitType::Probe
+        });
+        advance(LEASE);
+        if blocked.join().unwrap() { "took it over" } else { "passed" }
+    });
+}
+
+#[test]
 fn a_waiter_becomes_the_probe_that_is_handed_back() {
     explore(&["woken", "found it resolved"], || {
         let (breaker, probe) = probing();
