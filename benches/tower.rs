@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Parser;
 use fusebox::CircuitBreaker;
 use fusebox::tower::CircuitBreakerLayer;
-use fusebox_benches::contenders::{CALLS, block_on};
+use fusebox_benches::contenders::{CALLS, block_on, runtime};
 use fusebox_benches::{Options, Suite, exit};
 use tower::load_shed::LoadShed;
 use tower::util::ServiceFn;
@@ -51,6 +51,8 @@ where
     S: Service<bool, Future: Send> + Clone + Sync + Send + 'static,
 {
     suite.add(table, name, service, S::clone, |_, service| {
+        // tower-resilience makes a timer where its circuit is open.
+        let _entered = runtime().enter();
         block_on(async {
             for _ in 0..CALLS {
                 if let Ok(service) = service.ready().await {
