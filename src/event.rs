@@ -33,7 +33,7 @@ macro_rules! log {
     }};
 }
 
-/// Of every transition that begins a generation, or changes the state.
+/// Tells of a transition that is logged or begins a generation.
 #[cold]
 pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: Past) {
     if !step.is_logged() {

@@ -47,9 +47,9 @@ pub struct Transition {
 /// How many transitions of one breaker are kept for a subscriber that is slow.
 const KEPT: usize = 64;
 
-/// How many changes wait for one that has not been told. There are no more than threads that change the state at once,
-/// unless one panicked before it told: then nobody waits for that one for ever.
-const MOST_EARLY: usize = 64;
+/// How many changes wait for one that has not been told: its thread may have panicked before it told, and nobody is to
+/// wait for that for ever. When they are told after all, they fit into what is kept.
+const MOST_EARLY: usize = KEPT / 2;
 
 /// Who has subscribed to a breaker. Its lock is taken when the state changes, and by no other call.
 pub(crate) struct Feed(Mutex<Option<Box<Channel>>>);
@@ -168,5 +168,86 @@ impl Channel {
             // Nobody may be left who listens.
             let _ = sender.send(told.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use super::{Feed, MOST_EARLY, Transition};
+    use crate::sync::broadcast::Receiver;
+    use crate::transition::Cause;
+    use crate::word::{State, Word};
+
+    const fn of(generation: u32, state: State) -> Word {
+        Word { generation, measured: false, state }
+    }
+
+    const fn open(generation: u32) -> Word {
+        of(generation, State::Open { cause: Cause::Cooldown, until: 0, streak: 0 })
+    }
+
+    const fn probing(generation: u32) -> Word {
+        of(generation, State::HalfOpen { in_flight: true, lease_end: 0, streak: 0, good_probes: 0 })
+    }
+
+    fn tell(feed: &Feed, before: Word, after: Word) {
+        let told = Transition {
+            breaker: Arc::from("openai"),
+            from: before.circuit_state(),
+            to: after.circuit_state(),
+            cause: after.cause(),
+            generation: after.generation,
+            trip_count: 0,
+            failure_count: 0,
+            last_error: None,
+            at: SystemTime::UNIX_EPOCH,
+        };
+        feed.tell(before, after, Some(&told));
+    }
+
+    fn generations(told: &mut Receiver<Transition>) -> Vec<u32> {
+        std::iter::from_fn(|| told.try_recv().ok()).map(|told| told.generation).collect()
+    }
+
+    #[test]
+    fn what_is_told_too_early_waits_for_what_came_before_it() {
+        let feed = Feed::new();
+        let mut told = feed.subscribe(|| Word::INITIAL);
+        tell(&feed, open(2), open(3));
+        tell(&feed, open(1), open(2));
+        assert!(generations(&mut told).is_empty());
+        tell(&feed, Word::INITIAL, open(1));
+        assert_eq!(generations(&mut told), [1, 2, 3]);
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_for_a_transition_that_is_never_told() {
+        let feed = Feed::new();
+        let mut told = feed.subscribe(|| Word::INITIAL);
+        let last = u32::try_from(MOST_EARLY).unwrap() + 1;
+        for generation in 1..last {
+            tell(&feed, open(generation), open(generation + 1));
+        }
+        assert!(generations(&mut told).is_empty(), "the first one may come yet");
+        tell(&feed, open(last), open(last + 1));
+        assert_eq!(generations(&mut told), (2..=last + 1).collect::<Vec<_>>());
+        tell(&feed, Word::INITIAL, open(1));
+        assert!(generations(&mut told).is_empty(), "it is out of date");
+    }
+
+    #[test]
+    fn a_takeover_is_told_before_its_probe_ends_and_not_after_its_generation() {
+        let feed = Feed::new();
+        let mut told = feed.subscribe(|| open(1));
+        tell(&feed, probing(1), open(2));
+        tell(&feed, probing(1), probing(1));
+        tell(&feed, open(1), probing(1));
+        assert_eq!(generations(&mut told), [1, 1, 2]);
+        tell(&feed, probing(1), probing(1));
+        tell(&feed, open(2), probing(2));
+        assert_eq!(generations(&mut told), [2]);
     }
 }

@@ -14,6 +14,8 @@ use crate::error::Rejection;
 use crate::permit::{OwnedPermit, Permit};
 use crate::sync::timeout_at;
 
+// The steps of `Acquire` once more: as one generic future, every rejected call cost more instructions.
+
 /// What [`CircuitBreaker::acquire_owned`] returns.
 #[must_use = "futures do nothing unless you `.await` or poll them"]
 pub struct AcquireOwned {

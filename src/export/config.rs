@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::de::{self, Deserializer, Visitor};
+use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +46,10 @@ struct Table {
     max_waiters: Option<usize>,
 }
 
-/// No threshold is written as `"none"`: not every format has a null, and leaving it out means the default.
+/// No threshold is written as [`NO_THRESHOLD`]: not every format has a null, and leaving it out means the default.
 struct Threshold(Option<u32>);
+
+const NO_THRESHOLD: &str = "none";
 
 /// Both ways, so that no field is forgotten in one of them.
 macro_rules! fields {
@@ -112,48 +114,18 @@ impl Serialize for Threshold {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
             Some(failures) => serializer.serialize_u32(failures),
-            None => serializer.serialize_str("none"),
+            None => serializer.serialize_str(NO_THRESHOLD),
         }
     }
 }
 
 impl<'de> Deserialize<'de> for Threshold {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NumberOrNone;
-
-        impl Visitor<'_> for NumberOrNone {
-            type Value = Threshold;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of failures, or \"none\"")
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Threshold, E> {
-                // What is too large is refused with the range that is valid.
-                Ok(Threshold(Some(u32::try_from(number).unwrap_or(u32::MAX))))
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Threshold, E> {
-                match u64::try_from(number) {
-                    Ok(number) => self.visit_u64(number),
-                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(number), &self)),
-                }
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Threshold, E> {
-                if text == "none" {
-                    Ok(Threshold(None))
-                } else {
-                    Err(E::invalid_value(de::Unexpected::Str(text), &self))
-                }
-            }
-
-            fn visit_unit<E: de::Error>(self) -> Result<Threshold, E> {
-                Ok(Threshold(None))
-            }
-        }
-
-        deserializer.deserialize_any(NumberOrNone)
+        deserializer.deserialize_any(NumberOrText {
+            expected: "a number of failures, or \"none\"",
+            number: |failures| Self(Some(failures)),
+            text: |text| (text == NO_THRESHOLD).then_some(Self(None)),
+        })
     }
 }
 
@@ -168,32 +140,46 @@ impl Serialize for Window {
 
 impl<'de> Deserialize<'de> for Window {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TimeOrCalls;
+        deserializer.deserialize_any(NumberOrText {
+            expected: "a duration such as 10s, or a number of calls",
+            number: Self::Calls,
+            text: |text| humantime::parse_duration(text).ok().map(Self::Time),
+        })
+    }
+}
 
-        impl Visitor<'_> for TimeOrCalls {
-            type Value = Window;
+/// For a setting that is a number, or a text that stands for something else.
+struct NumberOrText<T> {
+    expected: &'static str,
+    number: fn(u32) -> T,
+    text: fn(&str) -> Option<T>,
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a duration such as 10s, or a number of calls")
-            }
+impl<T> Visitor<'_> for NumberOrText<T> {
+    type Value = T;
 
-            fn visit_u64<E: de::Error>(self, calls: u64) -> Result<Window, E> {
-                Ok(Window::Calls(u32::try_from(calls).unwrap_or(u32::MAX)))
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
 
-            fn visit_i64<E: de::Error>(self, calls: i64) -> Result<Window, E> {
-                match u64::try_from(calls) {
-                    Ok(calls) => self.visit_u64(calls),
-                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(calls), &self)),
-                }
-            }
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        // What is too large is refused with the range that is valid.
+        Ok((self.number)(u32::try_from(number).unwrap_or(u32::MAX)))
+    }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Window, E> {
-                duration::parse(text).map(Window::Time)
-            }
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        match u64::try_from(number) {
+            Ok(number) => self.visit_u64(number),
+            Err(_) => Err(E::invalid_value(Unexpected::Signed(number), &self)),
         }
+    }
 
-        deserializer.deserialize_any(TimeOrCalls)
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.text)(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<T, E> {
+        (self.text)(NO_THRESHOLD).ok_or_else(|| E::invalid_type(Unexpected::Unit, &self))
     }
 }
 

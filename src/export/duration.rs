@@ -38,29 +38,6 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     deserializer.deserialize_str(Text)
 }
 
-/// `None` is left out.
-pub(super) mod optional {
-    use super::{Deserializer, Duration, Serializer};
-    use serde::{Deserialize, Serialize};
-
-    #[derive(Serialize, Deserialize)]
-    struct Shown(#[serde(with = "super")] Duration);
-
-    #[expect(clippy::ref_option, reason = "as serde calls it")]
-    pub(in super::super) fn serialize<S: Serializer>(
-        value: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        value.map(Shown).serialize(serializer)
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
-        Ok(Option::<Shown>::deserialize(deserializer)?.map(|Shown(duration)| duration))
-    }
-}
-
 /// RFC 3339, in UTC.
 pub(super) mod time {
     use super::{Deserializer, Serializer, SystemTime};
@@ -79,25 +56,33 @@ pub(super) mod time {
     }
 }
 
-/// The same. `None` is left out.
-pub(super) mod optional_time {
-    use super::{Deserializer, Serializer, SystemTime};
-    use serde::{Deserialize, Serialize};
+/// The same of a value that may be missing.
+macro_rules! optional {
+    ($name:ident, $value:ty, $with:literal) => {
+        pub(super) mod $name {
+            use serde::de::Deserializer;
+            use serde::ser::Serializer;
+            use serde::{Deserialize, Serialize};
 
-    #[derive(Serialize, Deserialize)]
-    struct Shown(#[serde(with = "super::time")] SystemTime);
+            #[derive(Serialize, Deserialize)]
+            struct Shown(#[serde(with = $with)] $value);
 
-    #[expect(clippy::ref_option, reason = "as serde calls it")]
-    pub(in super::super) fn serialize<S: Serializer>(
-        value: &Option<SystemTime>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        value.map(Shown).serialize(serializer)
-    }
+            #[expect(clippy::ref_option, reason = "as serde calls it")]
+            pub(in super::super) fn serialize<S: Serializer>(
+                value: &Option<$value>,
+                serializer: S,
+            ) -> Result<S::Ok, S::Error> {
+                value.map(Shown).serialize(serializer)
+            }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<SystemTime>, D::Error> {
-        Ok(Option::<Shown>::deserialize(deserializer)?.map(|Shown(time)| time))
-    }
+            pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+                deserializer: D,
+            ) -> Result<Option<$value>, D::Error> {
+                Ok(Option::<Shown>::deserialize(deserializer)?.map(|Shown(value)| value))
+            }
+        }
+    };
 }
+
+optional!(optional, std::time::Duration, "super");
+optional!(optional_time, std::time::SystemTime, "super::time");

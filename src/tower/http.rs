@@ -125,9 +125,10 @@ fn outcome(status: StatusCode, headers: &HeaderMap) -> Option<Outcome> {
     }
 }
 
-/// In seconds. A date is not read: it depends on two clocks.
+/// In seconds, at least one. A date is not read: it depends on two clocks.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 /// The host that a request is for, without its port: of the URI, or of the header `host`. Empty if there is none. It is

@@ -62,23 +62,29 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
         let breaker = self.source.only();
-        // The call is going to be rejected, or to wait for a probe: not for the inner service.
-        if self.is_ready || breaker.is_some_and(|breaker| !breaker.would_allow()) {
-            return Poll::Ready(Ok(()));
-        }
-        let Poll::Ready(result) = self.inner.poll_ready(cx) else {
+        loop {
+            // The call is going to be rejected, or to wait for a probe: not for the inner service.
+            if self.is_ready || breaker.is_some_and(|breaker| !breaker.would_allow()) {
+                return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(result) = self.inner.poll_ready(cx) {
+                self.opening = None;
+                self.is_ready = result.is_ok();
+                return Poll::Ready(result.map_err(|error| {
+                    let permit = breaker.and_then(|breaker| Arc::clone(breaker).try_acquire_owned().ok());
+                    self.classify.not_ready(error, permit)
+                }));
+            }
             let Some(breaker) = breaker else { return Poll::Pending };
-            let opening = self.opening.get_or_insert_with(|| Box::pin(opening(breaker)));
-            ready!(opening.as_mut().poll(cx));
-            self.opening = None;
-            return Poll::Ready(Ok(()));
-        };
-        self.opening = None;
-        self.is_ready = result.is_ok();
-        Poll::Ready(result.map_err(|error| {
-            let permit = breaker.and_then(|breaker| Arc::clone(breaker).try_acquire_owned().ok());
-            self.classify.not_ready(error, permit)
-        }))
+            match &mut self.opening {
+                // Subscribes first and looks again then, or an opening in between would wake nobody.
+                None => self.opening = Some(Box::pin(opening(breaker))),
+                Some(opening) => {
+                    ready!(opening.as_mut().poll(cx));
+                    self.opening = None;
+                }
+            }
+        }
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
@@ -106,7 +112,7 @@ where
     }
 }
 
-/// Ends when the circuit opens, or has opened and closed meanwhile: whoever is woken asks the breaker.
+/// Ends when the circuit opens. It may have closed again since, so whoever is woken looks.
 fn opening(breaker: &breaker::CircuitBreaker) -> impl Future<Output = ()> + Send + Sync + use<> {
     let mut transitions = breaker.subscribe();
     async move {

@@ -2,10 +2,11 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use fusebox::tower::CircuitBreakerLayer;
 use fusebox::tower::error::rejection;
-use fusebox::{CircuitState, RejectionReason, is_rejection};
+use fusebox::{CircuitBreaker, CircuitState, RejectionReason, is_rejection};
 use tokio::time::{advance, timeout};
 use tower::{Layer, Service, ServiceExt};
 
@@ -105,6 +106,46 @@ async fn a_call_that_waits_for_the_inner_service_is_woken_when_the_circuit_opens
     assert!(poll_once(ready.as_mut()).is_none());
     upstream.fill(false);
     assert_eq!(ready.await.unwrap().call(7).await.unwrap(), 7);
+}
+
+/// Not ready, and its circuit opens while it says so.
+#[derive(Clone)]
+struct OpensMeanwhile(Arc<CircuitBreaker>);
+
+impl Service<u32> for OpensMeanwhile {
+    type Response = u32;
+    type Error = std::io::Error;
+    type Future = std::future::Pending<std::io::Result<u32>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.0.isolate("test");
+        Poll::Pending
+    }
+
+    fn call(&mut self, _: u32) -> Self::Future {
+        std::future::pending()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_circuit_that_opens_while_the_inner_service_is_asked_leaves_nobody_waiting() {
+    let breaker = breaker();
+    let service = CircuitBreakerLayer::new(Arc::clone(&breaker)).layer(OpensMeanwhile(breaker));
+    assert!(is_rejection(&*poll_once(pin!(service.oneshot(1))).expect("nobody would wake it").unwrap_err()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_is_over_makes_no_service_ready_that_is_not() {
+    let (breaker, upstream) = (breaker(), Upstream::new());
+    let mut service = CircuitBreakerLayer::new(Arc::clone(&breaker)).layer(upstream.clone());
+    upstream.fill(true);
+    let mut ready = pin!(service.ready());
+    assert!(poll_once(ready.as_mut()).is_none());
+    trip(&breaker);
+    breaker.reset();
+    assert!(poll_once(ready.as_mut()).is_none());
+    trip(&breaker);
+    assert!(poll_once(ready.as_mut()).is_some());
 }
 
 #[tokio::test(start_paused = true)]

@@ -100,6 +100,7 @@ async fn an_upstream_that_says_when_to_come_back_is_left_alone_until_then() {
         (200, "7", false),
         (429, "later", false),
         (429, "-7", false),
+        (503, "0", false),
     ] {
         let breaker = with_row(0);
         let answer = Response::builder().status(status).header("retry-after", retry_after.trim());
