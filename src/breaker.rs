@@ -15,6 +15,7 @@ mod protocol;
 #[cfg(feature = "serde")]
 mod restore;
 mod snapshot;
+mod totals;
 mod wait;
 
 use std::fmt;
@@ -41,6 +42,9 @@ use history::History;
 pub(crate) use history::Past;
 pub use owned::AcquireOwned;
 pub use snapshot::BreakerSnapshot;
+use totals::Stripes;
+pub(crate) use totals::Told;
+pub use totals::Totals;
 use wait::{Acquire, Waiting};
 
 /// A circuit breaker for one upstream.
@@ -73,6 +77,7 @@ pub struct CircuitBreaker {
     waiting: Waiting,
     history: History,
     feed: Feed,
+    totals: Stripes,
     /// When the call began that failed and began last, in milliseconds since the breaker was made. It is noted if
     /// failures have a memory.
     newest_failed: AtomicU64,
@@ -105,6 +110,7 @@ impl CircuitBreaker {
             waiting: Waiting::new(),
             history: History::new(),
             feed: Feed::new(),
+            totals: Stripes::new(),
             number: next_number(),
             name: name.into(),
         }

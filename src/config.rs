@@ -56,6 +56,7 @@ pub struct Config {
     pub(crate) probe_lease: Duration,
     pub(crate) wait_limit: Duration,
     pub(crate) max_waiters: Option<usize>,
+    pub(crate) totals: bool,
 }
 
 /// The calls whose outcomes make up a rate. Made from a `Duration` or a number of calls.
@@ -95,7 +96,7 @@ pub enum Abandoned {
 
 impl Default for Config {
     /// 3 failures in a row, no rates, open for 30 s every time, one good probe, no ramp, a probe lease of 60 s, a wait
-    /// limit of 60 s, any number of waiters.
+    /// limit of 60 s, any number of waiters, no totals.
     fn default() -> Self {
         Self {
             failure_threshold: Some(DEFAULT_THRESHOLD),
@@ -117,6 +118,7 @@ impl Default for Config {
             probe_lease: Duration::from_secs(60),
             wait_limit: Duration::from_secs(60),
             max_waiters: None,
+            totals: false,
         }
     }
 }
@@ -226,6 +228,11 @@ impl Config {
     /// How many calls may wait at the same time. `None`: any number.
     pub fn max_waiters(&self) -> Option<usize> {
         self.max_waiters
+    }
+
+    /// Whether calls of each kind are counted.
+    pub fn totals(&self) -> bool {
+        self.totals
     }
 
     fn check(&self) -> Result<(), ConfigError> {

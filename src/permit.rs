@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::breaker::{CircuitBreaker, Outcome};
+use crate::breaker::{CircuitBreaker, Outcome, Told};
 use crate::error::LastError;
 use crate::settings::cooldown_ticks;
 use crate::word::{self, PROBE_BIT, Word};
@@ -275,6 +275,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         // Before the claim is given up: if formatting panics, the permit still drops as a probe.
         let error = Arc::new(LastError::new(error_type, message));
         let ticks = cooldown_ticks(duration);
+        self.breaker.count(self.word, Told::Failure);
         if word::passes(self.word) {
             self.take_word();
             self.breaker.cool_down(ticks, &error)

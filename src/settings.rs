@@ -58,6 +58,8 @@ const DROP_FAILS: u32 = 1 << 2;
 const MEMORY: u32 = 1 << 3;
 /// To count no failures in a row.
 const NO_ROW: u32 = 1 << 4;
+/// To count calls of each kind.
+const TOTALS: u32 = 1 << 5;
 
 impl Measures {
     fn of(config: Config) -> Self {
@@ -67,7 +69,8 @@ impl Measures {
                 | of(config.slow_rate.is_some(), SLOW)
                 | of(config.abandoned == Abandoned::Failure, DROP_FAILS)
                 | of(config.failure_memory.is_some(), MEMORY)
-                | of(config.failure_threshold.is_none(), NO_ROW),
+                | of(config.failure_threshold.is_none(), NO_ROW)
+                | of(config.totals, TOTALS),
         )
     }
 
@@ -95,6 +98,10 @@ impl Measures {
 
     pub(crate) fn memory(self) -> bool {
         self.0 & MEMORY != 0
+    }
+
+    pub(crate) fn totals(self) -> bool {
+        self.0 & TOTALS != 0
     }
 
     fn counts_a_row(self) -> bool {

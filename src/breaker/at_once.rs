@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::CircuitBreaker;
+use super::totals::Told;
 use crate::error::Rejection;
 use crate::permit::{OwnedPermit, Permit};
 use crate::word;
@@ -25,6 +26,7 @@ impl CircuitBreaker {
     /// The rejection, if the circuit is open for a while yet.
     #[inline]
     pub(crate) fn rejection_at_once(&self) -> Option<Rejection> {
-        self.rejected_for_sure(self.load())
+        let word = self.load();
+        self.rejected_for_sure(word).inspect(|_| self.count(word, Told::Rejection))
     }
 }

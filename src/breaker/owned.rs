@@ -52,7 +52,7 @@ impl Future for AcquireOwned {
                 },
             },
         };
-        answer.map_ok(|word| Permit::new(Arc::clone(breaker), word))
+        breaker.counted(answer).map_ok(|word| Permit::new(Arc::clone(breaker), word))
     }
 }
 

@@ -21,6 +21,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::totals::Told;
 use super::{CircuitBreaker, Past};
 use crate::error::{LastError, Rejection, RejectionReason};
 use crate::event;
@@ -167,6 +168,17 @@ impl CircuitBreaker {
 
     #[cold]
     fn try_acquire_blocked(&self, word: u64) -> Result<u64, Rejection> {
+        if word::is_measured(word) { self.try_acquire_measured(word) } else { self.try_acquire_now(word) }
+    }
+
+    /// The same, and counts a rejection. It is apart, so that those who count nothing need not keep the word.
+    #[inline(never)]
+    fn try_acquire_measured(&self, word: u64) -> Result<u64, Rejection> {
+        self.try_acquire_now(word).inspect_err(|_| self.count(word, Told::Rejection))
+    }
+
+    #[inline]
+    fn try_acquire_now(&self, word: u64) -> Result<u64, Rejection> {
         self.admit_at_once(word).map_err(|blocked| match blocked {
             Blocked::Rejected(rejection) => rejection,
             Blocked::ByProbe { lease_left, .. } => self.reject(RejectionReason::ProbeInFlight, None, lease_left),
@@ -270,6 +282,7 @@ impl CircuitBreaker {
     /// The same, if something may have to be written.
     #[inline(never)]
     fn succeeded(&self, word: u64, granted: u64) -> bool {
+        self.count(word, Told::Success);
         let generation = word::generation(granted);
         if !word::is_measured(word) || word::generation(word) != generation {
             return self.end_row(word, granted, false, None);
@@ -338,6 +351,7 @@ impl CircuitBreaker {
     #[cold]
     #[inline(never)]
     fn failed(&self, mut word: u64, granted: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
+        self.count(word, Told::Failure);
         let generation = word::generation(granted);
         if word::generation(word) != generation {
             return false;
@@ -399,6 +413,7 @@ impl CircuitBreaker {
     /// The probe that holds `claimed` succeeded.
     #[cold]
     pub(crate) fn probe_succeeded(&self, claimed: u64) -> bool {
+        self.count(claimed, Told::Success);
         let (needed, ramp_ticks) = (self.settings.good_probes(), self.settings.ramp_ticks());
         let now = self.clock.now();
         self.commit_exactly(claimed, None, |word| word.probe_succeeded(needed, now, ramp_ticks))
@@ -407,6 +422,7 @@ impl CircuitBreaker {
     /// The probe that holds `claimed` failed.
     #[cold]
     pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) -> bool {
+        self.count(claimed, Told::Failure);
         self.reopen(claimed, Cause::Failures, error)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::CircuitBreaker;
 use super::history::Counts;
+use super::totals::Totals;
 use crate::breaker::Past;
 use crate::clock::duration;
 use crate::error::LastError;
@@ -34,6 +35,7 @@ impl CircuitBreaker {
                 .filter(|left| *left != FOREVER)
                 .map(duration),
             last_calls: self.last_calls(word),
+            totals: self.totals(),
             last_error,
         }
     }
@@ -63,6 +65,8 @@ pub struct BreakerSnapshot {
     pub failed_probe_count: u64,
     /// What is in the window. `None` if there is neither a `failure_rate` nor a `slow_rate`.
     pub last_calls: Option<LastCalls>,
+    /// How many calls of each kind there were. `None` unless they are [counted](crate::ConfigBuilder::totals).
+    pub totals: Option<Totals>,
     /// While open: how long until a call becomes the next probe, zero if the next one does. `None` while isolated.
     pub next_probe_in: Option<Duration>,
     /// The failure that opened the circuit last.

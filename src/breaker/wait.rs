@@ -16,6 +16,7 @@ use crate::word;
 
 use super::CircuitBreaker;
 use super::protocol::Blocked;
+use super::totals::Told;
 
 pub(super) struct Waiting {
     notify: Notify,
@@ -89,7 +90,7 @@ impl<'a> Acquire<'a> {
                 },
             },
         };
-        answer.map_ok(|word| Permit::new(breaker, word))
+        breaker.counted(answer).map_ok(|word| Permit::new(breaker, word))
     }
 }
 
@@ -151,10 +152,22 @@ impl CircuitBreaker {
     }
 
     pub(super) async fn acquire_word_through_silence(&self) -> Result<u64, Rejection> {
-        match self.admit_at_once(self.load()) {
+        let answer = match self.admit_at_once(self.load()) {
             Ok(word) => Ok(word),
-            Err(blocked) => self.wait(self.what_a_task_waits_for(&blocked, true)?, timeout_at).await,
+            Err(blocked) => match self.what_a_task_waits_for(&blocked, true) {
+                Ok(goal) => self.wait(goal, timeout_at).await,
+                Err(rejection) => Err(rejection),
+            },
+        };
+        answer.inspect_err(|_| self.count(self.load(), Told::Rejection))
+    }
+
+    /// Counts a rejection.
+    pub(super) fn counted(&self, answer: Poll<Result<u64, Rejection>>) -> Poll<Result<u64, Rejection>> {
+        if let Poll::Ready(Err(_)) = answer {
+            self.count(self.load(), Told::Rejection);
         }
+        answer
     }
 
     /// `timeout_at` is the runtime's, or one that blocks the thread.
@@ -165,6 +178,7 @@ impl CircuitBreaker {
     ) -> Result<u64, Rejection> {
         let Goal { mut waited_for, mut drawn, full, through_silence, latest } = goal;
         let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else { return Err(full) };
+        self.count(self.load(), Told::Wait);
         let give_up = Instant::now() + self.settings.wait_limit();
         let give_up = latest.map_or(give_up, |latest| latest.min(give_up));
         loop {

@@ -258,6 +258,27 @@ impl<Target> ConfigBuilder<Target> {
         self.config.max_waiters = waiters.into();
         self
     }
+
+    /// Counts successes, failures, rejections and waits, for
+    /// [`BreakerSnapshot::totals`](crate::BreakerSnapshot::totals): for metrics. Each thread counts for itself. Off by
+    /// default, and then it costs nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use fusebox::CircuitBreaker;
+    ///
+    /// let breaker = CircuitBreaker::builder("openai").totals(true).build()?;
+    /// breaker.try_acquire()?.success();
+    /// breaker.try_acquire()?.failure("5xx", 503);
+    /// let totals = breaker.snapshot().totals.unwrap();
+    /// assert_eq!((totals.successes, totals.failures, totals.rejections), (1, 1, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn totals(mut self, are_counted: bool) -> Self {
+        self.config.totals = are_counted;
+        self
+    }
 }
 
 impl ConfigBuilder {

@@ -44,6 +44,7 @@ struct Table {
     wait_limit: Duration,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_waiters: Option<usize>,
+    totals: bool,
 }
 
 /// No threshold is written as [`NO_THRESHOLD`]: not every format has a null, and leaving it out means the default.
@@ -88,7 +89,8 @@ fields!(
     ramp_failures,
     probe_lease,
     wait_limit,
-    max_waiters
+    max_waiters,
+    totals
 );
 
 impl Default for Table {

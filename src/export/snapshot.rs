@@ -7,7 +7,7 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
 use super::duration;
-use crate::breaker::BreakerSnapshot;
+use crate::breaker::{BreakerSnapshot, Totals};
 use crate::error::LastError;
 use crate::feed::Transition;
 use crate::transition::{Cause, CircuitState};
@@ -79,6 +79,21 @@ impl Serialize for LastCalls {
 }
 
 #[derive(Serialize)]
+struct TotalsRow {
+    successes: u64,
+    failures: u64,
+    rejections: u64,
+    waits: u64,
+}
+
+impl Serialize for Totals {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { successes, failures, rejections, waits } = *self;
+        TotalsRow { successes, failures, rejections, waits }.serialize(serializer)
+    }
+}
+
+#[derive(Serialize)]
 struct SnapshotRow<'a> {
     name: &'a str,
     state: CircuitState,
@@ -90,6 +105,7 @@ struct SnapshotRow<'a> {
     trip_count: u64,
     failed_probe_count: u64,
     last_calls: Option<LastCalls>,
+    totals: Option<Totals>,
     #[serde(with = "duration::optional")]
     next_probe_in: Option<Duration>,
     last_error: Option<&'a LastError>,
@@ -108,6 +124,7 @@ impl Serialize for BreakerSnapshot {
             trip_count: self.trip_count,
             failed_probe_count: self.failed_probe_count,
             last_calls: self.last_calls,
+            totals: self.totals,
             next_probe_in: self.next_probe_in,
             last_error: self.last_error.as_deref(),
         }

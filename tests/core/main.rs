@@ -34,5 +34,6 @@ mod streaming;
 mod subscribing;
 mod support;
 mod threads;
+mod totals;
 mod waiting;
 mod watched;
