@@ -2,14 +2,16 @@
 //!
 //! `cargo bench -p fusebox-benches --bench instructions` compares with the counts in `benches/instructions.json` and
 //! fails where one has grown by more than 3%; with `-- --save` it moves them there. Another compiler counts otherwise,
-//! so the file says whose counts they are. It needs valgrind.
+//! so the file says whose counts they are. It needs valgrind. With `--features metrics` it counts what that feature
+//! costs, and nothing else.
 //!
 //! Each operation runs twice, once with twice the rounds: the difference is free of what comes before and after.
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fmt;
 use std::fs;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -20,9 +22,13 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use fusebox::silence::{self, Detector};
+use fusebox::tower::CircuitBreakerLayer;
 use fusebox::{Abandoned, CircuitBreaker, CircuitBreakerRegistry, Config, ConfigBuilder};
 use fusebox_benches::exit;
 use serde::{Deserialize, Serialize};
+use tower::load_shed::LoadShed;
+use tower::util::ServiceFn;
+use tower::{Layer, Service};
 
 const ROUNDS: u32 = 50_000;
 /// By how much a count may grow.
@@ -50,7 +56,7 @@ struct Baseline {
 type Operation = (&'static str, fn(u32));
 
 /// The first is the empty loop, which is not counted with the others.
-const OPERATIONS: [Operation; 22] = [
+const OPERATIONS: [Operation; 26] = [
     ("loop", |rounds| repeat(rounds, |_| {})),
     ("permit + success", |rounds| {
         let breaker = closed();
@@ -67,17 +73,11 @@ const OPERATIONS: [Operation; 22] = [
     ("call(future).await", |rounds| {
         let breaker = closed();
         repeat(rounds, |_| {
-            let answer = now(black_box(&breaker).call(std::future::ready(Ok::<_, std::fmt::Error>(1))));
+            let answer = now(black_box(&breaker).call(ready(Ok::<_, fmt::Error>(1))));
             assert_eq!(answer, Ok(1));
         });
     }),
-    ("permit + failure", |rounds| {
-        let breaker = closed();
-        repeat(rounds, |round| {
-            let permit = black_box(&breaker).try_acquire().expect("closed");
-            if round % 128 == 0 { permit.success() } else { permit.failure("timeout", "no answer within 2 s") }
-        });
-    }),
+    ("permit + failure", |rounds| failures(rounds, config().to_builder())),
     ("rejected", |rounds| {
         let breaker = open();
         repeat(rounds, |_| assert!(black_box(&breaker).try_acquire().is_err()));
@@ -114,13 +114,7 @@ const OPERATIONS: [Operation; 22] = [
         breaker.try_acquire().expect("the probe").success();
         repeat(rounds, |_| black_box(&breaker).try_acquire().expect("every call has its turn").success());
     }),
-    ("permit + failure, failure_rate", |rounds| {
-        let breaker = CircuitBreaker::new("openai", rate().build().expect("a valid configuration"));
-        repeat(rounds, |round| {
-            let permit = black_box(&breaker).try_acquire().expect("closed");
-            if round % 128 == 0 { permit.success() } else { permit.failure("timeout", "no answer within 2 s") }
-        });
-    }),
+    ("permit + failure, failure_rate", |rounds| failures(rounds, rate())),
     ("silence: start + answered", |rounds| {
         let breaker = Arc::new(closed());
         let detector = Arc::new(Detector::new(Arc::clone(&breaker), silence::Config::default(), 1));
@@ -161,7 +155,57 @@ const OPERATIONS: [Operation; 22] = [
             assert!(registry.record_failure(name, "timeout", "no answer within 2 s"));
         });
     }),
+    ("tower layer, closed", |rounds| layered(rounds, layer(closed()), true)),
+    ("tower layer, open", |rounds| layered(rounds, layer(open()), false)),
+    ("tower's load_shed, for comparison", |rounds| layered(rounds, LoadShed::new(upstream()), true)),
+    ("tower-resilience's layer, closed, for comparison", |rounds| {
+        let layer = tower_resilience_circuitbreaker::CircuitBreakerLayer::builder().consecutive_failures(3).build();
+        layered(rounds, layer.expect("a valid layer").layer_fn(upstream()), true);
+    }),
 ];
+
+/// What an operation's name ends with in the file of counts.
+const FEATURES: &str = if cfg!(feature = "metrics") { " (feature metrics)" } else { "" };
+
+/// With the feature: what it could make dearer, and what only it has.
+#[cfg(feature = "metrics")]
+fn operations() -> impl Iterator<Item = Operation> {
+    let may_grow = ["loop", "permit + success", "permit + failure", "rejected", "acquire().await, rejected"];
+    let totals: [Operation; 3] = [
+        ("permit + success, totals", |rounds| successes(rounds, config().to_builder().totals(true))),
+        ("permit + failure, totals", |rounds| failures(rounds, config().to_builder().totals(true))),
+        ("rejected, totals", |rounds| {
+            let breaker = open();
+            breaker.set_config(config().to_builder().totals(true).build().expect("a valid configuration"));
+            repeat(rounds, |_| assert!(black_box(&breaker).try_acquire().is_err()));
+        }),
+    ];
+    OPERATIONS.into_iter().filter(move |(name, _)| may_grow.contains(name)).chain(totals)
+}
+
+#[cfg(not(feature = "metrics"))]
+fn operations() -> impl Iterator<Item = Operation> {
+    OPERATIONS.into_iter()
+}
+
+type Upstream = ServiceFn<fn(u32) -> Ready<Result<u32, fmt::Error>>>;
+
+fn upstream() -> Upstream {
+    tower::service_fn(|call| ready(Ok(call)))
+}
+
+fn layer(breaker: CircuitBreaker) -> impl Service<u32> {
+    CircuitBreakerLayer::new(Arc::new(breaker)).layer(upstream())
+}
+
+/// `ready`, `call` and the answer, which `passes`, or is an error.
+fn layered(rounds: u32, mut service: impl Service<u32>, passes: bool) {
+    let mut context = Context::from_waker(Waker::noop());
+    repeat(rounds, |round| {
+        assert!(black_box(&mut service).poll_ready(&mut context).is_ready());
+        assert_eq!(now(black_box(&mut service).call(round)).is_ok(), passes);
+    });
+}
 
 #[inline]
 fn repeat(rounds: u32, mut operation: impl FnMut(u32)) {
@@ -183,6 +227,15 @@ fn rate() -> ConfigBuilder {
 fn successes(rounds: u32, policy: ConfigBuilder) {
     let breaker = CircuitBreaker::new("openai", policy.build().expect("a valid configuration"));
     repeat(rounds, |_| black_box(&breaker).try_acquire().expect("closed").success());
+}
+
+/// With a success in between, or they would open the circuit.
+fn failures(rounds: u32, policy: ConfigBuilder) {
+    let breaker = CircuitBreaker::new("openai", policy.build().expect("a valid configuration"));
+    repeat(rounds, |round| {
+        let permit = black_box(&breaker).try_acquire().expect("closed");
+        if round % 128 == 0 { permit.success() } else { permit.failure("timeout", "no answer within 2 s") }
+    });
 }
 
 fn closed() -> CircuitBreaker {
@@ -229,7 +282,7 @@ fn main() -> ExitCode {
 }
 
 fn run(operation: &str, rounds: &str) -> Result<(), String> {
-    let (_, operation) = OPERATIONS.iter().find(|(name, _)| *name == operation).ok_or("no such operation")?;
+    let (_, operation) = operations().find(|(name, _)| *name == operation).ok_or("no such operation")?;
     operation(rounds.parse().map_err(|error| format!("{rounds}: {error}"))?);
     Ok(())
 }
@@ -239,24 +292,29 @@ fn compare(save: bool) -> Result<(), String> {
     let compiler = compiler()?;
     let mut counts = BTreeMap::new();
     let mut empty = None;
-    for (operation, _) in OPERATIONS {
+    for (operation, _) in operations() {
         let count = count(operation)?;
-        match empty {
-            None => empty = Some(count),
-            Some(empty) => drop(counts.insert(operation.to_owned(), ((count - empty) * 100.0).round() / 100.0)),
-        }
-    }
-    let measured = Baseline { compiler, instructions: counts };
-    if save {
-        let json = serde_json::to_string_pretty(&measured).map_err(|error| error.to_string())?;
-        fs::write(&path, json + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
+        let Some(empty) = empty else {
+            empty = Some(count);
+            continue;
+        };
+        counts.insert(format!("{operation}{FEATURES}"), ((count - empty) * 100.0_f64).round() / 100.0);
     }
     let baseline = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let baseline: Baseline = serde_json::from_str(&baseline).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut baseline: Baseline =
+        serde_json::from_str(&baseline).map_err(|error| format!("{}: {error}", path.display()))?;
+    if save {
+        baseline.compiler.clone_from(&compiler);
+        // Those with other features stay.
+        baseline.instructions.retain(|operation, _| operation.ends_with(" (feature metrics)") == FEATURES.is_empty());
+        baseline.instructions.extend(counts.clone());
+        let json = serde_json::to_string_pretty(&baseline).map_err(|error| error.to_string())?;
+        fs::write(&path, json + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
+    }
 
     println!("\n| instructions for one operation | now | before |\n|---|---|---|");
     let mut grown = Vec::new();
-    for (operation, now) in &measured.instructions {
+    for (operation, now) in &counts {
         let before = baseline.instructions.get(operation);
         println!("| {operation} | {now} | {} |", before.map_or("-".to_owned(), f64::to_string));
         if before.is_none_or(|before| *now > before * (1.0 + TOLERANCE)) {
@@ -264,8 +322,8 @@ fn compare(save: bool) -> Result<(), String> {
         }
     }
     println!();
-    if measured.compiler != baseline.compiler {
-        println!("counted with {}, before with {}", measured.compiler, baseline.compiler);
+    if compiler != baseline.compiler {
+        println!("counted with {compiler}, before with {}", baseline.compiler);
     }
     if grown.is_empty() {
         return Ok(());

@@ -42,8 +42,8 @@ use history::History;
 pub(crate) use history::Past;
 pub use owned::AcquireOwned;
 pub use snapshot::BreakerSnapshot;
-use totals::Stripes;
 pub(crate) use totals::Told;
+#[cfg(feature = "metrics")]
 pub use totals::Totals;
 use wait::{Acquire, Waiting};
 
@@ -77,7 +77,8 @@ pub struct CircuitBreaker {
     waiting: Waiting,
     history: History,
     feed: Feed,
-    totals: Stripes,
+    #[cfg(feature = "metrics")]
+    totals: totals::Stripes,
     /// When the call began that failed and began last, in milliseconds since the breaker was made. It is noted if
     /// failures have a memory.
     newest_failed: AtomicU64,
@@ -110,7 +111,8 @@ impl CircuitBreaker {
             waiting: Waiting::new(),
             history: History::new(),
             feed: Feed::new(),
-            totals: Stripes::new(),
+            #[cfg(feature = "metrics")]
+            totals: totals::Stripes::new(),
             number: next_number(),
             name: name.into(),
         }

@@ -56,6 +56,7 @@ pub struct Config {
     pub(crate) probe_lease: Duration,
     pub(crate) wait_limit: Duration,
     pub(crate) max_waiters: Option<usize>,
+    #[cfg(feature = "metrics")]
     pub(crate) totals: bool,
 }
 
@@ -118,6 +119,7 @@ impl Default for Config {
             probe_lease: Duration::from_secs(60),
             wait_limit: Duration::from_secs(60),
             max_waiters: None,
+            #[cfg(feature = "metrics")]
             totals: false,
         }
     }
@@ -231,6 +233,7 @@ impl Config {
     }
 
     /// Whether calls of each kind are counted.
+    #[cfg(feature = "metrics")]
     pub fn totals(&self) -> bool {
         self.totals
     }

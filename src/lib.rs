@@ -13,6 +13,8 @@ mod export;
 mod feed;
 #[cfg(any(doc, doctest))]
 pub mod guide;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod permit;
 #[cfg(feature = "proxy")]
 pub mod proxy;
@@ -26,7 +28,9 @@ mod transition;
 mod window;
 mod word;
 
-pub use breaker::{AcquireOwned, BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome, Totals};
+#[cfg(feature = "metrics")]
+pub use breaker::Totals;
+pub use breaker::{AcquireOwned, BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 #[cfg(feature = "serde")]

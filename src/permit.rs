@@ -275,7 +275,7 @@ impl<B: Deref<Target = CircuitBreaker>> Permit<B> {
         // Before the claim is given up: if formatting panics, the permit still drops as a probe.
         let error = Arc::new(LastError::new(error_type, message));
         let ticks = cooldown_ticks(duration);
-        self.breaker.count(self.word, Told::Failure);
+        self.breaker.count(Told::Failure);
         if word::passes(self.word) {
             self.take_word();
             self.breaker.cool_down(ticks, &error)

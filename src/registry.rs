@@ -427,6 +427,11 @@ impl CircuitBreakerRegistry {
         snapshots
     }
 
+    #[cfg(feature = "metrics")]
+    pub(crate) fn each(&self, f: impl FnMut(&Arc<CircuitBreaker>)) {
+        self.breakers.load().iter().map(|slot| &slot.breaker).for_each(f);
+    }
+
     /// See [`CircuitBreaker::state`]; `None` for an unknown name.
     pub fn state(&self, name: &str) -> Option<CircuitState> {
         self.with(name, |breaker| breaker.state())

@@ -59,18 +59,23 @@ const MEMORY: u32 = 1 << 3;
 /// To count no failures in a row.
 const NO_ROW: u32 = 1 << 4;
 /// To count calls of each kind.
+#[cfg(feature = "metrics")]
 const TOTALS: u32 = 1 << 5;
 
 impl Measures {
     fn of(config: Config) -> Self {
         let of = |is_on, measure| if is_on { measure } else { 0 };
+        #[cfg(feature = "metrics")]
+        let totals = of(config.totals, TOTALS);
+        #[cfg(not(feature = "metrics"))]
+        let totals = 0;
         Self(
             of(is_on(config), COUNT)
                 | of(config.slow_rate.is_some(), SLOW)
                 | of(config.abandoned == Abandoned::Failure, DROP_FAILS)
                 | of(config.failure_memory.is_some(), MEMORY)
                 | of(config.failure_threshold.is_none(), NO_ROW)
-                | of(config.totals, TOTALS),
+                | totals,
         )
     }
 
@@ -100,6 +105,7 @@ impl Measures {
         self.0 & MEMORY != 0
     }
 
+    #[cfg(feature = "metrics")]
     pub(crate) fn totals(self) -> bool {
         self.0 & TOTALS != 0
     }

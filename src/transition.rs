@@ -11,27 +11,30 @@ macro_rules! listed {
         pub enum $name { $($(#[$of_one])* $variant,)* }
 
         impl $name {
-            pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
+            /// All of them, for pages that show each one.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
         }
     };
 }
 pub(crate) use listed;
 
-/// State of a circuit. *Closed* means that traffic flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum CircuitState {
-    /// Calls pass, and failures in a row are counted.
-    Closed,
-    /// Calls are rejected until the open time has passed; the next call after that is the probe.
-    Open,
-    /// One probe decides whether the circuit closes or opens again; other calls wait for it or are rejected.
-    HalfOpen,
-    /// The circuit has just closed, and a growing share of calls passes: see
-    /// [`ConfigBuilder::ramp`](crate::ConfigBuilder::ramp).
-    Recovering,
-    /// Calls pass, whatever their outcomes: see [`CircuitBreaker::disable`](crate::CircuitBreaker::disable).
-    Disabled,
+listed! {
+    /// State of a circuit. *Closed* means that traffic flows.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[non_exhaustive]
+    pub enum CircuitState {
+        /// Calls pass, and failures in a row are counted.
+        Closed,
+        /// Calls are rejected until the open time has passed; the next call after that is the probe.
+        Open,
+        /// One probe decides whether the circuit closes or opens again; other calls wait for it or are rejected.
+        HalfOpen,
+        /// The circuit has just closed, and a growing share of calls passes: see
+        /// [`ConfigBuilder::ramp`](crate::ConfigBuilder::ramp).
+        Recovering,
+        /// Calls pass, whatever their outcomes: see [`CircuitBreaker::disable`](crate::CircuitBreaker::disable).
+        Disabled,
+    }
 }
 
 impl CircuitState {

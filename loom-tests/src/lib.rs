@@ -71,7 +71,7 @@ pub mod relay {
 
 use production::{breaker, clock, config, error, event, feed, permit, registry, settings, transition, window, word};
 
-pub use breaker::{AcquireOwned, BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome, Totals};
+pub use breaker::{AcquireOwned, BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};
 pub use config::{Abandoned, Config, ConfigBuilder, ConfigError, Window};
 pub use error::{CallError, CircuitOpenError, LastError, Rejection, RejectionReason, is_rejection};
 pub use feed::Transition;

@@ -26,7 +26,6 @@ impl CircuitBreaker {
     /// The rejection, if the circuit is open for a while yet.
     #[inline]
     pub(crate) fn rejection_at_once(&self) -> Option<Rejection> {
-        let word = self.load();
-        self.rejected_for_sure(word).inspect(|_| self.count(word, Told::Rejection))
+        self.rejected_for_sure(self.load()).inspect(|_| self.count(Told::Rejection))
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::CircuitBreaker;
 use super::call::{Outcome, Shown};
+use super::totals::Told;
 use crate::error::{CallError, Rejection};
 use crate::permit::Permit;
 use crate::sync::{Instant, Notified, block_until};
@@ -48,8 +49,10 @@ impl CircuitBreaker {
                 }
             },
         };
-        match self.counted(answer) {
-            Poll::Ready(answer) => answer.map(|word| Permit::new(self, word)),
+        match answer {
+            Poll::Ready(answer) => {
+                answer.inspect_err(|_| self.count(Told::Rejection)).map(|word| Permit::new(self, word))
+            }
             Poll::Pending => unreachable!("it blocks the thread instead"),
         }
     }

@@ -52,7 +52,9 @@ impl Future for AcquireOwned {
                 },
             },
         };
-        breaker.counted(answer).map_ok(|word| Permit::new(Arc::clone(breaker), word))
+        #[cfg(feature = "metrics")]
+        let answer = breaker.counted(answer);
+        answer.map_ok(|word| Permit::new(Arc::clone(breaker), word))
     }
 }
 

@@ -168,22 +168,12 @@ impl CircuitBreaker {
 
     #[cold]
     fn try_acquire_blocked(&self, word: u64) -> Result<u64, Rejection> {
-        if word::is_measured(word) { self.try_acquire_measured(word) } else { self.try_acquire_now(word) }
-    }
-
-    /// The same, and counts a rejection. It is apart, so that those who count nothing need not keep the word.
-    #[inline(never)]
-    fn try_acquire_measured(&self, word: u64) -> Result<u64, Rejection> {
-        self.try_acquire_now(word).inspect_err(|_| self.count(word, Told::Rejection))
-    }
-
-    #[inline]
-    fn try_acquire_now(&self, word: u64) -> Result<u64, Rejection> {
-        self.admit_at_once(word).map_err(|blocked| match blocked {
+        let answer = self.admit_at_once(word).map_err(|blocked| match blocked {
             Blocked::Rejected(rejection) => rejection,
             Blocked::ByProbe { lease_left, .. } => self.reject(RejectionReason::ProbeInFlight, None, lease_left),
             Blocked::ByRamp { turn_left, .. } => self.reject(RejectionReason::Recovering, None, turn_left),
-        })
+        });
+        answer.inspect_err(|_| self.count(Told::Rejection))
     }
 
     #[inline]
@@ -282,7 +272,7 @@ impl CircuitBreaker {
     /// The same, if something may have to be written.
     #[inline(never)]
     fn succeeded(&self, word: u64, granted: u64) -> bool {
-        self.count(word, Told::Success);
+        self.count(Told::Success);
         let generation = word::generation(granted);
         if !word::is_measured(word) || word::generation(word) != generation {
             return self.end_row(word, granted, false, None);
@@ -351,7 +341,7 @@ impl CircuitBreaker {
     #[cold]
     #[inline(never)]
     fn failed(&self, mut word: u64, granted: u64, error_type: &str, message: &dyn fmt::Display) -> bool {
-        self.count(word, Told::Failure);
+        self.count(Told::Failure);
         let generation = word::generation(granted);
         if word::generation(word) != generation {
             return false;
@@ -413,7 +403,7 @@ impl CircuitBreaker {
     /// The probe that holds `claimed` succeeded.
     #[cold]
     pub(crate) fn probe_succeeded(&self, claimed: u64) -> bool {
-        self.count(claimed, Told::Success);
+        self.count(Told::Success);
         let (needed, ramp_ticks) = (self.settings.good_probes(), self.settings.ramp_ticks());
         let now = self.clock.now();
         self.commit_exactly(claimed, None, |word| word.probe_succeeded(needed, now, ramp_ticks))
@@ -422,7 +412,7 @@ impl CircuitBreaker {
     /// The probe that holds `claimed` failed.
     #[cold]
     pub(crate) fn probe_failed(&self, claimed: u64, error: &Arc<LastError>) -> bool {
-        self.count(claimed, Told::Failure);
+        self.count(Told::Failure);
         self.reopen(claimed, Cause::Failures, error)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::CircuitBreaker;
 use super::history::Counts;
+#[cfg(feature = "metrics")]
 use super::totals::Totals;
 use crate::breaker::Past;
 use crate::clock::duration;
@@ -35,6 +36,7 @@ impl CircuitBreaker {
                 .filter(|left| *left != FOREVER)
                 .map(duration),
             last_calls: self.last_calls(word),
+            #[cfg(feature = "metrics")]
             totals: self.totals(),
             last_error,
         }
@@ -66,6 +68,7 @@ pub struct BreakerSnapshot {
     /// What is in the window. `None` if there is neither a `failure_rate` nor a `slow_rate`.
     pub last_calls: Option<LastCalls>,
     /// How many calls of each kind there were. `None` unless they are [counted](crate::ConfigBuilder::totals).
+    #[cfg(feature = "metrics")]
     pub totals: Option<Totals>,
     /// While open: how long until a call becomes the next probe, zero if the next one does. `None` while isolated.
     pub next_probe_in: Option<Duration>,

@@ -90,7 +90,9 @@ impl<'a> Acquire<'a> {
                 },
             },
         };
-        breaker.counted(answer).map_ok(|word| Permit::new(breaker, word))
+        #[cfg(feature = "metrics")]
+        let answer = breaker.counted(answer);
+        answer.map_ok(|word| Permit::new(breaker, word))
     }
 }
 
@@ -159,15 +161,7 @@ impl CircuitBreaker {
                 Err(rejection) => Err(rejection),
             },
         };
-        answer.inspect_err(|_| self.count(self.load(), Told::Rejection))
-    }
-
-    /// Counts a rejection.
-    pub(super) fn counted(&self, answer: Poll<Result<u64, Rejection>>) -> Poll<Result<u64, Rejection>> {
-        if let Poll::Ready(Err(_)) = answer {
-            self.count(self.load(), Told::Rejection);
-        }
-        answer
+        answer.inspect_err(|_| self.count(Told::Rejection))
     }
 
     /// `timeout_at` is the runtime's, or one that blocks the thread.
@@ -178,7 +172,7 @@ impl CircuitBreaker {
     ) -> Result<u64, Rejection> {
         let Goal { mut waited_for, mut drawn, full, through_silence, latest } = goal;
         let Some(_place) = self.waiting.take_place(self.settings.max_waiters()) else { return Err(full) };
-        self.count(self.load(), Told::Wait);
+        self.count(Told::Wait);
         let give_up = Instant::now() + self.settings.wait_limit();
         let give_up = latest.map_or(give_up, |latest| latest.min(give_up));
         loop {

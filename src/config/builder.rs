@@ -275,6 +275,7 @@ impl<Target> ConfigBuilder<Target> {
     /// assert_eq!((totals.successes, totals.failures, totals.rejections), (1, 1, 0));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[cfg(feature = "metrics")]
     pub fn totals(mut self, are_counted: bool) -> Self {
         self.config.totals = are_counted;
         self

@@ -44,6 +44,7 @@ struct Table {
     wait_limit: Duration,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_waiters: Option<usize>,
+    #[cfg(feature = "metrics")]
     totals: bool,
 }
 
@@ -54,18 +55,18 @@ const NO_THRESHOLD: &str = "none";
 
 /// Both ways, so that no field is forgotten in one of them.
 macro_rules! fields {
-    ($($field:ident),*) => {
+    ($($(#[$when:meta])? $field:ident),*) => {
         impl From<&Config> for Table {
             fn from(config: &Config) -> Self {
-                let &Config { failure_threshold, $($field),* } = config;
-                Self { failure_threshold: Threshold(failure_threshold), $($field),* }
+                let &Config { failure_threshold, $($(#[$when])? $field),* } = config;
+                Self { failure_threshold: Threshold(failure_threshold), $($(#[$when])? $field),* }
             }
         }
 
         impl From<Table> for Config {
             fn from(table: Table) -> Self {
-                let Table { failure_threshold: Threshold(failure_threshold), $($field),* } = table;
-                Self { failure_threshold, $($field),* }
+                let Table { failure_threshold: Threshold(failure_threshold), $($(#[$when])? $field),* } = table;
+                Self { failure_threshold, $($(#[$when])? $field),* }
             }
         }
     };
@@ -90,6 +91,7 @@ fields!(
     probe_lease,
     wait_limit,
     max_waiters,
+    #[cfg(feature = "metrics")]
     totals
 );
 

@@ -7,7 +7,9 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
 use super::duration;
-use crate::breaker::{BreakerSnapshot, Totals};
+use crate::breaker::BreakerSnapshot;
+#[cfg(feature = "metrics")]
+use crate::breaker::Totals;
 use crate::error::LastError;
 use crate::feed::Transition;
 use crate::transition::{Cause, CircuitState};
@@ -78,6 +80,7 @@ impl Serialize for LastCalls {
     }
 }
 
+#[cfg(feature = "metrics")]
 #[derive(Serialize)]
 struct TotalsRow {
     successes: u64,
@@ -86,6 +89,7 @@ struct TotalsRow {
     waits: u64,
 }
 
+#[cfg(feature = "metrics")]
 impl Serialize for Totals {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { successes, failures, rejections, waits } = *self;
@@ -105,6 +109,8 @@ struct SnapshotRow<'a> {
     trip_count: u64,
     failed_probe_count: u64,
     last_calls: Option<LastCalls>,
+    #[cfg(feature = "metrics")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     totals: Option<Totals>,
     #[serde(with = "duration::optional")]
     next_probe_in: Option<Duration>,
@@ -124,6 +130,7 @@ impl Serialize for BreakerSnapshot {
             trip_count: self.trip_count,
             failed_probe_count: self.failed_probe_count,
             last_calls: self.last_calls,
+            #[cfg(feature = "metrics")]
             totals: self.totals,
             next_probe_in: self.next_probe_in,
             last_error: self.last_error.as_deref(),

@@ -104,7 +104,7 @@ async fn a_snapshot_and_a_transition_are_written_with_all_their_fields() {
         serde_json::to_value(breaker.snapshot()).unwrap(),
         json!({
             "name": "openai", "state": "open", "cause": "failures", "silent": false, "failure_count": 3,
-            "probe_in_flight": false, "waiters": 0, "trip_count": 1, "failed_probe_count": 0, "last_calls": null, "totals": null,
+            "probe_in_flight": false, "waiters": 0, "trip_count": 1, "failed_probe_count": 0, "last_calls": null,
             "next_probe_in": "29s", "last_error": { "error_type": "5xx", "message": "test", "age": "1s" },
         })
     );

@@ -23,6 +23,8 @@ const FLOORS: &[&[&str]] = &[
     &["silence"],
     // What leaves the process and comes back.
     &["export"],
+    // The metrics of a registry.
+    &["metrics"],
     // The layer for tower.
     &["tower::error"],
     &["tower::classify"],
@@ -120,9 +122,11 @@ fn is_binary(source: &Source) -> bool {
 /// The library without its optional parts, and without the lines that say that there are any.
 fn core() -> Vec<Source> {
     let mut core = modules();
-    core.retain(|source| !["src/proxy/", "src/export", "src/tower"].iter().any(|part| source.path.starts_with(part)));
+    core.retain(|source| {
+        !["src/proxy/", "src/export", "src/metrics", "src/tower"].iter().any(|part| source.path.starts_with(part))
+    });
     let mut root = sources(&["src"]).into_iter().find(|source| source.path == "src/lib.rs").unwrap();
-    for part in ["proxy", "tower"] {
+    for part in ["metrics", "proxy", "tower"] {
         root.text = root.text.replace(&format!("#[cfg(feature = \"{part}\")]\npub mod {part};\n"), "");
     }
     core.push(root);
@@ -272,7 +276,7 @@ fn pages() -> Vec<(String, String)> {
 #[test]
 fn the_core_knows_nothing_of_its_optional_parts() {
     for source in core() {
-        for crate_or_module in ["proxy", "tower_", "crate::tower", "hyper", "axum", "http"] {
+        for crate_or_module in ["proxy", "metrics::", "tower_", "crate::tower", "hyper", "axum", "http"] {
             assert!(!source.code().contains(crate_or_module), "{} names {crate_or_module}", source.path);
         }
     }

@@ -13,6 +13,8 @@ mod exported;
 mod layout;
 mod log;
 mod many_waiters;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod names;
 #[cfg(not(miri))]
 mod operations;
@@ -34,6 +36,7 @@ mod streaming;
 mod subscribing;
 mod support;
 mod threads;
+#[cfg(feature = "metrics")]
 mod totals;
 mod waiting;
 mod watched;

@@ -80,25 +80,8 @@ impl Metrics {
     }
 }
 
-const STATES: [CircuitState; 5] = [
-    CircuitState::Closed,
-    CircuitState::Recovering,
-    CircuitState::HalfOpen,
-    CircuitState::Open,
-    CircuitState::Disabled,
-];
-
 /// Those that open a circuit of the gateway.
 const CAUSES: [Cause; 4] = [Cause::Failures, Cause::Silence, Cause::Cooldown, Cause::Isolated];
-
-/// Does not compile with a state that it does not know, so that none can be missing above.
-const _: fn(CircuitState) = |state| match state {
-    CircuitState::Closed
-    | CircuitState::Recovering
-    | CircuitState::HalfOpen
-    | CircuitState::Open
-    | CircuitState::Disabled => {}
-};
 
 fn encode_circuits(page: &mut Page, provider: &Provider) {
     let name = ("provider", provider.name());
@@ -121,7 +104,7 @@ fn encode_circuits(page: &mut Page, provider: &Provider) {
 /// `of` is the provider, or one of its models and a kind of answer.
 fn encode_breaker(page: &mut Page, of: &[(&str, &str)], breaker: &BreakerSnapshot) {
     let and = |more: (&'static str, &'static str)| of.iter().copied().chain([more]).collect::<Vec<(&str, &str)>>();
-    for state in STATES {
+    for &state in CircuitState::ALL {
         let is = if breaker.state == state { 1.0 } else { 0.0 };
         let help = "1 for the current state of the circuit, 0 for the others.";
         page.gauge("fusebox_circuit_state", help, &and(("state", state.as_str())), is);
