@@ -134,9 +134,26 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// The host that a request is for, without its port: of the URI, or of the header `host`. Empty if there is none. It is
 /// a key for [`CircuitBreakerLayer::keyed`](super::CircuitBreakerLayer::keyed).
 pub fn host<B>(request: &Request<B>) -> Cow<'_, str> {
-    let of_header = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
-    let host = request.uri().host().or_else(|| of_header().map(without_port)).unwrap_or_default();
-    // Hosts are the same in upper and lower case.
+    let host = request.uri().host().or_else(|| host_header(request).map(without_port));
+    lower_case(host.unwrap_or_default())
+}
+
+/// The same with the port, if the request names one: where several services share a host. User and password, which a
+/// URI may have, are no part of it.
+pub fn authority<B>(request: &Request<B>) -> Cow<'_, str> {
+    let of_uri = request.uri().authority().map(|authority| {
+        let authority = authority.as_str();
+        authority.rsplit_once('@').map_or(authority, |(_, authority)| authority)
+    });
+    lower_case(of_uri.or_else(|| host_header(request)).unwrap_or_default())
+}
+
+fn host_header<B>(request: &Request<B>) -> Option<&str> {
+    request.headers().get(HOST).and_then(|host| host.to_str().ok())
+}
+
+/// Hosts are the same in upper and lower case.
+fn lower_case(host: &str) -> Cow<'_, str> {
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
 }
 

@@ -63,8 +63,8 @@ impl<F> CircuitBreakerLayer<Errors, Keyed<F>> {
     /// for nothing.
     ///
     /// Such a service is ready when its inner service is: which breaker a request is for is not known before that. For
-    /// a service that answers with `http::Response`, add `.classify_with(`[`Http`]`)`; [`host`](super::http::host) is a
-    /// key.
+    /// a service that answers with `http::Response`, add `.classify_with(`[`Http`]`)`; [`host`](super::http::host) and
+    /// [`authority`](super::http::authority) are keys.
     ///
     /// # Examples
     ///

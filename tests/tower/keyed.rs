@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use fusebox::tower::CircuitBreakerLayer;
-use fusebox::tower::http::{Http, host};
+use fusebox::tower::http::{Http, authority, host};
 use fusebox::{CircuitBreakerRegistry, CircuitState, Config, is_rejection};
 use http::{Request, Response};
 use tower::{Layer, ServiceExt};
@@ -81,4 +81,14 @@ async fn a_host_is_a_key_however_it_is_written() {
     let mut names: Vec<_> = breakers.snapshots().into_iter().map(|snapshot| snapshot.name.to_string()).collect();
     names.sort();
     assert_eq!(names, ["", "[::1]", "a.example", "b.example"]);
+}
+
+#[test]
+fn an_authority_has_the_port_and_no_password() {
+    let uri = |uri: &str| authority(&Request::builder().uri(uri).body(()).unwrap()).into_owned();
+    assert_eq!(uri("http://A.Example:8080/"), "a.example:8080");
+    assert_eq!(uri("http://ada:p%40ss@a.example:8080/"), "a.example:8080");
+    assert_eq!([uri("http://a.example/"), uri("http://[::1]:80/"), uri("/")], ["a.example", "[::1]:80", ""]);
+    let with_header = Request::builder().uri("/").header("host", "A.EXAMPLE:443").body(()).unwrap();
+    assert_eq!(authority(&with_header), "a.example:443");
 }
