@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
+use http_body_util::channel::Sender;
 use serde_json::json;
 
 use crate::support::{CHAT, Gateway, Provider, answer, broken, events, one_by_one, soon, streamed, until_closed};
@@ -68,6 +70,14 @@ async fn a_stream_that_drips_for_too_long_ends_with_an_error_event_after_the_tot
     dripping.await.unwrap();
 }
 
+/// Until nobody takes it any more. With a pause, or a busy machine would be given ever more to read.
+async fn keep_alive(mut sender: Sender<Bytes, std::io::Error>, piece: &'static str) {
+    let mut due = tokio::time::interval(Duration::from_millis(2));
+    while sender.send_data(piece.into()).await.is_ok() {
+        due.tick().await;
+    }
+}
+
 #[tokio::test]
 async fn what_only_keeps_a_stream_alive_does_not_keep_it_from_its_idle_timeout() {
     for ping in [
@@ -79,11 +89,7 @@ async fn what_only_keeps_a_stream_alive_does_not_keep_it_from_its_idle_timeout()
         let (mut sender, response) = streamed();
         let gateway = Gateway::answering(vec![response], "", "", "timeouts.idle = '100ms'").await;
         let response = gateway.begin_with(&mut sender, "data: 1\n\n").await;
-        let pinging = tokio::spawn(async move {
-            while sender.send_data(ping.into()).await.is_ok() {
-                tokio::task::yield_now().await;
-            }
-        });
+        let pinging = tokio::spawn(keep_alive(sender, ping));
         assert_eq!(broken(response).await.1, "The provider fell silent in the middle of the answer.", "{ping}");
         assert_eq!(gateway.log(1).await[0]["attempts"][0]["outcome"], "idle_timeout");
         soon(pinging).await.unwrap();
@@ -92,15 +98,11 @@ async fn what_only_keeps_a_stream_alive_does_not_keep_it_from_its_idle_timeout()
 
 #[tokio::test]
 async fn a_provider_that_keeps_a_stream_alive_and_sends_no_content_has_a_time_limit() {
-    let (mut sender, response) = streamed();
+    let (sender, response) = streamed();
     let a = Provider::start(one_by_one(vec![response])).await;
     let b = Provider::start(|_| events("data: 1\n\ndata: [DONE]\n\n")).await;
     let gateway = Gateway::start(&[&a, &b], "", "", "timeouts.first_content = '100ms'").await;
-    let pinging = tokio::spawn(async move {
-        while sender.send_data(": wait\n\n".into()).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    });
+    let pinging = tokio::spawn(keep_alive(sender, ": wait\n\n"));
     let answer = gateway.post("/v1/chat/completions", r#"{"model": "m", "stream": true}"#).await;
     assert!(answer.is_by(&b));
     let log = &gateway.log(1).await[0];
