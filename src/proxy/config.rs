@@ -3,6 +3,7 @@
 //! Not here: reading it: `config::read`; applying it: `state`.
 
 mod ca_file;
+mod certificates;
 mod file;
 mod limits;
 mod memory;
@@ -22,6 +23,8 @@ use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
 pub(crate) use self::ca_file::read_ca_file;
+pub use self::certificates::ServerTls;
+pub(crate) use self::certificates::{BadFile, WallClock};
 pub use self::limits::{Connections, Limits, Timeouts};
 use crate::error::Escaped;
 use crate::{Config, silence};
@@ -122,6 +125,8 @@ pub struct GatewayConfig {
 pub struct ServerConfig {
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// The certificate that clients are served with. `None`: they connect without TLS.
+    pub tls: Option<ServerTls>,
     /// How many threads serve clients. Each has its own connections to the providers.
     pub cores: u64,
     /// Where `/health`, `/ready` and `/metrics` are served. `None`: on the clients' port.
@@ -229,6 +234,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            tls: None,
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
             admin_listen: None,
             auth_tokens: Vec::new(),

@@ -10,6 +10,7 @@ pub(crate) mod descriptors;
 mod draining;
 mod heartbeat;
 mod http1;
+mod http2;
 pub(crate) mod operators;
 pub(crate) mod routes;
 mod socket;

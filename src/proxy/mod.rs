@@ -13,6 +13,7 @@
 
 mod answer;
 mod body;
+mod certificates;
 mod circuits;
 mod config;
 mod core;
@@ -36,7 +37,7 @@ mod upstream;
 pub use circuits::AnswerKind;
 pub use config::{
     ConfigErrors, Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, ProviderConfig, Secret, ServerConfig,
-    Strategy, Timeouts, WhenAllOpen,
+    ServerTls, Strategy, Timeouts, WhenAllOpen,
 };
 pub use later::retry_after;
 pub use observe::health::{CircuitHealth, Health, HealthStatus, KeyHealth, ProviderHealth};

@@ -157,6 +157,8 @@ pub(crate) fn has_a_host<B>(request: &http::Request<B>) -> bool {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.is_empty() || Authority::try_from(host.as_bytes()).is_ok(),
+        // HTTP/2 has it in a field of its own (RFC 9113 section 8.3.1).
+        (None, _) if request.version() == Version::HTTP_2 => request.uri().authority().is_some(),
         (None, _) => request.version() < Version::HTTP_11,
         (Some(_), Some(_)) => false,
     }

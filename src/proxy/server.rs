@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::certificates::Certificates;
 use super::config::ServerConfig;
 use super::core::Core;
 use super::edge::accept::{accept_unless, places, widen_queue};
@@ -56,6 +57,7 @@ pub async fn run_server(
 ) -> io::Result<()> {
     let shares = shares(&state)?;
     widen_queue(&listener)?;
+    Certificates::watch(Arc::downgrade(&state), |state: &AppState| &state.certificates)?;
     let cores = Cores::start(&state, clients::serve)?;
     let (drained, stop_admin) = oneshot::channel::<()>();
     let admin =

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::body::budget::Budget;
+use super::certificates::Certificates;
 use super::circuits::{AnswerKind, Circuits, ModelId};
 use super::config::{Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, ServerConfig};
 use super::observe::health::Health;
@@ -51,6 +52,7 @@ pub struct AppState {
     pub(crate) budget: Arc<Budget>,
     resolver: Resolver,
     pub(crate) owners: Owners,
+    pub(crate) certificates: Certificates,
     /// For the settings that a reload does not change.
     started_with: ServerConfig,
 }
@@ -104,7 +106,7 @@ impl AppState {
     ///
     /// # Errors
     ///
-    /// If `ca_file` cannot be used.
+    /// If `ca_file` or the files of `[server.tls]` cannot be used.
     pub fn new(config: &GatewayConfig) -> Result<Arc<Self>, SetupError> {
         Self::build(config, None)
     }
@@ -131,6 +133,8 @@ impl AppState {
         let circuit_breakers = Arc::new(CircuitBreakerRegistry::default());
         let metrics = Metrics::default();
         let tls = Tls::new(config.server.ca_file.as_deref())?;
+        let certificates = Certificates::default();
+        certificates.set(Certificates::load(config.server.tls.as_ref())?);
         let live = Live::new(config, tls, None, &circuit_breakers, &metrics, config.server.cores);
         Ok(Arc::new(Self {
             circuit_breakers,
@@ -144,6 +148,7 @@ impl AppState {
             budget: Budget::new(config.server.max_held_bytes),
             resolver: Resolver::new(),
             owners: Owners::default(),
+            certificates,
             started_with: config.server.clone(),
         }))
     }
@@ -154,7 +159,7 @@ impl AppState {
     ///
     /// # Errors
     ///
-    /// If `ca_file` cannot be used, or if a reload that began later has been applied already. Then nothing has changed.
+    /// If a file of certificates cannot be used, or if a reload that began later has been applied already. Then nothing has changed.
     pub fn reload(&self, config: &GatewayConfig) -> Result<(), SetupError> {
         self.reload_as(self.begin_reload(), config)
     }
@@ -166,6 +171,7 @@ impl AppState {
     fn reload_as(&self, number: u64, config: &GatewayConfig) -> Result<(), SetupError> {
         // Before the lock is taken: the file may be on a disk that does not answer.
         let tls = Tls::new(config.server.ca_file.as_deref())?;
+        let certificates = Certificates::load(config.server.tls.as_ref())?;
         let mut reloaded = self.reloaded.lock();
         if *reloaded > number {
             return Err(SetupError::new("a reload that began later has been applied already".to_owned()));
@@ -179,6 +185,7 @@ impl AppState {
         self.budget.set_max(config.server.max_held_bytes);
         self.metrics.keep_only(is_kept);
         self.live.store(Arc::new(live));
+        self.certificates.set(certificates);
         for provider in gone {
             self.circuit_breakers.remove(provider.name());
         }

@@ -6,27 +6,32 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::Body;
-use http::{Request, Response, Version, header};
+use http::{Request, Response, StatusCode, Version, header};
 use http_body_util::Either;
 use hyper::body::Incoming;
-use hyper::service::{HttpService, service_fn};
+use hyper::service::{Service, service_fn};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::cores::Accepted;
-use super::draining::ConnectionSet;
+use super::draining::{Connection, ConnectionSet, Drain};
 use super::http1::http;
+use super::http2::{Http2, Watched};
 use super::routes;
+use super::socket::{Socket, Transport};
 use super::v1::{self, ClientBody};
 use crate::proxy::answer;
+use crate::proxy::config::ServerConfig;
 use crate::proxy::core::Core;
 use crate::proxy::observe::metrics::CloseReason;
 use crate::proxy::request::has_a_host;
@@ -46,14 +51,12 @@ pub(crate) async fn serve(core: Arc<Core>, mut handed: mpsc::UnboundedReceiver<A
                 continue;
             }
         };
-        let (http, socket) = http(&core.local().server, &core.timers, stream);
-        let (has_asked, app) = (socket.has_asked(), Arc::clone(&core.app));
-        let service = service(&core, &routers, socket.is_served());
-        connections.serve(http.serve_connection(socket, service), move |ended| {
-            if let Err(error) = ended {
-                debug!(error = %Chain(&error), "a client's connection ended early");
-                if let Some(reason) = close_reason(&error, has_asked.load(Ordering::Relaxed)) {
-                    app.metrics.close(reason);
+        let client = Client { core: Arc::clone(&core), routers: routers.clone() };
+        connections.serve(async move |drain| {
+            if let Err(Early { error, reason }) = client.serve(stream, &drain).await {
+                debug!(error = %Chain(&*error), "a client's connection ended early");
+                if let Some(reason) = reason {
+                    client.core.app.metrics.close(reason);
                 }
             }
             drop(place);
@@ -65,24 +68,122 @@ pub(crate) async fn serve(core: Arc<Core>, mut handed: mpsc::UnboundedReceiver<A
     }
 }
 
-/// Why a connection ended early, or `None` if the client merely left, or was closed after a pause in which it asked for
-/// nothing.
-fn close_reason(error: &hyper::Error, has_asked: bool) -> Option<CloseReason> {
-    let is_timeout = |error: &(dyn Error + 'static)| {
-        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
-    };
-    if error.is_parse_too_large() {
-        Some(CloseReason::TooLarge)
-    } else if error.is_parse() {
-        Some(CloseReason::Malformed)
-    } else if error.is_timeout() {
-        has_asked.then_some(CloseReason::HeaderTimeout)
-    } else {
-        error.source().is_some_and(is_timeout).then_some(CloseReason::WriteTimeout)
+/// A connection that ended early, and why; no reason if the client merely left, or was closed after a pause in which it
+/// asked for nothing.
+struct Early {
+    error: Box<dyn Error + Send + Sync>,
+    reason: Option<CloseReason>,
+}
+
+impl Early {
+    /// Before it was known which protocol the client speaks.
+    fn at_first(error: io::Error, has_asked: bool) -> Self {
+        let is_timeout = error.kind() == io::ErrorKind::TimedOut && has_asked;
+        Self { error: error.into(), reason: is_timeout.then_some(CloseReason::HeaderTimeout) }
+    }
+
+    fn of_tls(error: io::Error) -> Self {
+        Self { error: error.into(), reason: Some(CloseReason::TlsHandshake) }
+    }
+
+    fn of_http(error: hyper::Error, has_asked: bool) -> Self {
+        let is_timeout = |error: &(dyn Error + 'static)| {
+            error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+        };
+        let reason = if error.is_parse_too_large() {
+            Some(CloseReason::TooLarge)
+        } else if error.is_parse() {
+            Some(CloseReason::Malformed)
+        } else if error.is_timeout() {
+            has_asked.then_some(CloseReason::HeaderTimeout)
+        } else {
+            error.source().is_some_and(is_timeout).then_some(CloseReason::WriteTimeout)
+        };
+        Self { error: error.into(), reason }
     }
 }
 
-type Answering = Pin<Box<dyn Future<Output = Result<Response<Either<ClientBody, Body>>, Infallible>> + Send>>;
+/// What a connection is served with.
+struct Client {
+    core: Arc<Core>,
+    routers: Routers,
+}
+
+impl Client {
+    async fn serve(&self, stream: TcpStream, drain: &Drain) -> Result<(), Early> {
+        let local = self.core.local();
+        let server = &local.server;
+        if let Some(acceptor) = self.core.app.certificates.acceptor() {
+            // What is larger than a connection without TLS is in a box.
+            return Box::pin(self.over_tls(acceptor, stream, server, drain)).await;
+        }
+        let mut socket = Socket::new(stream, self.core.timers.timer(), server.write_timeout);
+        let Some(begins) = drain.unless_begun(socket.begins_with_http2(server.header_timeout)).await else {
+            return Ok(());
+        };
+        let has_asked = socket.has_asked();
+        match begins {
+            Ok(false) => {
+                let connection = self.http1(server, socket);
+                drop(local);
+                let ended = drain.serve(pin!(connection)).await;
+                ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))
+            }
+            Ok(true) => {
+                let connection = self.http2(server, socket);
+                drop(local);
+                drain.serve(pin!(connection)).await.map_err(|error| Early::of_http(error, true))
+            }
+            Err(error) => Err(Early::at_first(error, has_asked.load(Ordering::Relaxed))),
+        }
+    }
+
+    async fn over_tls(
+        &self,
+        acceptor: TlsAcceptor,
+        stream: TcpStream,
+        server: &ServerConfig,
+        drain: &Drain,
+    ) -> Result<(), Early> {
+        let handshake = timeout(server.header_timeout, acceptor.accept(stream));
+        let stream = match drain.unless_begun(handshake).await {
+            None => return Ok(()),
+            Some(Ok(Ok(stream))) => stream,
+            Some(Ok(Err(error))) => return Err(Early::of_tls(error)),
+            Some(Err(late)) => return Err(Early::of_tls(late.into())),
+        };
+        let speaks_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let socket = Socket::new(stream, self.core.timers.timer(), server.write_timeout);
+        if speaks_http2 {
+            let connection = self.http2(server, socket);
+            return drain.serve(pin!(connection)).await.map_err(|error| Early::of_http(error, true));
+        }
+        let (has_asked, connection) = (socket.has_asked(), self.http1(server, socket));
+        let ended = drain.serve(pin!(connection)).await;
+        ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))
+    }
+
+    fn http1<T: Transport>(&self, server: &ServerConfig, socket: Socket<T>) -> impl Connection + Send + use<T> {
+        let service = service(&self.core, &self.routers, socket.is_served());
+        http(server, &self.core.timers).serve_connection(socket, service)
+    }
+
+    fn http2<T: Transport>(&self, server: &ServerConfig, socket: Socket<T>) -> impl Connection + Send + use<T> {
+        let Core { app, timers, .. } = &*self.core;
+        let (max_headers, service) = (server.max_headers, service(&self.core, &self.routers, socket.is_served()));
+        let service = service_fn(move |request: Request<Incoming>| -> WatchedAnswering {
+            if request.headers().len() as u64 > max_headers {
+                return Box::pin(async { Ok(too_many_headers().map(Either::Right).map(Watched)) });
+            }
+            let answer = service.call(request);
+            Box::pin(async move { Ok(answer.await?.map(Watched)) })
+        });
+        Http2::new(app, timers, server, socket, service)
+    }
+}
+
+type Answering<B = Either<ClientBody, Body>> = Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + Send>>;
+type WatchedAnswering = Answering<Watched<Either<ClientBody, Body>>>;
 
 #[derive(Clone)]
 struct Routers {
@@ -91,13 +192,23 @@ struct Routers {
     pages: Router,
 }
 
+/// As hyper answers for HTTP/1.
+fn too_many_headers() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    response
+}
+
 /// Answers as the router does, without the router's detours for requests below `/v1/`. The future is in a box that goes
 /// with the request: otherwise an idle connection would keep the room for it.
 fn service(
     core: &Arc<Core>,
     routers: &Routers,
     is_served: Arc<AtomicBool>,
-) -> impl HttpService<Incoming, ResBody = Either<ClientBody, Body>, Error = Infallible, Future: Send> + Send + 'static {
+) -> impl Service<Request<Incoming>, Response = Response<Either<ClientBody, Body>>, Error = Infallible, Future = Answering>
++ Send
++ 'static
++ use<> {
     let (core, routers) = (Arc::clone(core), routers.clone());
     service_fn(move |request: Request<Incoming>| -> Answering {
         if !has_a_host(&request) {

@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::HttpService;
 use tokio::sync::{Notify, mpsc};
 
-use super::socket::Socket;
+use super::socket::{Socket, Transport};
 
 /// The connections that one task serves. hyper-util has the same thing, but takes a lock for each poll of each
 /// connection.
@@ -24,8 +24,9 @@ pub(crate) struct ConnectionSet {
     all_ended: mpsc::Receiver<Infallible>,
 }
 
+/// Whether connections are to end.
 #[derive(Default)]
-struct Drain {
+pub(crate) struct Drain {
     has_begun: AtomicBool,
     begins: Notify,
 }
@@ -38,18 +39,11 @@ impl Default for ConnectionSet {
 }
 
 impl ConnectionSet {
-    /// Serves a connection in a task of its own, and calls `ended` with the result.
-    pub(crate) fn serve<S, B>(
-        &self,
-        connection: http1::Connection<Socket, S>,
-        ended: impl FnOnce(hyper::Result<()>) + Send + 'static,
-    ) where
-        S: HttpService<Incoming, ResBody = B, Error = Infallible, Future: Send> + Send + 'static,
-        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
-    {
-        let (drain, is_open) = (Arc::clone(&self.drain), self.is_open.clone());
+    /// Serves a connection in a task of its own.
+    pub(crate) fn serve<F: Future<Output = ()> + Send + 'static>(&self, serve: impl FnOnce(Arc<Drain>) -> F) {
+        let (serve, is_open) = (serve(Arc::clone(&self.drain)), self.is_open.clone());
         tokio::spawn(async move {
-            ended(drain.serve(pin!(connection)).await);
+            serve.await;
             drop(is_open);
         });
     }
@@ -63,12 +57,37 @@ impl ConnectionSet {
     }
 }
 
+/// A connection that can be told to end after the requests that it is serving.
+pub(crate) trait Connection: Future<Output = hyper::Result<()>> {
+    fn end(self: Pin<&mut Self>);
+}
+
+impl<T, S, B> Connection for http1::Connection<Socket<T>, S>
+where
+    T: Transport,
+    S: HttpService<Incoming, ResBody = B, Error = Infallible>,
+    B: Body<Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
+{
+    fn end(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
 impl Drain {
-    async fn serve<S, B>(&self, mut connection: Pin<&mut http1::Connection<Socket, S>>) -> hyper::Result<()>
-    where
-        S: HttpService<Incoming, ResBody = B, Error = Infallible>,
-        B: Body<Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
-    {
+    /// What comes before a connection's first request. `None` if it is to end before that.
+    pub(crate) async fn unless_begun<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut begins = pin!(self.begins.notified());
+        begins.as_mut().enable();
+        if self.has_begun.load(Ordering::Acquire) {
+            return None;
+        }
+        tokio::select! {
+            output = future => Some(output),
+            () = begins => None,
+        }
+    }
+
+    pub(crate) async fn serve(&self, mut connection: Pin<&mut impl Connection>) -> hyper::Result<()> {
         let mut begins = pin!(self.begins.notified());
         let (mut is_first, mut is_told) = (true, false);
         poll_fn(|cx| {
@@ -78,7 +97,7 @@ impl Drain {
             }
             if !is_told && self.has_begun.load(Ordering::Acquire) {
                 is_told = true;
-                connection.as_mut().graceful_shutdown();
+                connection.as_mut().end();
             }
             connection.as_mut().poll(cx)
         })

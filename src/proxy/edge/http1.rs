@@ -1,13 +1,11 @@
-//! HTTP/1 as the gateway serves it: the limits of the configuration, on a socket of its own.
+//! HTTP/1 as the gateway serves it: the limits of the configuration.
 //!
 //! Not here: what is served: `clients` and `operators`.
 
 use std::sync::Arc;
 
 use hyper::server::conn::http1;
-use tokio::net::TcpStream;
 
-use super::socket::Socket;
 use crate::proxy::config::ServerConfig;
 use crate::proxy::timers::{HyperTimer, Timers};
 
@@ -17,7 +15,7 @@ const MAX_BUFFERED: u64 = 64 << 10;
 /// hyper's own limit.
 const USUAL_HEADERS: u64 = 100;
 
-pub(super) fn http(server: &ServerConfig, timers: &Arc<Timers>, stream: TcpStream) -> (http1::Builder, Socket) {
+pub(super) fn http(server: &ServerConfig, timers: &Arc<Timers>) -> http1::Builder {
     let mut http = http1::Builder::new();
     // The socket finds out whether a client that sends no more has left.
     http.half_close(true);
@@ -29,5 +27,5 @@ pub(super) fn http(server: &ServerConfig, timers: &Arc<Timers>, stream: TcpStrea
     if server.max_headers != USUAL_HEADERS {
         http.max_headers(bytes(server.max_headers));
     }
-    (http, Socket::new(stream, timers.timer(), server.write_timeout))
+    http
 }

@@ -19,6 +19,7 @@ use super::accept::{accept_unless, places};
 use super::draining::ConnectionSet;
 use super::http1::http;
 use super::routes;
+use super::socket::Socket;
 use crate::proxy::answer;
 use crate::proxy::request::has_a_host;
 use crate::proxy::state::AppState;
@@ -50,9 +51,11 @@ pub(crate) async fn serve(state: Arc<AppState>, listener: TcpListener, max: u64,
                 }
             }
         });
-        let (http, socket) = http(&state.live().server, &timers, stream);
-        connections.serve(http.serve_connection(socket, service), |ended| {
-            if let Err(error) = ended {
+        let server = &state.live().server;
+        let socket = Socket::new(stream, timers.timer(), server.write_timeout);
+        let connection = http(server, &timers).serve_connection(socket, service);
+        connections.serve(async move |drain| {
+            if let Err(error) = drain.serve(pin!(connection)).await {
                 debug!(error = %Chain(&error), "an operator's connection ended early");
             }
             drop(place);

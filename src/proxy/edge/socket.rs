@@ -2,6 +2,7 @@
 //! client can still read a refusal. A client that sends no more may have left, or may only be done with sending: the
 //! socket finds out.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -16,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
 
 use crate::proxy::timers::{Pause, Timer};
 
@@ -29,9 +31,29 @@ const ARE_YOU_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOK_FOR: Duration = Duration::from_secs(1);
 
+/// With what HTTP/2 begins where nobody has asked for it before (RFC 9113 section 3.4).
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// TCP, or TLS over it.
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Transport for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Transport for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
 /// The socket that hyper reads from and writes to.
-pub(crate) struct Socket {
-    stream: TokioIo<Tcp>,
+pub(crate) struct Socket<T> {
+    stream: TokioIo<Stream<T>>,
     /// Runs while the client reads nothing, and after the shutdown while it may still read a refusal.
     pause: Pause,
     /// How long the client may read nothing.
@@ -47,14 +69,16 @@ pub(crate) struct Socket {
     ahead: BytesMut,
     /// Whether hyper waits for bytes.
     is_awaited: bool,
+    /// hyper's HTTP/2 always reads.
+    reads_ahead: bool,
 }
 
 /// How much is read ahead. If a client sends more than this after a request, its leaving is not noticed.
 const MAX_AHEAD: usize = 4 << 10;
 
-impl Socket {
-    pub(crate) fn new(stream: TcpStream, timer: Timer, patience: Duration) -> Self {
-        let (stream, pause) = (TokioIo::new(Tcp { stream, is_at_end: false }), Pause::new(timer));
+impl<T: Transport> Socket<T> {
+    pub(crate) fn new(stream: T, timer: Timer, patience: Duration) -> Self {
+        let (stream, pause) = (TokioIo::new(Stream { stream, is_at_end: false }), Pause::new(timer));
         Self {
             stream,
             pause,
@@ -65,7 +89,44 @@ impl Socket {
             done_since: None,
             ahead: BytesMut::new(),
             is_awaited: false,
+            reads_ahead: true,
         }
+    }
+
+    /// For HTTP/2, which asks its client by itself whether it is there.
+    pub(crate) fn for_http2(self) -> Self {
+        Self { reads_ahead: false, ..self }
+    }
+
+    /// Whether the client begins with HTTP/2. Its first bytes are kept for hyper.
+    ///
+    /// # Errors
+    ///
+    /// If it sends too few to tell within `limit`, or if reading fails.
+    pub(crate) async fn begins_with_http2(&mut self, limit: Duration) -> io::Result<bool> {
+        let until = Instant::now() + limit;
+        poll_fn(|cx| {
+            loop {
+                let known = self.ahead.len().min(HTTP2.len());
+                if self.ahead[..known] != HTTP2[..known] || self.stream.inner().is_at_end {
+                    self.pause.end();
+                    return Poll::Ready(Ok(false));
+                }
+                if known == HTTP2.len() {
+                    self.pause.end();
+                    return Poll::Ready(Ok(true));
+                }
+                let mut scratch = [const { MaybeUninit::uninit() }; MAX_AHEAD];
+                let mut buffer = ReadBuf::uninit(&mut scratch);
+                if Pin::new(self.stream.inner_mut()).poll_read(cx, &mut buffer)?.is_pending() {
+                    ready!(self.pause.poll(|| until, cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                self.has_asked.store(true, Ordering::Relaxed);
+                self.ahead.extend_from_slice(buffer.filled());
+            }
+        })
+        .await
     }
 
     /// Whether the client has sent anything since the gateway last sent something.
@@ -92,11 +153,13 @@ impl Socket {
         }
         if self.done_since.is_none() && self.is_served.load(Ordering::Relaxed) {
             // It is short, and nothing else is under way.
-            self.stream.inner().stream.try_write(ARE_YOU_THERE)?;
+            let stream = &mut self.stream.inner_mut().stream;
+            let _ = Pin::new(&mut *stream).poll_write(cx, ARE_YOU_THERE)?;
+            let _ = Pin::new(stream).poll_flush(cx)?;
         }
         let until = *self.done_since.get_or_insert_with(Instant::now) + LOOK_FOR;
         while self.is_served.load(Ordering::Relaxed) && Instant::now() < until {
-            if let Some(error) = self.stream.inner().stream.take_error()? {
+            if let Some(error) = self.stream.inner().stream.tcp().take_error()? {
                 return Poll::Ready(Err(error));
             }
             ready!(self.pause.poll(|| Instant::now() + LOOK_EVERY, cx));
@@ -112,7 +175,8 @@ impl Socket {
     /// If the client has left.
     fn read_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         // After a refusal, `poll_shutdown` reads instead.
-        while !self.is_awaited
+        while self.reads_ahead
+            && !self.is_awaited
             && self.lingers_until.is_none()
             && !self.stream.inner().is_at_end
             && self.ahead.len() < MAX_AHEAD
@@ -144,13 +208,13 @@ impl Socket {
     }
 }
 
-/// A TCP stream that knows whether it has been read to its end.
-struct Tcp {
-    stream: TcpStream,
+/// A stream that knows whether it has been read to its end.
+struct Stream<T> {
+    stream: T,
     is_at_end: bool,
 }
 
-impl AsyncRead for Tcp {
+impl<T: Transport> AsyncRead for Stream<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
@@ -159,7 +223,7 @@ impl AsyncRead for Tcp {
     }
 }
 
-impl AsyncWrite for Tcp {
+impl<T: Transport> AsyncWrite for Stream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -185,7 +249,7 @@ impl AsyncWrite for Tcp {
     }
 }
 
-impl Read for Socket {
+impl<T: Transport> Read for Socket<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -194,6 +258,9 @@ impl Read for Socket {
         if !self.ahead.is_empty() {
             let length = self.ahead.len().min(buffer.remaining());
             buffer.put_slice(&self.ahead.split_to(length));
+            if self.ahead.is_empty() {
+                self.ahead = BytesMut::new();
+            }
             return Poll::Ready(Ok(()));
         }
         self.is_awaited = true;
@@ -209,7 +276,7 @@ impl Read for Socket {
     }
 }
 
-impl Write for Socket {
+impl<T: Transport> Write for Socket<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.within_patience(written, cx)
@@ -260,8 +327,6 @@ impl Write for Socket {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use tokio::net::TcpListener;
     use tokio::task::yield_now;
     use tokio::time::advance;
@@ -269,7 +334,7 @@ mod tests {
     use super::*;
     use crate::proxy::timers::Timers;
 
-    async fn write(socket: &mut Socket) -> Poll<io::Result<usize>> {
+    async fn write(socket: &mut Socket<TcpStream>) -> Poll<io::Result<usize>> {
         poll_fn(|cx| Poll::Ready(Pin::new(&mut *socket).poll_write(cx, &[0; 8 << 10]))).await
     }
 

@@ -149,6 +149,7 @@ pub(crate) enum CloseReason {
     TooLarge,
     HeaderTimeout,
     WriteTimeout,
+    TlsHandshake,
 }
 
 impl CloseReason {

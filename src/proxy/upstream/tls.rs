@@ -1,18 +1,16 @@
 //! Which certificates the gateway trusts when it connects to a provider.
 //!
-//! Not here: clients' connections, which have no TLS.
+//! Not here: the gateway's own certificate, for its clients: `config::certificates`.
 
 use std::error::Error;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::time_provider::TimeProvider;
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::proxy::config::read_ca_file;
+use crate::proxy::config::{WallClock, read_ca_file};
 
 /// The trusted authorities.
 pub(crate) struct Tls {
@@ -46,22 +44,6 @@ impl Tls {
     }
 }
 
-/// rustls' own clock panics if the wall clock is set to before 1970. Without a time no certificate is valid, and
-/// nothing panics.
-#[derive(Debug)]
-struct WallClock;
-
-impl TimeProvider for WallClock {
-    #[expect(clippy::disallowed_methods, reason = "certificates go by the wall clock")]
-    fn current_time(&self) -> Option<UnixTime> {
-        since_1970(SystemTime::now())
-    }
-}
-
-fn since_1970(now: SystemTime) -> Option<UnixTime> {
-    now.duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
-}
-
 /// The gateway cannot be set up as configured.
 #[derive(Debug)]
 pub struct SetupError(String);
@@ -79,17 +61,3 @@ impl fmt::Display for SetupError {
 }
 
 impl Error for SetupError {}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_clock_before_1970_gives_no_time_and_does_not_panic() {
-        let second = Duration::from_secs(1);
-        assert!(since_1970(UNIX_EPOCH - second).is_none());
-        assert_eq!(since_1970(UNIX_EPOCH + second).map(|time| time.as_secs()), Some(1));
-    }
-}

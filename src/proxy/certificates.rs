@@ -1,0 +1,125 @@
+//! The certificate that new connections of clients are served with, and looking whether its files have changed.
+//!
+//! Not here: reading the files: `config::certificates`; handshakes: `edge::clients`.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use tokio_rustls::TlsAcceptor;
+use tracing::{error, info};
+
+use super::config::{BadFile, ServerTls};
+use super::upstream::SetupError;
+
+/// How often to look whether the files have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// `None` inside: clients connect without TLS.
+#[derive(Default)]
+pub(crate) struct Certificates(ArcSwapOption<Loaded>);
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Certificates").field(&self.0.load().as_ref().map(|loaded| &loaded.files)).finish()
+    }
+}
+
+pub(crate) struct Loaded {
+    files: ServerTls,
+    /// The files as they were before they were read.
+    seen: Seen,
+    acceptor: TlsAcceptor,
+}
+
+/// When files were changed last, and how long they are. A file that cannot be looked at is like none.
+type Seen = Vec<Option<(SystemTime, u64)>>;
+
+impl Certificates {
+    /// Reads the files of a configuration, for [`set`](Self::set).
+    pub(crate) fn load(files: Option<&ServerTls>) -> Result<Option<Arc<Loaded>>, SetupError> {
+        let loaded = files.map(Loaded::new).transpose();
+        loaded.map_err(|BadFile { field, file, why }| {
+            SetupError::new(format!("server.tls.{field}: {} {why}", file.display()))
+        })
+    }
+
+    pub(crate) fn set(&self, loaded: Option<Arc<Loaded>>) {
+        self.0.store(loaded);
+    }
+
+    /// For a new connection. `None` if it is one without TLS.
+    pub(crate) fn acceptor(&self) -> Option<TlsAcceptor> {
+        self.0.load().as_ref().map(|loaded| loaded.acceptor.clone())
+    }
+
+    /// Reads the files again if they are not as they were. `last` is how they were when it looked last: files that are
+    /// being replaced one after the other are left alone until they stand still.
+    fn look(&self, last: &mut Seen) {
+        let current = self.0.load_full();
+        let Some(loaded) = &current else { return };
+        let now = seen(&loaded.files);
+        let stands_still = *last == now;
+        *last = now;
+        if !stands_still || *last == loaded.seen {
+            return;
+        }
+        let (new, failed) = match Loaded::new(&loaded.files) {
+            Ok(new) => (new, None),
+            // It is told once.
+            Err(bad) => (Arc::new(Loaded { seen: last.clone(), ..(**loaded).clone() }), Some(bad)),
+        };
+        // Unless a reload of the configuration came first.
+        let before = self.0.compare_and_swap(&current, Some(new));
+        if !before.as_ref().is_some_and(|before| Arc::ptr_eq(before, loaded)) {
+            return;
+        }
+        match failed {
+            None => info!(cert = %loaded.files.cert.display(), "certificate reloaded"),
+            Some(BadFile { field, file, why }) => {
+                error!("server.tls.{field}: {} {why}; the old certificate stays in use", file.display());
+            }
+        }
+    }
+
+    /// Looks at the files every second, on a thread of its own since a disk may not answer, for as long as somebody
+    /// holds what `of` is about.
+    ///
+    /// # Errors
+    ///
+    /// If the thread cannot be started.
+    pub(crate) fn watch<T: Send + Sync + 'static>(of: Weak<T>, certificates: fn(&T) -> &Self) -> io::Result<()> {
+        let watch = move || {
+            let mut last = Seen::new();
+            while let Some(of) = of.upgrade() {
+                certificates(&of).look(&mut last);
+                drop(of);
+                thread::sleep(LOOK_EVERY);
+            }
+        };
+        thread::Builder::new().name("certificates".into()).spawn(watch).map(drop)
+    }
+}
+
+impl Clone for Loaded {
+    fn clone(&self) -> Self {
+        Self { files: self.files.clone(), seen: self.seen.clone(), acceptor: self.acceptor.clone() }
+    }
+}
+
+impl Loaded {
+    fn new(files: &ServerTls) -> Result<Arc<Self>, BadFile> {
+        let seen = seen(files);
+        let config = files.load()?;
+        Ok(Arc::new(Self { files: files.clone(), seen, acceptor: TlsAcceptor::from(Arc::new(config)) }))
+    }
+}
+
+fn seen(files: &ServerTls) -> Seen {
+    let seen = |file| fs::metadata(file).and_then(|file| Ok((file.modified()?, file.len()))).ok();
+    files.files().map(seen).collect()
+}
