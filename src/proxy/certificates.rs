@@ -81,7 +81,7 @@ impl Certificates {
         match failed {
             None => info!(cert = %loaded.files.cert.display(), "certificate reloaded"),
             Some(BadFile { field, file, why }) => {
-                error!("server.tls.{field}: {} {why}; the old certificate stays in use", file.display());
+                error!(field, file = %file.display(), why, "certificate not reloaded, the old one stays in use");
             }
         }
     }
@@ -98,7 +98,7 @@ impl Certificates {
             while let Some(of) = of.upgrade() {
                 certificates(&of).look(&mut last);
                 drop(of);
-                thread::sleep(LOOK_EVERY);
+                thread::park_timeout(LOOK_EVERY);
             }
         };
         thread::Builder::new().name("certificates".into()).spawn(watch).map(drop)

@@ -348,7 +348,12 @@ impl fmt::Display for GatewayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use humantime::format_duration as time;
         let server = &self.server;
-        writeln!(f, "listen    {}", server.listen)?;
+        let with_tls = match &server.tls {
+            None => "",
+            Some(ServerTls { client_ca: None, .. }) => " with TLS",
+            Some(_) => " with TLS, for clients with a certificate",
+        };
+        writeln!(f, "listen    {}{with_tls}", server.listen)?;
         if let Some(admin) = server.admin_listen {
             writeln!(f, "admin     {admin}")?;
         }

@@ -159,7 +159,8 @@ impl AppState {
     ///
     /// # Errors
     ///
-    /// If a file of certificates cannot be used, or if a reload that began later has been applied already. Then nothing has changed.
+    /// If a file of certificates cannot be used, or if a reload that began later has been applied already. Then nothing
+    /// has changed.
     pub fn reload(&self, config: &GatewayConfig) -> Result<(), SetupError> {
         self.reload_as(self.begin_reload(), config)
     }

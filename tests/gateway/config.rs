@@ -53,7 +53,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
         "1: strategy is \"random\", expected \"priority\" or \"cheapest\"",
         "2: retries is unknown, expected one of strategy, server, connections, timeouts, limits, breaker, silence, failover, cooldown, providers",
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
-        "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, allow_provider_header, cors, ca_file, access_log, max_body_bytes, \
+        "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, tls, allow_provider_header, cors, ca_file, access_log, max_body_bytes, \
          replay_body_bytes, search_body_bytes, replay_answer_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
          body_timeout, write_timeout, heartbeat_after, heartbeat, drain_delay, drain_limit",
         "6: server.auth_tokens[0] is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
@@ -208,6 +208,7 @@ fn the_example_file_documents_every_setting_and_loads() {
             .replace("ca_file = ", "# ")
             .replace("ceiling = ", "# ")
             .replace("cors = ", "# ")
+            .replace("tls = ", "# ")
             .replace("max_attempts = ", "# ")
             .replace("fallback_on", "# ")
             .replace("max_in_flight = 100", "# ")

@@ -12,6 +12,7 @@ mod heartbeat;
 mod hostile;
 mod http2;
 mod ids;
+mod inbound;
 mod inside;
 mod limits;
 mod machine;

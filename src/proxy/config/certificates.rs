@@ -1,5 +1,5 @@
-//! The gateway's own certificate, as `[server.tls]` names it. The files are read when the configuration is checked, when
-//! it is applied, and when they have changed.
+//! The gateway's own certificate, as `[server.tls]` names it. The files are read when the configuration is checked,
+//! when it is applied, and when they have changed.
 //!
 //! Not here: which connections use it: `certificates`, `edge`.
 
@@ -15,6 +15,7 @@ use rustls::time_provider::TimeProvider;
 
 use super::file::read_file;
 use super::read_ca_file;
+use super::section::Section;
 
 /// `[server.tls]`: clients connect with TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +78,31 @@ impl ServerTls {
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         [Some(&self.cert), Some(&self.key), self.client_ca.as_ref()].into_iter().flatten().map(PathBuf::as_path)
     }
+}
+
+/// Reads `[server.tls]`, and its files.
+pub(super) fn read_tls(server: &mut Section<'_, '_>) -> Option<ServerTls> {
+    let (at, table) = server.table("tls");
+    if !server.has("tls") {
+        return None;
+    }
+    let mut section = Section::new("server.tls.".into(), at, table, server.report);
+    let mut paths = ["cert", "key", "client_ca"].map(|field| section.text(field, "a path"));
+    let expected = "a PEM file";
+    for field in ["cert", "key"] {
+        section.require(field, expected);
+    }
+    let mut path = |index: usize| paths[index].as_mut().map(|text| PathBuf::from(std::mem::take(&mut text.value)));
+    let tls = path(0).zip(path(1)).map(|(cert, key)| ServerTls { cert, key, client_ca: path(2) });
+    if let Some(tls) = &tls
+        && let Err(BadFile { field, why, .. }) = tls.load()
+    {
+        let shown = paths[["cert", "key", "client_ca"].iter().position(|name| *name == field).unwrap_or(0)].as_ref();
+        let shown = shown.map_or("", |text| &text.shown);
+        section.mistake(field, &format!("{shown}, which {why}"), expected);
+    }
+    section.finish();
+    tls
 }
 
 fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {

@@ -11,11 +11,12 @@ use http::{HeaderValue, Uri};
 use toml::de::DeTable;
 
 use super::ca_file::read_ca_file;
+use super::certificates::read_tls;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_query};
 use super::{
-    BadFile, Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, MIN_HELD_BYTES, ProviderConfig, Secret,
-    ServerConfig, ServerTls, Strategy, Timeouts,
+    Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, MIN_HELD_BYTES, ProviderConfig, Secret,
+    ServerConfig, Strategy, Timeouts,
 };
 use crate::{Config, ConfigBuilder, ConfigError, silence};
 
@@ -169,30 +170,6 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.duration("drain_limit", Duration::ZERO..=MAX_DURATION, &mut server.drain_limit);
     section.finish();
     server
-}
-
-fn read_tls(server: &mut Section<'_, '_>) -> Option<ServerTls> {
-    let (at, table) = server.table("tls");
-    if !server.has("tls") {
-        return None;
-    }
-    let mut section = Section::new("server.tls.".into(), at, table, server.report);
-    let mut paths = ["cert", "key", "client_ca"].map(|field| section.text(field, "a path"));
-    let expected = "a PEM file";
-    for field in ["cert", "key"] {
-        section.require(field, expected);
-    }
-    let mut path = |index: usize| paths[index].as_mut().map(|text| PathBuf::from(std::mem::take(&mut text.value)));
-    let tls = path(0).zip(path(1)).map(|(cert, key)| ServerTls { cert, key, client_ca: path(2) });
-    if let Some(tls) = &tls
-        && let Err(BadFile { field, why, .. }) = tls.load()
-    {
-        let shown = paths[["cert", "key", "client_ca"].iter().position(|name| *name == field).unwrap_or(0)].as_ref();
-        let shown = shown.map_or("", |text| &text.shown);
-        section.mistake(field, &format!("{shown}, which {why}"), expected);
-    }
-    section.finish();
-    tls
 }
 
 fn read_cors(server: &mut Section<'_, '_>, origins: &mut Vec<HeaderValue>) {
