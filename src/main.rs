@@ -61,7 +61,7 @@ SIGHUP reloads the configuration. SIGTERM and Ctrl-C let requests in flight fini
     #[command(after_help = "\
 Examples:
   fusebox check
-  fusebox check --config /etc/fusebox/fusebox.toml && systemctl reload fusebox
+  fusebox check --config /etc/fusebox/fusebox.toml
 
 Mistakes and warnings go to standard error, one line each. With mistakes the exit code is 64.")]
     Check {
@@ -237,8 +237,38 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.local_addr()?, "listening for operators");
     }
+    // Whoever connects from now on waits until it is accepted.
+    tell_systemd(Stage::Ready);
+    let told_to_end = async {
+        told_to_end.await;
+        tell_systemd(Stage::Stopping);
+    };
     run_server(state, listener, admin, told_to_end).await?;
     Ok(())
+}
+
+enum Stage {
+    Ready,
+    Reloading,
+    Stopping,
+}
+
+/// Tells systemd how far the gateway is, if its unit has `Type=notify` (`sd_notify(3)`).
+fn tell_systemd(stage: Stage) {
+    #[cfg(target_os = "linux")]
+    {
+        use sd_notify::NotifyState::{self, Ready, Reloading, Stopping};
+        let told = match stage {
+            Stage::Ready => sd_notify::notify(&[Ready]),
+            Stage::Reloading => NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[Reloading, now])),
+            Stage::Stopping => sd_notify::notify(&[Stopping]),
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, "systemd cannot be told");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = stage;
 }
 
 /// Standard output without the write for each line that Rust's own makes.
@@ -264,7 +294,9 @@ fn reload(state: Arc<AppState>, file: PathBuf) -> impl Fn() + Send + 'static {
         }
         let (state, file, place) = (Arc::clone(&state), file.clone(), Arc::clone(&under_way));
         let reload = move || {
+            tell_systemd(Stage::Reloading);
             state.reload_file(&file);
+            tell_systemd(Stage::Ready);
             drop(place);
         };
         if let Err(error) = std::thread::Builder::new().name("reload".into()).spawn(reload) {

@@ -10,6 +10,8 @@ mod memory;
 mod read;
 mod section;
 mod sent;
+mod url;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::fmt;

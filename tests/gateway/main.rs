@@ -21,6 +21,7 @@ mod passing;
 mod program;
 mod raw;
 mod reload;
+mod secrets;
 mod silence;
 mod streams;
 mod support;

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use crate::support::{
-    CHAT, DEADLINE, Provider, TempFile, another, nobody, one_by_one, streamed, until_closed, until_open,
+    CHAT, DEADLINE, Provider, TempFile, another, nobody, one_by_one, streamed, temp_path, until_closed, until_open,
 };
 
 #[tokio::test]
@@ -51,6 +51,47 @@ async fn sigterm_lets_a_stream_finish_and_ends_with_success() {
     assert_eq!(body, "data: 1\n\ndata: 2\n\n");
     let ended = tokio::task::spawn_blocking(move || gateway.wait().unwrap());
     assert!(tokio::time::timeout(DEADLINE, ended).await.unwrap().unwrap().success());
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn systemd_is_told_when_it_listens_reloads_and_ends() {
+    let a = Provider::with_status(200).await;
+    let address = nobody().await;
+    let config = |listen| format!("[server]\nlisten = '{listen}'\n{}", provider("a", &a));
+    let file = TempFile::new("notify.toml", config(address));
+    let path = temp_path("notify.socket");
+    let socket = tokio::net::UnixDatagram::bind(&path).unwrap();
+    let mut gateway = Command::new(env!("CARGO_BIN_EXE_fusebox"))
+        .args(["serve", "--config"])
+        .arg(&*file)
+        .env("NOTIFY_SOCKET", &path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let told = async || {
+        let mut text = [0; 200];
+        let length = tokio::time::timeout(DEADLINE, socket.recv(&mut text)).await.unwrap().unwrap();
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    };
+    let signal = |signal: &str| {
+        assert!(Command::new("kill").args([signal, &gateway.id().to_string()]).status().unwrap().success());
+    };
+    assert_eq!(told().await, "READY=1\n");
+    tokio::net::TcpStream::connect(address).await.expect("it listens");
+    for text in [config(address), "nonsense".to_owned()] {
+        std::fs::write(&*file, text).unwrap();
+        signal("-HUP");
+        let reloading = told().await;
+        assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+        assert_eq!(told().await, "READY=1\n");
+    }
+    signal("-TERM");
+    assert_eq!(told().await, "STOPPING=1\n");
+    let ended = tokio::task::spawn_blocking(move || gateway.wait().unwrap());
+    assert!(tokio::time::timeout(DEADLINE, ended).await.unwrap().unwrap().success());
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 //! Not here: TOML itself: `section`.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::ca_file::read_ca_file;
 use super::certificates::read_tls;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_query};
+use super::url::{is_private, read_url, warn_of_path};
 use super::{
     Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, MIN_HELD_BYTES, ProviderConfig, Secret,
     ServerConfig, Strategy, Timeouts,
@@ -122,7 +123,9 @@ impl Default for Defaults {
 
 fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     let mut server = ServerConfig::default();
-    let address = |text: &str| text.parse::<SocketAddr>().ok();
+    // A name that needs no question to anybody.
+    let local = |text: &str| Some(SocketAddr::from(([127, 0, 0, 1], text.strip_prefix("localhost:")?.parse().ok()?)));
+    let address = |text: &str| text.parse::<SocketAddr>().ok().or_else(|| local(text));
     let expected = "an address such as \"127.0.0.1:8080\"";
     if let Some(listen) = section.parse("listen", expected, address) {
         server.listen = listen;
@@ -345,6 +348,10 @@ fn read_provider<'i>(
     let mut secrets: Vec<Secret> = api_key.iter().cloned().collect();
     let headers = read_headers(&mut section, api_key.as_ref().map(|_| &key_header), &mut secrets);
     let query = read_query(&mut section, &mut secrets);
+    if let Some(url) = &url {
+        // Azure's has its version in the query.
+        warn_of_path(&mut section, url, query.is_some());
+    }
     if let Some(url) = &url
         && url.scheme_str() == Some("http")
         && !is_private(url.host().unwrap_or_default())
@@ -405,55 +412,6 @@ fn read_provider<'i>(
 /// `total` until its first byte.
 fn lease(timeouts: &Timeouts) -> Duration {
     (timeouts.total + Duration::from_secs(1)).min(MAX_DURATION)
-}
-
-fn read_url(section: &mut Section<'_, '_>) -> Option<Uri> {
-    let expected = "an http or https URL with a host";
-    let text = section.text("url", expected);
-    section.require("url", expected);
-    let Text { shown, value } = text?;
-    // It may hold a password, so it is not shown, whatever else is wrong with it.
-    if value.contains('@') {
-        section.mistake("url", "a URL with credentials", "one without; the key belongs into api_key");
-        return None;
-    }
-    if value.contains('?') {
-        section.mistake("url", "a URL with a query", "the base URL that an SDK takes");
-        return None;
-    }
-    let uri: Option<Uri> = value.parse().ok();
-    let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
-    match &uri {
-        None => section.mistake("url", &shown, expected),
-        // The crate `http` accepts any number as a port. A connector would ignore it and send the key to port 80 or
-        // 443.
-        Some(uri) if uri.authority().is_some_and(|it| has_no_port(it.as_str())) => {
-            section.mistake("url", &shown, "a URL with a port from 1 to 65535, or without one");
-        }
-        // Together with a client's path it must not exceed the longest URI.
-        Some(_) if value.len() > 2048 => section.mistake("url", "too long", "at most 2048 characters"),
-        Some(_) => {}
-    }
-    uri
-}
-
-/// Whether an authority has an invalid port.
-fn has_no_port(authority: &str) -> bool {
-    let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
-    port.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..)) || !port.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-/// Whether a host is in a private network, which plain http does not leave.
-fn is_private(host: &str) -> bool {
-    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
-        Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-        // A name without a dot is a container's, or belongs to the local domain.
-        Err(_) => {
-            !host.contains('.')
-                || [".local", ".internal", ".localhost", ".lan", ".home.arpa"].iter().any(|end| host.ends_with(end))
-        }
-    }
 }
 
 /// Each name decides who is asked, and is listed for clients.

@@ -1,10 +1,9 @@
 //! Reading TOML field by field, so that all mistakes are reported at once, each with its place. A mistake shows the
-//! text of the file, and never the value of an environment variable, which may be a secret.
+//! text of the file, and never the value of a variable, which may be a secret.
 //!
 //! Not here: which fields there are and what they mean: `read`.
 
 use std::collections::BTreeMap;
-use std::env::VarError;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -16,6 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Secret;
+use super::variables::fill_in;
 use crate::error::Escaped;
 
 /// The longest duration of any setting. A breaker's durations have the same limit.
@@ -87,7 +87,7 @@ pub(super) struct Section<'r, 'i> {
     pub(super) report: &'r mut Report<'i>,
 }
 
-/// A text: as the file shows it, and with its environment variables replaced.
+/// A text: as the file shows it, and with its variables replaced.
 pub(super) struct Text {
     pub(super) shown: String,
     pub(super) value: String,
@@ -373,7 +373,7 @@ impl<'r, 'i> Section<'r, 'i> {
         }
     }
 
-    /// A table of texts that may hold secrets: each name with its value, and whether an environment variable is in it.
+    /// A table of texts that may hold secrets: each name with its value, and whether a variable is in it.
     pub(super) fn secret_map(&mut self, field: &'static str) -> Vec<(String, String, bool)> {
         let (_, table) = self.table(field);
         let mut found = Vec::new();
@@ -414,29 +414,4 @@ fn shown(value: &DeValue<'_>) -> String {
         DeValue::Boolean(flag) => flag.to_string(),
         _ => value.type_str().to_owned(),
     }
-}
-
-/// Replaces each `${NAME}`. An error says what is wrong and what is expected.
-fn fill_in(mut rest: &str) -> Result<String, (String, &'static str)> {
-    let mut filled = String::new();
-    while let Some((before, after)) = rest.split_once("${") {
-        let Some((name, after)) = after.split_once('}') else {
-            return Err(("a text with \"${\" but without \"}\"".into(), "\"${NAME}\""));
-        };
-        match std::env::var(name) {
-            Ok(value) => filled.extend([before, &value]),
-            Err(VarError::NotPresent) => {
-                return Err((format!("\"${{{name}}}\", which is not set"), "that environment variable"));
-            }
-            Err(VarError::NotUnicode(_)) => {
-                return Err((
-                    format!("\"${{{name}}}\", which is not UTF-8"),
-                    "another value of that environment variable",
-                ));
-            }
-        }
-        rest = after;
-    }
-    filled.push_str(rest);
-    Ok(filled)
 }

@@ -124,15 +124,15 @@ impl Client {
         let has_asked = socket.has_asked();
         match begins {
             Ok(false) => {
-                let connection = self.http1(server, socket);
+                let connection = pin!(self.http1(server, socket));
                 drop(local);
-                let ended = drain.serve(pin!(connection)).await;
+                let ended = drain.serve(connection).await;
                 ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))
             }
             Ok(true) => {
-                let connection = self.http2(server, socket);
+                let connection = pin!(self.http2(server, socket));
                 drop(local);
-                drain.serve(pin!(connection)).await.map_err(|error| Early::of_http(error, true))
+                drain.serve(connection).await.map_err(|error| Early::of_http(error, true))
             }
             Err(error) => Err(Early::at_first(error, has_asked.load(Ordering::Relaxed))),
         }
@@ -155,11 +155,12 @@ impl Client {
         let speaks_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let socket = Socket::new(stream, self.core.timers.timer(), server.write_timeout);
         if speaks_http2 {
-            let connection = self.http2(server, socket);
-            return drain.serve(pin!(connection)).await.map_err(|error| Early::of_http(error, true));
+            let connection = pin!(self.http2(server, socket));
+            return drain.serve(connection).await.map_err(|error| Early::of_http(error, true));
         }
-        let (has_asked, connection) = (socket.has_asked(), self.http1(server, socket));
-        let ended = drain.serve(pin!(connection)).await;
+        let has_asked = socket.has_asked();
+        let connection = pin!(self.http1(server, socket));
+        let ended = drain.serve(connection).await;
         ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))
     }
 
