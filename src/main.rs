@@ -247,6 +247,7 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {
     Ok(())
 }
 
+#[derive(Clone, Copy)]
 enum Stage {
     Ready,
     Reloading,
