@@ -247,6 +247,21 @@ fn settings_of(mistakes: &[String], unknown: &str) -> BTreeSet<String> {
 }
 
 #[test]
+fn the_configuration_for_kubernetes_loads() {
+    let manifest = include_str!("../../contrib/kubernetes/fusebox.yaml");
+    let (_, text) = manifest.split_once("fusebox.toml: |\n").unwrap();
+    let lines = text.lines().take_while(|line| *line != "---");
+    let text: String = lines.map(|line| line.strip_prefix("    ").unwrap_or(line).to_owned() + "\n").collect();
+    let key = TempFile::new("kubernetes", "key\n");
+    let files = ["token", "openai", "azure"].map(|name| format!("/run/secrets/fusebox/{name}"));
+    let text = files.iter().fold(text, |text, file| text.replace(file, key.to_str().unwrap()));
+    let config = GatewayConfig::from_toml(&text).unwrap();
+    assert_eq!((config.providers.len(), config.warnings()), (2, &[][..]));
+    let patience = config.server.drain_delay + config.server.drain_limit;
+    assert!(manifest.contains("terminationGracePeriodSeconds: 140") && patience < Duration::from_secs(140));
+}
+
+#[test]
 fn the_configuration_in_the_readme_loads() {
     let readme = include_str!("../../README.md");
     let (_, block) = readme.split_once("```toml\n").unwrap();
