@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use fusebox::proxy::{AppState, GatewayConfig, check_descriptors, log, run_server};
+use fusebox::proxy::{AppState, GatewayConfig, check_descriptors, log, look_online, run_server};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
@@ -62,12 +62,16 @@ SIGHUP reloads the configuration. SIGTERM and Ctrl-C let requests in flight fini
 Examples:
   fusebox check
   fusebox check --config /etc/fusebox/fusebox.toml
+  fusebox check --online
 
 Mistakes and warnings go to standard error, one line each. With mistakes the exit code is 64.")]
     Check {
         /// The configuration file.
         #[arg(long, default_value = DEFAULT_FILE)]
         config: PathBuf,
+        /// Also ask each provider for its models, and show what it said. The exit code is 1 unless all answer well.
+        #[arg(long)]
+        online: bool,
     },
     /// Write a configuration that has and explains every setting.
     #[command(after_help = "\
@@ -111,12 +115,17 @@ const EXIT_CONFIG: u8 = 64;
 fn main() -> ExitCode {
     let Arguments { command, log } = Arguments::parse();
     match command {
-        Command::Check { config } => match GatewayConfig::from_file(&config) {
+        Command::Check { config, online } => match GatewayConfig::from_file(&config) {
             Ok(plan) => {
                 for warning in plan.warnings() {
                     complain(&format!("fusebox: warning: {warning}"));
                 }
-                exit_code(print(plan.to_string().as_bytes()))
+                let shown = print(plan.to_string().as_bytes());
+                if online {
+                    exit_code(shown.and_then(|()| run(Builder::new_current_thread(), look(plan))))
+                } else {
+                    exit_code(shown)
+                }
             }
             Err(errors) => reject(&config, &errors),
         },
@@ -217,6 +226,14 @@ fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+async fn look(config: GatewayConfig) -> Outcome {
+    let seen = look_online(AppState::new(&config)?).await;
+    let lines: Vec<_> = seen.iter().map(ToString::to_string).collect();
+    print(format!("\n{}\n", lines.join("\n")).as_bytes())?;
+    let bad: Vec<_> = seen.iter().filter(|seen| !seen.is_good()).map(|seen| seen.provider.as_str()).collect();
+    if bad.is_empty() { Ok(()) } else { Err(format!("no good answer from {}", bad.join(", ")).into()) }
 }
 
 async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {

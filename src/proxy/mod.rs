@@ -23,6 +23,7 @@ mod edge;
 pub mod fuzz;
 mod later;
 mod observe;
+mod online;
 mod outcome;
 mod owners;
 mod provider;
@@ -46,6 +47,7 @@ pub use observe::health::{CircuitHealth, Health, HealthStatus, KeyHealth, Provid
 pub use edge::descriptors::check_descriptors;
 #[doc(hidden)]
 pub use observe::log;
+pub use online::{Seen, look_online};
 pub use server::{create_admin_router, create_router, run_server};
 pub use state::{AppState, ProviderStats};
 pub use upstream::SetupError;

@@ -144,6 +144,24 @@ impl Outcome {
         }
     }
 
+    /// Whether there was an answer, and it came from what was asked for.
+    pub(crate) fn found_something(self) -> bool {
+        matches!(
+            self,
+            Self::Ok
+                | Self::Unmarked
+                | Self::ClientError
+                | Self::ContextLength
+                | Self::Declined
+                | Self::UnknownModel
+                | Self::RateLimited
+                | Self::Later
+                | Self::KeyRefused
+                | Self::NoCredit
+                | Self::ServerError
+        )
+    }
+
     /// Whether it is a success of the provider.
     pub(crate) fn is_success(self) -> bool {
         matches!(self, Self::Ok | Self::Unmarked)

@@ -14,6 +14,7 @@ use super::circuits::cooldown::Growing;
 use super::circuits::{AnswerKind, Circuit, Circuits, ModelId};
 use super::config::ProviderConfig;
 use super::observe::metrics::ProviderMetrics;
+use super::outcome::Outcome;
 use super::silence::Detectors;
 use super::silence::allowance::Allowance;
 use crate::{BreakerSnapshot, Cause, CircuitBreaker};
@@ -81,9 +82,15 @@ pub(crate) struct Provider {
     allowance: Allowance,
     /// Whose failures are in its row: the number of one model, [`SEVERAL`], or 0 if there are none.
     failing: AtomicU32,
+    /// How many answers there were that found nothing at the path, before the first one that did; [`FOUND`] since then.
+    missing: AtomicU32,
 }
 
 const SEVERAL: u32 = u32::MAX;
+
+const FOUND: u32 = u32::MAX;
+/// So many answers that find nothing, and no other one, are no accident.
+const MANY_MISSING: u32 = 3;
 
 impl Provider {
     pub(crate) fn new(
@@ -97,7 +104,8 @@ impl Provider {
         let circuits = Circuits::new(&config.name, config.breaker, config.limits, &config.models, circuits);
         let key_cooldowns = before.map(|before| Arc::clone(&before.key_cooldowns)).unwrap_or_default();
         let (allowance, failing) = (Allowance::new(), AtomicU32::new(0));
-        Self { config, breaker, circuits, metrics, silence, key_cooldowns, allowance, failing }
+        let missing = AtomicU32::new(0);
+        Self { config, breaker, circuits, metrics, silence, key_cooldowns, allowance, failing, missing }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -129,6 +137,27 @@ impl Provider {
             self.metrics.send_twice();
         }
         may
+    }
+
+    /// Notes what an attempt says of the provider's address. Returns whether it is to be told now that the address is
+    /// probably wrong.
+    pub(crate) fn note_address(&self, outcome: Outcome) -> bool {
+        let before = self.missing.load(Ordering::Relaxed);
+        if before == FOUND {
+            return false;
+        }
+        if outcome.found_something() {
+            self.missing.store(FOUND, Ordering::Relaxed);
+        } else if outcome == Outcome::NotOffered && before < MANY_MISSING {
+            // Of several at once each is counted, and one of them is the last.
+            return self.missing.fetch_add(1, Ordering::Relaxed) + 1 == MANY_MISSING;
+        }
+        false
+    }
+
+    /// Whether every answer so far, of several, found nothing at the path.
+    pub(crate) fn finds_nothing(&self) -> bool {
+        (MANY_MISSING..FOUND).contains(&self.missing.load(Ordering::Relaxed))
     }
 
     /// Whether a failure of one of its circuits counts in the provider's own row of failures. One model alone never

@@ -71,6 +71,7 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::certificates"],
     &["proxy::state"],
     &["proxy::core"],
+    &["proxy::online"],
     // the way of a request,
     &["proxy::route::ending"],
     &["proxy::route::blame"],

@@ -1,9 +1,12 @@
 //! The binary's command line: what it tells, what it writes, and how it ends.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::support::{nobody, temp_path};
+use http::Response;
+
+use crate::support::{Provider, answer, nobody, soon, temp_path};
 
 const COMMANDS: [&str; 6] = ["serve", "check", "init", "demo", "completions", "man"];
 
@@ -132,4 +135,50 @@ async fn a_demo_whose_output_is_closed_ends_and_does_not_panic() {
         }
     }
     panic!("no two ports in a row are free");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_online_says_what_each_provider_answered_and_which_models_it_lacks() {
+    let list = r#"{"object": "list", "data": [{"id": "m"}, {"id": "other"}]}"#;
+    let good = Provider::start(move |_| Response::new(list.into())).await;
+    let refusing = Provider::start(|_| answer(401)).await;
+    let text = |providers: &[(&str, SocketAddr, &str)]| {
+        let provider = |(name, address, models): &(&str, SocketAddr, &str)| {
+            format!(
+                "[[providers]]\nname = '{name}'\nurl = 'http://{address}/v1'\nmodels = [{models}]\napi_key = 'secret-1'\n"
+            )
+        };
+        providers.iter().map(provider).collect::<String>()
+    };
+    let folder = Folder::new("online");
+    let check = async |providers: &[(&str, SocketAddr, &str)]| {
+        std::fs::write(folder.0.join("fusebox.toml"), text(providers)).unwrap();
+        let folder = folder.0.clone();
+        soon(tokio::task::spawn_blocking(move || told(fusebox(&folder, &["check", "--online"])))).await.unwrap()
+    };
+    let (code, shown, _) = check(&[("good", good.address, "'m'"), ("lacking", good.address, "'m', 'n'")]).await;
+    assert_eq!(code, 0, "{shown}");
+    let lines: Vec<_> = shown.lines().filter(|line| line.starts_with("online    ")).collect();
+    assert!(
+        lines[0].starts_with("online    good: 200 OK in ")
+            && lines[0].ends_with("HTTP/1.1 without TLS; it lists all models")
+    );
+    assert!(
+        lines[1].starts_with("online    lacking: 200 OK in ") && lines[1].ends_with("; it does not list n"),
+        "{shown}"
+    );
+    assert_eq!(
+        (good.last().path.as_str(), &good.last().headers["authorization"]),
+        ("/v1/models", &"Bearer secret-1".parse().unwrap())
+    );
+
+    let (code, shown, said) = check(&[("refusing", refusing.address, "'m'"), ("away", nobody().await, "'m'")]).await;
+    assert_eq!(code, 1);
+    assert!(
+        shown.contains("online    refusing: 401 Unauthorized in ") && shown.contains("; it refused the api_key\n"),
+        "{shown}"
+    );
+    assert!(shown.contains("online    away: no answer in ") && shown.contains("Connection refused"), "{shown}");
+    assert!(said.contains("fusebox: no good answer from refusing, away"), "{said}");
+    assert!(!(shown + &said).contains("secret-1"));
 }

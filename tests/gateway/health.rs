@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Gateway, Provider, soon};
+use crate::support::{Gateway, Provider, answer, soon};
 
 const ONCE: &str = "failure_threshold = 1\nopen_for = '1h'";
 
@@ -70,4 +70,20 @@ async fn ready_answers_503_for_a_while_before_connections_are_refused() {
     soon(async { while gateway.get("/ready").await.status != 503 {} }).await;
     assert_eq!(gateway.ask().await.status, 503, "it still answers");
     gateway.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_provider_whose_every_answer_is_a_404_is_shown_with_a_hint_until_it_answers_otherwise() {
+    let a = Provider::start(|n| answer(if n == 5 { 500 } else { 404 })).await;
+    let b = Provider::start(|n| answer(if n == 0 { 200 } else { 404 })).await;
+    let gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    let hints = async || {
+        let health = gateway.health().await.1;
+        ["a", "b"].map(|name| health["providers"][name]["hint"].clone())
+    };
+    for asked in 1..=7 {
+        gateway.ask().await;
+        let hint = if (3..=5).contains(&asked) { json!("every answer is a 404: look at its url") } else { json!(null) };
+        assert_eq!(hints().await, [hint, json!(null)], "{asked}");
+    }
 }

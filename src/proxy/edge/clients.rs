@@ -82,8 +82,10 @@ impl Early {
         Self { error: error.into(), reason: is_timeout.then_some(CloseReason::HeaderTimeout) }
     }
 
+    /// A client that leaves before it has said anything only looks whether the port is open.
     fn of_tls(error: io::Error) -> Self {
-        Self { error: error.into(), reason: Some(CloseReason::TlsHandshake) }
+        let has_left = error.kind() == io::ErrorKind::UnexpectedEof;
+        Self { error: error.into(), reason: (!has_left).then_some(CloseReason::TlsHandshake) }
     }
 
     fn of_http(error: hyper::Error, has_asked: bool) -> Self {

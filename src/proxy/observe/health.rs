@@ -65,6 +65,9 @@ pub struct ProviderHealth {
     /// Why its key is out, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyHealth>,
+    /// What is probably wrong with its settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<&'static str>,
     /// Those of its models' circuits that are not closed: by model, then by kind of answer (`whole`, `stream`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub models: BTreeMap<String, BTreeMap<&'static str, CircuitHealth>>,
@@ -108,7 +111,8 @@ impl Health {
                 let of_model = models.entry((*model).to_owned()).or_default();
                 of_model.insert(kind.as_str(), CircuitHealth::of(snapshot));
             }
-            shown.insert(provider.name().to_owned(), ProviderHealth { circuit, key, models });
+            let hint = provider.finds_nothing().then_some("every answer is a 404: look at its url");
+            shown.insert(provider.name().to_owned(), ProviderHealth { circuit, key, hint, models });
         }
         let status = match (all_closed, all_refuse) {
             (true, _) => HealthStatus::Ok,

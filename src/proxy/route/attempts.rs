@@ -241,6 +241,7 @@ impl Attempts {
         let took = attempt.started.elapsed();
         attempt.ended = Some((outcome, took));
         provider.metrics.end(outcome, took);
+        let is_misplaced = provider.note_address(outcome);
         attempt.ticket = None;
         let limits = &self.local.cooldowns;
         let hash = || self.content.hash();
@@ -253,6 +254,8 @@ impl Attempts {
             warn!(provider = provider.name(), model, scope, error_type, seconds, %error, "a provider is to be asked later");
         } else if outcome.fails_its_permit() || outcome == Outcome::Redirected {
             warn!(provider = provider.name(), scope, error_type, error = %Escaped(message), "a provider failed");
+        } else if is_misplaced {
+            warn!(provider = provider.name(), url = %provider.config.url, "every answer of a provider is a 404");
         } else if outcome == Outcome::Shortage && self.core.app.may_log_shortage() {
             let error = Escaped(message);
             warn!(provider = provider.name(), %error, "the gateway has no room for another connection");
