@@ -188,7 +188,8 @@ impl CircuitBreaker {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_through_silence(&self) -> Result<Permit<&Self>, Rejection> {
-        self.acquire_word_through_silence().await.map(|word| Permit::new(self, word))
+        let word = self.acquire_word_through_silence().await.inspect_err(|_| self.count(Told::Rejection))?;
+        Ok(Permit::new(self, word))
     }
 
     /// As [`acquire`](Self::acquire), for a permit that outlives the borrow. It costs a reference count.

@@ -74,7 +74,8 @@ const NONE: f64 = -1.0;
 /// What is published is read from the breakers, not put together from events. So a gauge shows the state as it is,
 /// whatever races there were; and several publishers of one registry would count twice, so one is enough.
 ///
-/// A breaker that leaves the registry leaves its gauges at 0, as the facade cannot take a metric back. Exporters that
+/// A breaker that leaves the registry leaves its gauges at 0, and its rates at -1, as the facade cannot take a metric
+/// back. Exporters that
 /// have an idle time, as Prometheus' `idle_timeout`, forget it after that. What was counted after the last time that it
 /// was published is lost.
 pub struct Publisher {

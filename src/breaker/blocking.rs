@@ -38,22 +38,21 @@ impl CircuitBreaker {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn acquire_blocking(&self, timeout: Duration) -> Result<Permit<&Self>, Rejection> {
-        let answer = match self.admit_at_once(self.load()) {
-            Ok(word) => Poll::Ready(Ok(word)),
-            Err(blocked) => match self.what_to_wait_for(&blocked, false) {
-                Err(rejection) => Poll::Ready(Err(rejection)),
-                Ok(goal) => {
-                    let blocking = async |at: Instant, notified: Notified<'_>| block_until(at, notified);
-                    let wait = pin!(self.wait(goal.within(timeout), blocking));
-                    wait.poll(&mut Context::from_waker(Waker::noop()))
-                }
-            },
+        let word = self.acquire_word_blocking(timeout).inspect_err(|_| self.count(Told::Rejection))?;
+        Ok(Permit::new(self, word))
+    }
+
+    fn acquire_word_blocking(&self, timeout: Duration) -> Result<u64, Rejection> {
+        let blocked = match self.admit_at_once(self.load()) {
+            Ok(word) => return Ok(word),
+            Err(blocked) => blocked,
         };
-        match answer {
-            Poll::Ready(answer) => {
-                answer.inspect_err(|_| self.count(Told::Rejection)).map(|word| Permit::new(self, word))
-            }
-            Poll::Pending => unreachable!("it blocks the thread instead"),
+        let goal = self.what_to_wait_for(&blocked, false)?.within(timeout);
+        let blocking = async |at: Instant, notified: Notified<'_>| block_until(at, notified);
+        // It is never pending, as it blocks the thread instead.
+        match pin!(self.wait(goal, blocking)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => unreachable!("it blocks"),
         }
     }
 

@@ -89,7 +89,8 @@ mod counted {
             }
         }
 
-        /// Counts a rejection.
+        /// Counts a rejection. Callers leave it out where the feature is off: a function that does nothing cost
+        /// `acquire().await` nine instructions there.
         #[inline]
         pub(in crate::breaker) fn counted<T, E>(&self, answer: Poll<Result<T, E>>) -> Poll<Result<T, E>> {
             if let Poll::Ready(Err(_)) = answer {

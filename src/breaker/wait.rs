@@ -154,14 +154,10 @@ impl CircuitBreaker {
     }
 
     pub(super) async fn acquire_word_through_silence(&self) -> Result<u64, Rejection> {
-        let answer = match self.admit_at_once(self.load()) {
+        match self.admit_at_once(self.load()) {
             Ok(word) => Ok(word),
-            Err(blocked) => match self.what_a_task_waits_for(&blocked, true) {
-                Ok(goal) => self.wait(goal, timeout_at).await,
-                Err(rejection) => Err(rejection),
-            },
-        };
-        answer.inspect_err(|_| self.count(Told::Rejection))
+            Err(blocked) => self.wait(self.what_a_task_waits_for(&blocked, true)?, timeout_at).await,
+        }
     }
 
     /// `timeout_at` is the runtime's, or one that blocks the thread.

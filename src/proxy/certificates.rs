@@ -29,15 +29,16 @@ impl fmt::Debug for Certificates {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Loaded {
     files: ServerTls,
     /// The files as they were before they were read.
-    seen: Seen,
+    stamps: Stamps,
     acceptor: TlsAcceptor,
 }
 
 /// When files were changed last, and how long they are. A file that cannot be looked at is like none.
-type Seen = Vec<Option<(SystemTime, u64)>>;
+type Stamps = Vec<Option<(SystemTime, u64)>>;
 
 impl Certificates {
     /// Reads the files of a configuration, for [`set`](Self::set).
@@ -59,19 +60,19 @@ impl Certificates {
 
     /// Reads the files again if they are not as they were. `last` is how they were when it looked last: files that are
     /// being replaced one after the other are left alone until they stand still.
-    fn look(&self, last: &mut Seen) {
+    fn look(&self, last: &mut Stamps) {
         let current = self.0.load_full();
         let Some(loaded) = &current else { return };
-        let now = seen(&loaded.files);
+        let now = stamps(&loaded.files);
         let stands_still = *last == now;
         *last = now;
-        if !stands_still || *last == loaded.seen {
+        if !stands_still || *last == loaded.stamps {
             return;
         }
         let (new, failed) = match Loaded::new(&loaded.files) {
             Ok(new) => (new, None),
             // It is told once.
-            Err(bad) => (Arc::new(Loaded { seen: last.clone(), ..(**loaded).clone() }), Some(bad)),
+            Err(bad) => (Arc::new(Loaded { stamps: last.clone(), ..(**loaded).clone() }), Some(bad)),
         };
         // Unless a reload of the configuration came first.
         let before = self.0.compare_and_swap(&current, Some(new));
@@ -86,18 +87,18 @@ impl Certificates {
         }
     }
 
-    /// Looks at the files every second, on a thread of its own since a disk may not answer, for as long as somebody
-    /// holds what `of` is about.
+    /// Looks at the files every second until `owner` is dropped. It does so on a thread of its own, since a disk may
+    /// not answer.
     ///
     /// # Errors
     ///
     /// If the thread cannot be started.
-    pub(crate) fn watch<T: Send + Sync + 'static>(of: Weak<T>, certificates: fn(&T) -> &Self) -> io::Result<()> {
+    pub(crate) fn watch<T: Send + Sync + 'static>(owner: Weak<T>, certificates: fn(&T) -> &Self) -> io::Result<()> {
         let watch = move || {
-            let mut last = Seen::new();
-            while let Some(of) = of.upgrade() {
-                certificates(&of).look(&mut last);
-                drop(of);
+            let mut last = Stamps::new();
+            while let Some(owner) = owner.upgrade() {
+                certificates(&owner).look(&mut last);
+                drop(owner);
                 thread::park_timeout(LOOK_EVERY);
             }
         };
@@ -105,21 +106,15 @@ impl Certificates {
     }
 }
 
-impl Clone for Loaded {
-    fn clone(&self) -> Self {
-        Self { files: self.files.clone(), seen: self.seen.clone(), acceptor: self.acceptor.clone() }
-    }
-}
-
 impl Loaded {
     fn new(files: &ServerTls) -> Result<Arc<Self>, BadFile> {
-        let seen = seen(files);
+        let stamps = stamps(files);
         let config = files.load()?;
-        Ok(Arc::new(Self { files: files.clone(), seen, acceptor: TlsAcceptor::from(Arc::new(config)) }))
+        Ok(Arc::new(Self { files: files.clone(), stamps, acceptor: TlsAcceptor::from(Arc::new(config)) }))
     }
 }
 
-fn seen(files: &ServerTls) -> Seen {
-    let seen = |file| fs::metadata(file).and_then(|file| Ok((file.modified()?, file.len()))).ok();
-    files.files().map(seen).collect()
+fn stamps(files: &ServerTls) -> Stamps {
+    let stamp = |file| fs::metadata(file).and_then(|file| Ok((file.modified()?, file.len()))).ok();
+    files.files().map(stamp).collect()
 }

@@ -2,11 +2,11 @@
 //!
 //! Not here: reading it: `config::read`; applying it: `state`.
 
-mod ca_file;
 mod certificates;
 mod file;
 mod limits;
 mod memory;
+mod pem;
 mod read;
 mod section;
 mod sent;
@@ -24,10 +24,10 @@ use http::{HeaderMap, HeaderValue, Uri};
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
-pub(crate) use self::ca_file::read_ca_file;
 pub use self::certificates::ServerTls;
 pub(crate) use self::certificates::{BadFile, WallClock};
 pub use self::limits::{Connections, Limits, Timeouts};
+pub(crate) use self::pem::read_certificates;
 use crate::error::Escaped;
 use crate::{Config, silence};
 

@@ -47,7 +47,7 @@ pub use observe::health::{CircuitHealth, Health, HealthStatus, KeyHealth, Provid
 pub use edge::descriptors::check_descriptors;
 #[doc(hidden)]
 pub use observe::log;
-pub use online::{Seen, look_online};
+pub use online::{ModelsAnswer, look_online};
 pub use server::{create_admin_router, create_router, run_server};
 pub use state::{AppState, ProviderStats};
 pub use upstream::SetupError;

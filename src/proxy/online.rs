@@ -27,7 +27,7 @@ const MAX_LIST: usize = 4 << 20;
 /// What a provider said to a request for its models.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Seen {
+pub struct ModelsAnswer {
     /// The provider's name.
     pub provider: String,
     /// The status of its answer, or why there was none.
@@ -40,14 +40,14 @@ pub struct Seen {
     pub lacks: Option<Vec<String>>,
 }
 
-impl Seen {
+impl ModelsAnswer {
     /// Whether it answered well.
     pub fn is_good(&self) -> bool {
         self.status.as_ref().is_ok_and(StatusCode::is_success)
     }
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for ModelsAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let took = humantime::format_duration(Duration::from_millis(self.took.as_millis().try_into().unwrap_or(0)));
         write!(f, "online    {}: ", self.provider)?;
@@ -92,7 +92,7 @@ struct Model {
 /// # Panics
 ///
 /// Outside of a tokio runtime.
-pub async fn look_online(state: Arc<AppState>) -> Vec<Seen> {
+pub async fn look_online(state: Arc<AppState>) -> Vec<ModelsAnswer> {
     let core = Core::new(state);
     let local = core.local();
     let mut asked = JoinSet::new();
@@ -105,7 +105,7 @@ pub async fn look_online(state: Arc<AppState>) -> Vec<Seen> {
     seen.into_iter().map(|(_, seen)| seen).collect()
 }
 
-async fn ask(provider: &Provider, upstream: &Upstream) -> Seen {
+async fn ask(provider: &Provider, upstream: &Upstream) -> ModelsAnswer {
     let mut request = Request::new(());
     *request.method_mut() = Method::GET;
     *request.uri_mut() = http::Uri::from_static("/v1/models");
@@ -131,5 +131,5 @@ async fn ask(provider: &Provider, upstream: &Upstream) -> Seen {
         let there: BTreeSet<_> = provider.config.models.values().map(String::as_str).collect();
         there.difference(&has).map(|model| (*model).to_owned()).collect()
     });
-    Seen { provider: provider.name().to_owned(), status, took, spoke, lacks }
+    ModelsAnswer { provider: provider.name().to_owned(), status, took, spoke, lacks }
 }

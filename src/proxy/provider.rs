@@ -82,14 +82,14 @@ pub(crate) struct Provider {
     allowance: Allowance,
     /// Whose failures are in its row: the number of one model, [`SEVERAL`], or 0 if there are none.
     failing: AtomicU32,
-    /// How many answers there were that found nothing at the path, before the first one that did; [`FOUND`] since then.
+    /// How many answers said that nothing is at the path, until one said something else; [`FOUND`] since then.
     missing: AtomicU32,
 }
 
 const SEVERAL: u32 = u32::MAX;
 
 const FOUND: u32 = u32::MAX;
-/// So many answers that find nothing, and no other one, are no accident.
+/// So many answers of that kind, and no other one, are no accident.
 const MANY_MISSING: u32 = 3;
 
 impl Provider {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::CircuitBreakerRegistry;
-use crate::breaker::CircuitBreaker;
+use crate::breaker::{CircuitBreaker, Told};
 use crate::error::{CircuitOpenError, RejectionReason};
 use crate::permit::{Permit, PermitType};
 use crate::word;
@@ -67,7 +67,7 @@ impl CircuitBreakerRegistry {
     /// A normal call succeeded. Returns whether that counted: not for an unknown name, and not unless the circuit is
     /// closed.
     pub fn record_success(&self, name: &str) -> bool {
-        self.record(name, |breaker| resolve(breaker, PermitType::Normal, Permit::succeed))
+        self.record(name, |breaker| resolve(breaker, PermitType::Normal, Told::Success, Permit::succeed))
     }
 
     /// A normal call failed; see [`Permit::failure`]. Returns whether that counted, as
@@ -77,13 +77,15 @@ impl CircuitBreakerRegistry {
     ///
     /// If formatting `message` does.
     pub fn record_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) -> bool {
-        self.record(name, |breaker| resolve(breaker, PermitType::Normal, |permit| permit.fail(error_type, &message)))
+        self.record(name, |breaker| {
+            resolve(breaker, PermitType::Normal, Told::Failure, |permit| permit.fail(error_type, &message))
+        })
     }
 
     /// The probe succeeded: the circuit closes. Returns whether that counted: not for an unknown name, not unless a
     /// probe is in flight, and not if another caller resolves it or takes it over at the same time.
     pub fn record_probe_success(&self, name: &str) -> bool {
-        self.record(name, |breaker| resolve(breaker, PermitType::Probe, Permit::succeed))
+        self.record(name, |breaker| resolve(breaker, PermitType::Probe, Told::Success, Permit::succeed))
     }
 
     /// The probe failed: the circuit opens again. Returns whether that counted, as
@@ -93,7 +95,9 @@ impl CircuitBreakerRegistry {
     ///
     /// If formatting `message` does; the probe then counts as dropped.
     pub fn record_probe_failure(&self, name: &str, error_type: &str, message: impl fmt::Display) -> bool {
-        self.record(name, |breaker| resolve(breaker, PermitType::Probe, |permit| permit.fail(error_type, &message)))
+        self.record(name, |breaker| {
+            resolve(breaker, PermitType::Probe, Told::Failure, |permit| permit.fail(error_type, &message))
+        })
     }
 
     fn record(&self, name: &str, outcome: impl FnOnce(&CircuitBreaker) -> bool) -> bool {
@@ -160,7 +164,12 @@ fn ask(breaker: &Arc<CircuitBreaker>) -> Result<Admission, Wait> {
 fn resolve<'a>(
     breaker: &'a CircuitBreaker,
     kind: PermitType,
+    told: Told,
     outcome: impl FnOnce(Permit<&'a CircuitBreaker>) -> bool,
 ) -> bool {
-    Permit::standing_in(breaker, kind).is_some_and(outcome)
+    let Some(permit) = Permit::standing_in(breaker, kind) else {
+        breaker.count(told);
+        return false;
+    };
+    outcome(permit)
 }

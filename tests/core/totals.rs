@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread;
 
-use fusebox::{CircuitBreaker, ConfigBuilder, Totals};
+use fusebox::{CircuitBreaker, CircuitBreakerRegistry, ConfigBuilder, Totals};
 use tokio::time::advance;
 
 use crate::support::{SECOND, next_probe, trip, until};
@@ -49,6 +49,18 @@ async fn every_call_is_counted_for_what_became_of_it() {
     next_probe(&breaker).await.success();
     breaker.try_acquire().unwrap().cool_down(SECOND, "429", "");
     assert_eq!(seen(&breaker), [3, 6, 8, 1]);
+}
+
+#[test]
+fn outcomes_by_name_are_counted_whatever_the_state() {
+    let breakers = CircuitBreakerRegistry::with_config(["openai"], counting(|settings| settings).config());
+    let breaker = breakers.get("openai").unwrap();
+    assert!(breakers.record_success("openai"));
+    trip(&breaker);
+    assert!(!breakers.record_success("openai") && !breakers.record_failure("openai", "late", ""));
+    assert!(!breakers.record_probe_success("openai") && !breakers.record_probe_failure("openai", "late", ""));
+    assert!(breakers.try_acquire_permit("openai").is_err());
+    assert_eq!(seen(&breaker), [3, 5, 1, 0]);
 }
 
 #[tokio::test(start_paused = true)]

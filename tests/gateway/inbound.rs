@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fusebox::proxy::GatewayConfig;
-use http::{Request, Version};
+use http::{Request, Response, Version};
+use http_body_util::channel::Sender;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -123,6 +124,12 @@ async fn ask_http2(sender: &mut Http2, request: Request<Full<Bytes>>) -> Answer 
     let response = soon(sender.send_request(request)).await.unwrap();
     assert_eq!(response.version(), Version::HTTP_2);
     read(response).await
+}
+
+/// Asks for a stream whose first piece the provider sends meanwhile: there is no answer before that.
+async fn begin(client: &mut Http2, sender: &mut Sender<Bytes, std::io::Error>) -> Response<hyper::body::Incoming> {
+    let first = async { sender.send_data("data: 1\n\n".into()).await.unwrap() };
+    soon(async { tokio::join!(client.send_request(chat()), first).0 }).await.unwrap()
 }
 
 #[tokio::test]
@@ -258,7 +265,7 @@ async fn a_handshake_has_a_time_limit_and_ends_with_the_gateway() {
 
     let mut gateway = files.gateway(&a, "drain_limit = '1h'").await;
     let mut stuck = TcpStream::connect(gateway.address).await.unwrap();
-    gateway.until(|gateway| format!("{:?}", gateway.state).contains("connections: 1")).await;
+    soon(async { while !gateway.metrics().await.contains("fusebox_client_connections 1\n") {} }).await;
     gateway.stop();
     assert_eq!(soon(stuck.read(&mut [0; 64])).await.unwrap(), 0);
     soon(&mut gateway.server).await.unwrap();
@@ -302,9 +309,8 @@ async fn streams_of_one_connection_do_not_wait_for_each_other() {
     let gateway = Gateway::start(&[&a], "", "", "").await;
     let mut client = http2(TcpStream::connect(gateway.address).await.unwrap()).await;
     let mut other = client.clone();
-    let (slow, ()) =
-        tokio::join!(client.send_request(chat()), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
-    let mut slow = soon(async { slow.unwrap().into_body() }).await;
+    let slow = begin(&mut client, &mut sender).await;
+    let mut slow = slow.into_body();
     assert_eq!(slow.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
     assert_eq!(ask_http2(&mut other, chat()).await.status, 200);
     sender.send_data("data: [DONE]\n\n".into()).await.unwrap();
@@ -318,14 +324,12 @@ async fn a_client_that_resets_a_stream_has_left() {
     let a = Provider::start(one_by_one(vec![response])).await;
     let gateway = Gateway::start(&[&a], "", "", "").await;
     let mut client = http2(TcpStream::connect(gateway.address).await.unwrap()).await;
-    let (response, ()) =
-        tokio::join!(client.send_request(chat()), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
-    drop(response.unwrap());
+    let response = begin(&mut client, &mut sender).await;
+    drop(response);
     assert_eq!(gateway.log(1).await[0]["end"], "client_left");
     assert_eq!(gateway.failures_of("a"), 0);
 }
 
-/// A big answer in a stream, and the client's end of the connection, which takes nothing by itself.
 #[tokio::test]
 async fn a_stream_whose_client_takes_nothing_is_given_up_and_others_go_on() {
     let big = "data: ".to_owned() + &"x".repeat(8 << 20) + "\n\n";
@@ -363,13 +367,12 @@ async fn an_idle_connection_of_http2_ends_and_one_with_a_request_does_not() {
     let gateway = Gateway::start(&[&a], "header_timeout = '100ms'", "", "").await;
     let idle = http2(TcpStream::connect(gateway.address).await.unwrap()).await;
     let mut client = http2(TcpStream::connect(gateway.address).await.unwrap()).await;
-    let (response, ()) =
-        tokio::join!(client.send_request(chat()), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
+    let response = begin(&mut client, &mut sender).await;
     until(|| idle.is_closed()).await;
     assert!(!client.is_closed());
     sender.send_data("data: [DONE]\n\n".into()).await.unwrap();
     drop(sender);
-    soon(response.unwrap().collect()).await.unwrap();
+    soon(response.collect()).await.unwrap();
     until(|| client.is_closed()).await;
 }
 
@@ -429,13 +432,12 @@ async fn requests_of_http2_are_finished_before_the_gateway_ends() {
     let a = Provider::start(one_by_one(vec![response])).await;
     let mut gateway = Gateway::start(&[&a], "", "", "").await;
     let mut client = http2(TcpStream::connect(gateway.address).await.unwrap()).await;
-    let (response, ()) =
-        tokio::join!(client.send_request(chat()), async { sender.send_data("data: 1\n\n".into()).await.unwrap() });
+    let response = begin(&mut client, &mut sender).await;
     gateway.stop();
     until_closed(gateway.address).await;
     sender.send_data("data: [DONE]\n\n".into()).await.unwrap();
     drop(sender);
-    let whole = soon(response.unwrap().collect()).await.unwrap().to_bytes();
+    let whole = soon(response.collect()).await.unwrap().to_bytes();
     assert!(whole.ends_with(b"data: [DONE]\n\n"));
     soon(&mut gateway.server).await.unwrap();
 }

@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{PrivateKeyDer, UnixTime};
+use rustls::pki_types::UnixTime;
 use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 
-use super::file::read_file;
-use super::read_ca_file;
-use super::section::Section;
+use super::pem::{read_certificates, read_key};
+use super::section::{Section, Text};
 
 /// `[server.tls]`: clients connect with TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +46,7 @@ impl BadFile {
 impl ServerTls {
     /// Reads the files.
     pub(crate) fn load(&self) -> Result<rustls::ServerConfig, BadFile> {
-        let certificates = read_ca_file(&self.cert).map_err(BadFile::of("cert", &self.cert))?;
+        let certificates = read_certificates(&self.cert).map_err(BadFile::of("cert", &self.cert))?;
         let key = read_key(&self.key).map_err(BadFile::of("key", &self.key))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_details(Arc::clone(&provider), Arc::new(WallClock))
@@ -60,7 +58,7 @@ impl ServerTls {
             Some(file) => {
                 let bad = BadFile::of("client_ca", file);
                 let mut roots = RootCertStore::empty();
-                for certificate in read_ca_file(file).map_err(bad)? {
+                for certificate in read_certificates(file).map_err(bad)? {
                     roots.add(certificate).map_err(|error| bad(format!("cannot be used: {error}")))?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
@@ -87,28 +85,28 @@ pub(super) fn read_tls(server: &mut Section<'_, '_>) -> Option<ServerTls> {
         return None;
     }
     let mut section = Section::new("server.tls.".into(), at, table, server.report);
-    let mut paths = ["cert", "key", "client_ca"].map(|field| section.text(field, "a path"));
+    let [cert, key, client_ca] = ["cert", "key", "client_ca"].map(|field| section.text(field, "a path"));
     let expected = "a PEM file";
     for field in ["cert", "key"] {
         section.require(field, expected);
     }
-    let mut path = |index: usize| paths[index].as_mut().map(|text| PathBuf::from(std::mem::take(&mut text.value)));
-    let tls = path(0).zip(path(1)).map(|(cert, key)| ServerTls { cert, key, client_ca: path(2) });
-    if let Some(tls) = &tls
-        && let Err(BadFile { field, why, .. }) = tls.load()
-    {
-        let shown = paths[["cert", "key", "client_ca"].iter().position(|name| *name == field).unwrap_or(0)].as_ref();
-        let shown = shown.map_or("", |text| &text.shown);
+    let path = |text: &Text| PathBuf::from(&text.value);
+    let tls = cert.as_ref().zip(key.as_ref()).map(|(cert, key)| ServerTls {
+        cert: path(cert),
+        key: path(key),
+        client_ca: client_ca.as_ref().map(path),
+    });
+    if let Some(Err(BadFile { field, why, .. })) = tls.as_ref().map(ServerTls::load) {
+        let text = match field {
+            "cert" => &cert,
+            "key" => &key,
+            _ => &client_ca,
+        };
+        let shown = text.as_ref().map_or("", |text| &text.shown);
         section.mistake(field, &format!("{shown}, which {why}"), expected);
     }
     section.finish();
     tls
-}
-
-fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let text = read_file(file).map_err(|error| format!("cannot be read: I/O error: {error}"))?;
-    // The error does not show the file's text.
-    PrivateKeyDer::from_pem_slice(&text).map_err(|_| "holds no private key".to_owned())
 }
 
 /// rustls' own clock panics if the wall clock is set to before 1970. Without a time no certificate is valid, and

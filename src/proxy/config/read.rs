@@ -10,8 +10,8 @@ use std::time::Duration;
 use http::{HeaderValue, Uri};
 use toml::de::DeTable;
 
-use super::ca_file::read_ca_file;
 use super::certificates::read_tls;
+use super::pem::read_certificates;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_query};
 use super::url::{is_private, read_url, warn_of_path};
@@ -147,7 +147,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     read_cors(&mut section, &mut server.cors_origins);
     if let Some(Text { shown, value }) = section.text("ca_file", "a path") {
         let file = PathBuf::from(value);
-        if let Err(error) = read_ca_file(&file) {
+        if let Err(error) = read_certificates(&file) {
             section.mistake("ca_file", &format!("{shown}, which {error}"), "a PEM file with certificates");
         }
         server.ca_file = Some(file);

@@ -38,7 +38,7 @@ pub(super) fn read_url(section: &mut Section<'_, '_>) -> Option<Uri> {
     uri
 }
 
-/// What stands after `/v1/` in a client's path, where a base URL does not belong.
+/// Endpoints, which clients name in their paths: a base URL that ends in one is probably none.
 const ENDPOINTS: [&str; 8] = [
     "/chat/completions",
     "/completions",

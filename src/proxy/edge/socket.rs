@@ -31,7 +31,7 @@ const ARE_YOU_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOK_FOR: Duration = Duration::from_secs(1);
 
-/// With what HTTP/2 begins where nobody has asked for it before (RFC 9113 section 3.4).
+/// The preface of HTTP/2, which a client sends that has not negotiated it (RFC 9113 section 3.4).
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// TCP, or TLS over it.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::proxy::config::{WallClock, read_ca_file};
+use crate::proxy::config::{WallClock, read_certificates};
 
 /// The trusted authorities.
 pub(crate) struct Tls {
@@ -29,7 +29,7 @@ impl Tls {
         let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
         let mut own = Vec::new();
         if let Some(file) = ca_file {
-            own = read_ca_file(file).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
+            own = read_certificates(file).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
             for certificate in &own {
                 roots.add(certificate.clone()).map_err(|error| SetupError(format!("{}: {error}", file.display())))?;
             }
