@@ -139,7 +139,7 @@ async fn bind(port: u16) -> Result<TcpListener, String> {
 fn config_text(providers: &[Arc<Simulated>; 2], latency: Latency) -> String {
     let provider = |provider: &Arc<Simulated>| {
         format!(
-            "[[providers]]\nname = '{}'\nurl = 'http://{}/v1'\nmodels = ['{MODEL}']\napi_key = 'simulated'\n",
+            "[[providers]]\nname = '{}'\nurl = 'http://{}/v1'\nmodels = ['{MODEL}']\nprotocol = 'both'\napi_key = 'simulated'\n",
             provider.name(),
             provider.address()
         )

@@ -1,5 +1,5 @@
-//! A provider that answers like `OpenAI`'s API and fails on demand. `benches/faults` mounts this file as well, so it
-//! knows nothing of the gateway.
+//! A provider that answers like `OpenAI`'s API and Anthropic's, and fails on demand. `benches/faults` mounts this file
+//! as well, so it knows nothing of the gateway.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -266,6 +266,11 @@ impl Simulated {
             "/v1/embeddings" => ("application/json", halves(&embedding(&asked.model))),
             "/v1/audio/transcriptions" => ("application/json", halves(&json!({"text": WORDS.concat()}))),
             "/v1/files" => ("application/json", halves(&file())),
+            "/v1/messages/count_tokens" => ("application/json", halves(&json!({"input_tokens": 1}))),
+            "/v1/messages" if asked.stream => ("text/event-stream", message_events(&asked.model)),
+            "/v1/messages" => ("application/json", halves(&message(&asked.model, &[&WORDS.concat()]))),
+            "/v1/responses" if asked.stream => ("text/event-stream", response_events(&asked.model)),
+            "/v1/responses" => ("application/json", halves(&response(&asked.model, "completed"))),
             _ if asked.stream => ("text/event-stream", stream(&asked.model)),
             _ => ("application/json", halves(&completion(&asked.model))),
         };
@@ -346,6 +351,91 @@ fn completion(model: &str) -> Value {
         }],
         "usage": {"prompt_tokens": 1, "completion_tokens": WORDS.len(), "total_tokens": 1 + WORDS.len()},
     })
+}
+
+/// Anthropic's.
+fn message(model: &str, texts: &[&str]) -> Value {
+    let content: Vec<_> = texts.iter().map(|text| json!({"type": "text", "text": text})).collect();
+    let reason = if texts.is_empty() { Value::Null } else { json!("end_turn") };
+    json!({
+        "id": "msg_demo", "type": "message", "role": "assistant", "model": model, "content": content,
+        "stop_reason": reason, "stop_sequence": null, "usage": {"input_tokens": 1, "output_tokens": WORDS.len()},
+    })
+}
+
+fn message_events(model: &str) -> Vec<Bytes> {
+    let delta =
+        |word: &&str| json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}});
+    let begin = [
+        json!({"type": "message_start", "message": message(model, &[])}),
+        json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+    ];
+    let usage = json!({"output_tokens": WORDS.len()});
+    let end = [
+        json!({"type": "content_block_stop", "index": 0}),
+        json!({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": null}, "usage": usage}),
+        json!({"type": "message_stop"}),
+    ];
+    begin.into_iter().chain(WORDS.iter().map(delta)).chain(end).map(|data| named_event(&data)).collect()
+}
+
+/// `OpenAI`'s responses.
+fn response(model: &str, status: &str) -> Value {
+    let content = json!([{"type": "output_text", "text": WORDS.concat(), "annotations": []}]);
+    let item = json!({
+        "type": "message", "id": "msg_demo", "role": "assistant", "status": "completed", "content": content,
+    });
+    let (output, usage) = if status == "completed" {
+        let usage = json!({
+            "input_tokens": 1, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": WORDS.len(),
+            "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 1 + WORDS.len(),
+        });
+        (json!([item]), usage)
+    } else {
+        (json!([]), Value::Null)
+    };
+    json!({
+        "id": "resp_demo", "object": "response", "created_at": 0, "status": status, "model": model, "output": output,
+        "usage": usage, "error": null, "incomplete_details": null, "instructions": null, "metadata": {},
+        "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "temperature": 1, "top_p": 1,
+    })
+}
+
+fn response_events(model: &str) -> Vec<Bytes> {
+    let whole = response(model, "completed");
+    let item = whole["output"][0].clone();
+    let empty =
+        json!({"type": "message", "id": "msg_demo", "role": "assistant", "status": "in_progress", "content": []});
+    let part = |text: &str| json!({"type": "output_text", "text": text, "annotations": []});
+    let within = |mut event: Value| {
+        event["item_id"] = json!("msg_demo");
+        event["output_index"] = json!(0);
+        event["content_index"] = json!(0);
+        event
+    };
+    let delta = |word: &&str| within(json!({"type": "response.output_text.delta", "delta": word, "logprobs": []}));
+    let begin = [
+        json!({"type": "response.created", "response": response(model, "in_progress")}),
+        json!({"type": "response.output_item.added", "output_index": 0, "item": empty}),
+        within(json!({"type": "response.content_part.added", "part": part("")})),
+    ];
+    let end = [
+        within(json!({"type": "response.output_text.done", "text": WORDS.concat(), "logprobs": []})),
+        within(json!({"type": "response.content_part.done", "part": part(&WORDS.concat())})),
+        json!({"type": "response.output_item.done", "output_index": 0, "item": item}),
+        json!({"type": "response.completed", "response": whole}),
+    ];
+    let numbered = |(number, mut event): (usize, Value)| {
+        event["sequence_number"] = json!(number);
+        named_event(&event)
+    };
+    begin.into_iter().chain(WORDS.iter().map(delta)).chain(end).enumerate().map(numbered).collect()
+}
+
+/// An event whose name is its `type`.
+fn named_event(data: &Value) -> Bytes {
+    let name = data["type"].as_str().unwrap_or_default();
+    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
 }
 
 fn embedding(model: &str) -> Value {

@@ -80,7 +80,14 @@ pub(crate) fn start_of(text: &str, bytes: usize) -> &str {
     &text[..end]
 }
 
-pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item = &'a str>) -> Response<Bytes> {
+/// `asked` is the protocol that the client speaks, if the gateway serves several; `other` is one in which the model is
+/// served all the same.
+pub(crate) fn unknown_model<'a>(
+    model: &str,
+    known: impl ExactSizeIterator<Item = &'a str>,
+    asked: Option<&str>,
+    other: Option<&str>,
+) -> Response<Bytes> {
     let more = known.len().saturating_sub(MAX_LISTED);
     let names: Vec<_> = known.take(MAX_LISTED).collect();
     let known = match (names.as_slice(), more) {
@@ -90,7 +97,11 @@ pub(crate) fn unknown_model<'a>(model: &str, known: impl ExactSizeIterator<Item 
     };
     // The name may be as long as a body.
     let shown = start_of(model, MAX_SHOWN_MODEL);
-    let message = format!("No provider of this gateway serves the model '{shown}'. {known}");
+    let within = asked.map_or(String::new(), |asked| format!(" in {asked}'s protocol"));
+    let other = other.map_or(String::new(), |other| {
+        format!(" It is served in {other}'s protocol, at that one's paths: nothing is translated.")
+    });
+    let message = format!("No provider of this gateway serves the model '{shown}'{within}.{other} {known}");
     invalid(StatusCode::NOT_FOUND, Code::ModelNotFound, Some("model"), &message)
 }
 

@@ -29,14 +29,17 @@ pub enum AnswerKind {
     Whole,
     /// In pieces, while it is made.
     Stream,
+    /// The number of a request's tokens, which takes no model's work.
+    Count,
 }
 
 impl AnswerKind {
-    /// `whole` or `stream`.
+    /// `whole`, `stream` or `count`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Whole => "whole",
             Self::Stream => "stream",
+            Self::Count => "count",
         }
     }
 }

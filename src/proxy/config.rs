@@ -22,12 +22,14 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, HeaderName};
 use http::{HeaderMap, HeaderValue, Uri};
 use serde::Deserialize;
+use strum::VariantArray;
 use subtle::ConstantTimeEq;
 
 pub use self::certificates::ServerTls;
 pub(crate) use self::certificates::{BadFile, WallClock};
 pub use self::limits::{Connections, Limits, Timeouts};
 pub(crate) use self::pem::read_certificates;
+use super::protocol::{Protocol, Protocols};
 use crate::error::Escaped;
 use crate::{Config, silence};
 
@@ -271,6 +273,8 @@ pub struct ProviderConfig {
     pub name: String,
     /// The base URL, as for an SDK: `/v1` is included.
     pub url: Uri,
+    /// The protocols that it speaks.
+    pub protocols: Protocols,
     /// The key that is sent with each request.
     pub api_key: Option<Secret>,
     /// The header that it is sent in.
@@ -382,6 +386,11 @@ impl fmt::Display for GatewayConfig {
                 Some(_) => format!("set, sent as {}", provider.key_header),
             };
             writeln!(f, "\nprovider  {} at {}", provider.name, provider.url)?;
+            match provider.protocols {
+                Protocols::OpenAi => {}
+                Protocols::Anthropic => writeln!(f, "  protocol   Anthropic's")?,
+                Protocols::Both => writeln!(f, "  protocol   OpenAI's and Anthropic's")?,
+            }
             writeln!(f, "  models     {}", models.join(", "))?;
             writeln!(f, "  api_key    {key}")?;
             if !provider.headers.is_empty() {
@@ -421,19 +430,26 @@ impl fmt::Display for GatewayConfig {
             }
         }
         writeln!(f)?;
-        for (model, providers) in self.candidates() {
-            let names: Vec<_> = providers.iter().map(|index| self.providers[*index].name.as_str()).collect();
-            writeln!(f, "model     {}: {}", Escaped(model), names.join(", then "))?;
+        for protocol in Protocol::VARIANTS {
+            let of = if *protocol == Protocol::OpenAi {
+                String::new()
+            } else {
+                format!(" in {}'s protocol", protocol.name())
+            };
+            for (model, providers) in self.candidates(*protocol) {
+                let names: Vec<_> = providers.iter().map(|index| self.providers[*index].name.as_str()).collect();
+                writeln!(f, "model     {}{of}: {}", Escaped(model), names.join(", then "))?;
+            }
         }
         Ok(())
     }
 }
 
 impl GatewayConfig {
-    /// The positions of each model's providers, in the order in which they are asked.
-    pub(crate) fn candidates(&self) -> BTreeMap<&str, Vec<usize>> {
+    /// The positions of each model's providers that speak a protocol, in the order in which they are asked.
+    pub(crate) fn candidates(&self, protocol: Protocol) -> BTreeMap<&str, Vec<usize>> {
         let mut candidates: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for index in self.order() {
+        for index in self.order(protocol) {
             for model in self.providers[index].models.keys() {
                 candidates.entry(model).or_default().push(index);
             }
@@ -441,9 +457,10 @@ impl GatewayConfig {
         candidates
     }
 
-    /// The positions of all providers, in the order in which they are asked.
-    pub(crate) fn order(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.providers.len()).collect();
+    /// The positions of all providers that speak a protocol, in the order in which they are asked.
+    pub(crate) fn order(&self, protocol: Protocol) -> Vec<usize> {
+        let speaks = |index: &usize| self.providers[*index].protocols.include(protocol);
+        let mut order: Vec<usize> = (0..self.providers.len()).filter(speaks).collect();
         if self.strategy == Strategy::Cheapest {
             let rate = |index: &usize| {
                 let provider = &self.providers[*index];

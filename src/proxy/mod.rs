@@ -26,6 +26,7 @@ mod observe;
 mod online;
 mod outcome;
 mod owners;
+mod protocol;
 mod provider;
 mod request;
 mod route;
@@ -48,6 +49,7 @@ pub use edge::descriptors::check_descriptors;
 #[doc(hidden)]
 pub use observe::log;
 pub use online::{ModelsAnswer, look_online};
+pub use protocol::Protocols;
 pub use server::{create_admin_router, create_router, run_server};
 pub use state::{AppState, ProviderStats};
 pub use upstream::SetupError;

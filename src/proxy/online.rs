@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::body::parts::Parts;
 use super::core::Core;
+use super::protocol::{ANTHROPIC_VERSION, Protocols, USUAL_VERSION};
 use super::provider::Provider;
 use super::state::AppState;
 use super::upstream::{RequestBody, Upstream};
@@ -75,7 +76,7 @@ impl fmt::Display for ModelsAnswer {
     }
 }
 
-/// A list of models, as `OpenAI` gives it.
+/// A list of models, as all protocols have it.
 #[derive(Deserialize)]
 struct List {
     data: Vec<Model>,
@@ -108,7 +109,13 @@ pub async fn look_online(state: Arc<AppState>) -> Vec<ModelsAnswer> {
 async fn ask(provider: &Provider, upstream: &Upstream) -> ModelsAnswer {
     let mut request = Request::new(());
     *request.method_mut() = Method::GET;
-    *request.uri_mut() = http::Uri::from_static("/v1/models");
+    let is_anthropics = provider.config.protocols == Protocols::Anthropic;
+    // Anthropic lists twenty at a time, unless it is asked for more.
+    let path = if is_anthropics { "/v1/models?limit=1000" } else { "/v1/models" };
+    *request.uri_mut() = http::Uri::from_static(path);
+    if is_anthropics {
+        request.headers_mut().insert(ANTHROPIC_VERSION, USUAL_VERSION);
+    }
     let (head, ()) = request.into_parts();
     let begun = Instant::now();
     let mut spoke = None;

@@ -21,6 +21,7 @@ use self::upload::{Read, Rest};
 use super::answer::{self, Code};
 use super::body::budget::Budget;
 use super::config::{Secret, ServerConfig};
+use super::protocol::{ANTHROPIC_VERSION, Protocol, USUAL_VERSION};
 use super::timers::Timer;
 
 /// A longer path, query included, is refused: together with the provider's base a URI must stay below 64 KiB.
@@ -44,6 +45,11 @@ pub(crate) struct Prepared {
 impl Prepared {
     pub(crate) fn asks_for_a_stream(&self) -> bool {
         self.named.as_ref().is_some_and(|named| named.is_stream)
+    }
+
+    /// Whether it asks for nothing but the number of its tokens, as Anthropic and `OpenAI` call it.
+    pub(crate) fn asks_for_a_count(&self) -> bool {
+        matches!(self.head.uri.path(), "/v1/messages/count_tokens" | "/v1/responses/input_tokens")
     }
 
     /// The model's name, empty if the request belongs to none.
@@ -135,7 +141,11 @@ where
         }
     }
     let chosen = if limits.allow_provider_header { head.headers.remove(PROVIDER) } else { None };
+    let protocol = Protocol::of(head.uri.path(), &head.headers);
     headers::to_provider(&mut head.headers);
+    if protocol == Protocol::Anthropic && !head.headers.contains_key(ANTHROPIC_VERSION) {
+        head.headers.insert(ANTHROPIC_VERSION, USUAL_VERSION);
+    }
     Ok((Arc::new(Prepared { head, body, format, named, chosen }), rest))
 }
 

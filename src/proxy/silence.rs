@@ -39,6 +39,8 @@ pub(crate) enum Awaited {
     Answer,
     /// The first content of a stream.
     Stream,
+    /// The number of tokens.
+    Count,
 }
 
 impl Awaited {
@@ -46,11 +48,21 @@ impl Awaited {
         self.into_str()
     }
 
+    /// For a request whose answer comes like this.
+    pub(crate) fn of(kind: AnswerKind) -> Self {
+        match kind {
+            AnswerKind::Whole => Self::Answer,
+            AnswerKind::Stream => Self::Stream,
+            AnswerKind::Count => Self::Count,
+        }
+    }
+
     /// Whose circuit its silence opens.
     fn kind(self) -> AnswerKind {
         match self {
             Self::Answer => AnswerKind::Whole,
             Self::Stream => AnswerKind::Stream,
+            Self::Count => AnswerKind::Count,
         }
     }
 }
@@ -115,11 +127,13 @@ impl Detectors {
         of_model.filter_map(|detector| detector.newest_answer()).max()
     }
 
-    /// What each detector knows, by model and kind of answer.
+    /// What each detector knows, by model and kind of answer. Few clients ask for counts.
     pub(crate) fn snapshots(&self) -> Vec<(Box<str>, Awaited, DetectorSnapshot)> {
         let now = Instant::now().into_std();
         let by_kind = self.by_kind.lock();
-        by_kind.answers.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now))).collect()
+        let known = by_kind.answers.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now)));
+        let is_used = |it: &DetectorSnapshot| it.answers > 0 || it.unanswered > 0;
+        known.filter(|(_, awaited, it)| *awaited != Awaited::Count || is_used(it)).collect()
     }
 
     /// The same of streams that have begun, by model.

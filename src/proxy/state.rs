@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use strum::VariantArray;
+use strum::{EnumCount, VariantArray};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -27,6 +27,7 @@ use super::observe::log;
 use super::observe::metrics::{Metrics, ProviderMetrics};
 use super::outcome::Outcome;
 use super::owners::Owners;
+use super::protocol::Protocol;
 use super::provider::{PerProvider, Provider, ProviderId};
 use super::silence::{Awaited, Detectors};
 use super::upstream::{Resolver, SetupError, Tls};
@@ -63,11 +64,15 @@ pub(crate) struct Live {
     pub(crate) failover: FailoverConfig,
     pub(crate) cooldowns: Cooldowns,
     pub(crate) providers: PerProvider<Arc<Provider>>,
-    /// In the order in which they are asked.
+    by_protocol: [OfProtocol; Protocol::COUNT],
+    pub(crate) tls: Tls,
+}
+
+/// Who speaks a protocol, in the order in which they are asked.
+struct OfProtocol {
     by_model: HashMap<String, Box<[Candidate]>, foldhash::fast::RandomState>,
     /// For requests that name no model.
     all: Box<[Candidate]>,
-    pub(crate) tls: Tls,
 }
 
 /// A provider of a model, and the model's place among its circuits.
@@ -81,19 +86,19 @@ impl fmt::Debug for Live {
 }
 
 impl Live {
-    /// The providers of a model, in the order in which they are asked.
-    pub(crate) fn candidates(&self, model: &str) -> Option<&[Candidate]> {
-        self.by_model.get(model).map(|candidates| &**candidates)
+    /// The providers of a model that speak a protocol, in the order in which they are asked.
+    pub(crate) fn candidates(&self, protocol: Protocol, model: &str) -> Option<&[Candidate]> {
+        self.by_protocol[protocol as usize].by_model.get(model).map(|candidates| &**candidates)
     }
 
-    /// Every provider, in the order in which they are asked.
-    pub(crate) fn all(&self) -> &[Candidate] {
-        &self.all
+    /// Every provider that speaks a protocol, in the order in which they are asked.
+    pub(crate) fn all(&self, protocol: Protocol) -> &[Candidate] {
+        &self.by_protocol[protocol as usize].all
     }
 
-    /// The models in alphabetical order, each with the provider that is asked first.
-    pub(crate) fn models(&self) -> Vec<(&str, &Provider)> {
-        let models = self.by_model.iter();
+    /// The models that are served in a protocol, in alphabetical order, each with the provider that is asked first.
+    pub(crate) fn models(&self, protocol: Protocol) -> Vec<(&str, &Provider)> {
+        let models = self.by_protocol[protocol as usize].by_model.iter();
         let mut models: Vec<(&str, &Provider)> =
             models.map(|(model, candidates)| (model.as_str(), &*self.providers[candidates[0].0])).collect();
         models.sort_unstable_by_key(|(model, _)| *model);
@@ -404,14 +409,18 @@ impl Live {
             }
         };
         let providers: PerProvider<Arc<Provider>> = config.providers.iter().map(provider).collect();
-        let of_model = |(model, positions): (&str, Vec<usize>)| {
-            let place = |id: ProviderId| (id, providers[id].circuits.find(model).expect("the provider serves it"));
-            (model.to_owned(), PerProvider::ids(&positions).map(place).collect())
+        let of_protocol = |protocol: Protocol| {
+            let of_model = |(model, positions): (&str, Vec<usize>)| {
+                let place = |id: ProviderId| (id, providers[id].circuits.find(model).expect("the provider serves it"));
+                (model.to_owned(), PerProvider::ids(&positions).map(place).collect())
+            };
+            let all = config.order(protocol);
+            let all = PerProvider::ids(&all).map(|id| (id, Circuits::NO_MODEL)).collect();
+            OfProtocol { by_model: config.candidates(protocol).into_iter().map(of_model).collect(), all }
         };
-        let by_model = config.candidates().into_iter().map(of_model).collect();
-        let all = PerProvider::ids(&config.order()).map(|id| (id, Circuits::NO_MODEL)).collect();
+        let by_protocol = std::array::from_fn(|at| of_protocol(Protocol::VARIANTS[at]));
         let (server, failover, cooldowns) = (config.server.clone(), config.failover.clone(), config.cooldowns.clone());
-        Self { server, failover, cooldowns, providers, by_model, all, tls }
+        Self { server, failover, cooldowns, providers, by_protocol, tls }
     }
 }
 

@@ -36,6 +36,7 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::outcome"],
     &["proxy::later"],
     &["proxy::answer"],
+    &["proxy::protocol"],
     &["proxy::body::budget"],
     &["proxy::body::parts"],
     &["proxy::body::pieces"],

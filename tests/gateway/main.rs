@@ -1,6 +1,7 @@
 //! The gateway, from the outside: real sockets on loopback, providers that fail on demand.
 #![cfg(feature = "proxy")]
 
+mod anthropic;
 mod blame;
 mod clients;
 mod command_line;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
+use strum::VariantArray;
 use toml::de::DeTable;
 
 use super::certificates::read_tls;
@@ -19,6 +20,7 @@ use super::{
     Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, MIN_HELD_BYTES, ProviderConfig, Secret,
     ServerConfig, Strategy, Timeouts,
 };
+use crate::proxy::protocol::{Protocol, Protocols};
 use crate::{Config, ConfigBuilder, ConfigError, silence};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -80,15 +82,27 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
         }
     }
     config.failover = read_failover(Section::new("failover.".into(), failover_at, failover, &mut report), &names);
-    for (model, candidates) in config.candidates() {
-        if let [only] = candidates[..] {
-            let name = &config.providers[only].name;
-            report.warn(places[only], format_args!("the model {model:?} has no other provider than {name}"));
-        }
-    }
+    warn_of_lonely_models(&config, &places, &mut report);
     let (mistakes, warnings) = report.finish();
     config.warnings = warnings;
     if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+}
+
+/// `places` are those of the providers.
+fn warn_of_lonely_models(config: &GatewayConfig, places: &[usize], report: &mut Report<'_>) {
+    for protocol in Protocol::VARIANTS {
+        for (model, candidates) in config.candidates(*protocol) {
+            let [only] = candidates[..] else { continue };
+            let ProviderConfig { name, protocols, .. } = &config.providers[only];
+            let is_said = *protocols == Protocols::Both && *protocol != Protocol::OpenAi;
+            let all = config.providers.iter().filter(|provider| provider.models.contains_key(model)).count();
+            let within = if all == 1 { String::new() } else { format!(" that speaks {}'s protocol", protocol.name()) };
+            if all > 1 || !is_said {
+                report
+                    .warn(places[only], format_args!("the model {model:?} has no other provider{within} than {name}"));
+            }
+        }
+    }
 }
 
 /// The settings of a provider that has none of its own.
@@ -343,8 +357,10 @@ fn read_provider<'i>(
         usable
     });
     let url = read_url(&mut section);
+    let mut protocols = Protocols::default();
+    section.one_of("protocol", "\"openai\", \"anthropic\" or \"both\"", &mut protocols);
     let api_key = section.secret("api_key");
-    let (key_header, key_prefix) = read_key_header(&mut section);
+    let (key_header, key_prefix) = read_key_header(&mut section, protocols);
     let mut secrets: Vec<Secret> = api_key.iter().cloned().collect();
     let headers = read_headers(&mut section, api_key.as_ref().map(|_| &key_header), &mut secrets);
     let query = read_query(&mut section, &mut secrets);
@@ -390,6 +406,7 @@ fn read_provider<'i>(
     Some(ProviderConfig {
         name: name?.value,
         url: url?,
+        protocols,
         api_key,
         key_header,
         key_prefix,

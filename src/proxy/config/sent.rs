@@ -8,6 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Secret;
 use super::section::Section;
+use crate::proxy::protocol::Protocols;
 
 /// The gateway sets these headers itself, or they concern only one connection.
 fn is_reserved(name: &str) -> bool {
@@ -29,11 +30,15 @@ fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name) || name.starts_with("x-fusebox-")
 }
 
+/// Anthropic's.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
 /// Where the key is sent, and what stands before it.
-pub(super) fn read_key_header(section: &mut Section<'_, '_>) -> (HeaderName, String) {
+pub(super) fn read_key_header(section: &mut Section<'_, '_>, protocols: Protocols) -> (HeaderName, String) {
     let expected = "a header's name such as \"x-api-key\"";
     let name = |text: &str| HeaderName::try_from(text).ok().filter(|name| !is_reserved(name.as_str()));
-    let header = section.parse("key_header", expected, name).unwrap_or(AUTHORIZATION);
+    let usual = if protocols == Protocols::Anthropic { X_API_KEY } else { AUTHORIZATION };
+    let header = section.parse("key_header", expected, name).unwrap_or(usual);
     let expected = "a text such as \"Bearer \", in visible ASCII and spaces";
     let is_sendable = |text: &str| text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     let prefix = section.parse("key_prefix", expected, |text| is_sendable(text).then(|| text.to_owned()));

@@ -34,6 +34,7 @@ use crate::proxy::answer;
 use crate::proxy::config::ServerConfig;
 use crate::proxy::core::Core;
 use crate::proxy::observe::metrics::CloseReason;
+use crate::proxy::protocol::Protocol;
 use crate::proxy::request::has_a_host;
 use crate::proxy::upstream::Chain;
 
@@ -215,7 +216,9 @@ fn service(
     let (core, routers) = (Arc::clone(core), routers.clone());
     service_fn(move |request: Request<Incoming>| -> Answering {
         if !has_a_host(&request) {
-            return Box::pin(async { Ok(routes::own(answer::invalid_host()).map(Either::Right)) });
+            let protocol = Protocol::of(request.uri().path(), request.headers());
+            let answer = protocol.own(answer::invalid_host(), None);
+            return Box::pin(async { Ok(routes::own(answer).map(Either::Right)) });
         }
         is_served.store(request.version() == Version::HTTP_11, Ordering::Relaxed);
         let is_v1 = request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());

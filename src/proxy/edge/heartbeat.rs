@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, StatusCode};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -92,8 +92,10 @@ impl Waiting {
             _ => None,
         };
         let error = error.filter(|error| error.get("error").is_some());
-        let error =
-            error.unwrap_or_else(|| answer::broken_stream("No provider sent a stream that could be passed on."));
+        let error = error.unwrap_or_else(|| {
+            let error = answer::broken_stream("No provider sent a stream that could be passed on.");
+            exchange.facts.protocol.error(error, StatusCode::BAD_GATEWAY, exchange.facts.id.to_str().ok())
+        });
         let event = format!("event: error\ndata: {error}\n\n");
         Waited::Over(Box::new((Payload::Failed(event.into()), exchange)))
     }

@@ -14,12 +14,13 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, request};
 use http_body::{Body, Frame, SizeHint};
 use percent_encoding::percent_decode_str;
-use serde_json::{Value, json};
+use strum::VariantArray;
 
 use super::heartbeat::{Answering, Waited, Waiting};
 use crate::proxy::answer;
 use crate::proxy::core::{Core, Local};
 use crate::proxy::observe::facts::End;
+use crate::proxy::protocol::Protocol;
 use crate::proxy::provider::Provider;
 use crate::proxy::request::ids;
 use crate::proxy::request::model::Format;
@@ -47,7 +48,7 @@ where
     async move {
         let live = Arc::clone(exchange.attempts.local());
         let answer = match read(&live, &mut exchange, head, body).await {
-            Err(answer) => own(answer),
+            Err(answer) => own(&exchange, answer),
             Ok((request, None)) if request.asks_for_a_stream() && live.server.heartbeat_after.is_some() => {
                 return into(Box::pin(wait(exchange, live, request)).await);
             }
@@ -57,19 +58,26 @@ where
     }
 }
 
-/// An answer of the gateway's own.
-fn own(response: Response<Bytes>) -> Answer {
+/// An answer of the gateway's own, in the form of the client's protocol.
+fn own(exchange: &Exchange, response: Response<Bytes>) -> Answer {
+    let response = exchange.facts.protocol.own(response, Some(&exchange.facts.id));
     Answer { response: response.map(Payload::Whole), provider: None }
 }
 
 /// Asks the providers of the request's model.
 async fn route(live: &Arc<Local>, exchange: &mut Exchange, request: Arc<Prepared>, rest: Option<Box<Rest>>) -> Answer {
     match candidates(live, &request, exchange) {
-        Err(answer) => own(*answer),
+        Err(answer) => own(exchange, *answer),
         Ok(Route { candidates, whose }) => {
             let mut failover = Failover::new(live, candidates, whose, exchange, request, rest);
             let found = failover.run().await;
-            failover.finish(found)
+            match failover.finish(found) {
+                Answer { response, provider: None } => match response.into_parts() {
+                    (head, Payload::Whole(body)) => own(exchange, Response::from_parts(head, body)),
+                    (head, payload) => Answer { response: Response::from_parts(head, payload), provider: None },
+                },
+                answer => answer,
+            }
         }
     }
 }
@@ -104,7 +112,7 @@ where
     exchange.facts.closes = !body.is_end_stream();
     asked::check(&head, &live.server.auth_tokens).map_err(|answer| *answer)?;
     if matches!(head.method, Method::GET | Method::HEAD)
-        && let Some(answer) = models(live, head.uri.path())
+        && let Some(answer) = models(live, exchange.facts.protocol, head.uri.path())
     {
         return Err(answer);
     }
@@ -133,12 +141,12 @@ struct Route<'a> {
 
 /// The providers that may answer a request. An error is the answer, if no provider serves its model.
 fn candidates<'a>(live: &'a Live, request: &Prepared, exchange: &Exchange) -> Result<Route<'a>, Box<Response<Bytes>>> {
+    let protocol = exchange.facts.protocol;
     let candidates = match &request.named {
-        None => live.all(),
-        Some(named) => live.candidates(&named.model).ok_or_else(|| {
-            let known = live.models();
-            Box::new(answer::unknown_model(&named.model, known.iter().map(|(model, _)| *model)))
-        })?,
+        None => live.all(protocol),
+        Some(named) => live
+            .candidates(protocol, &named.model)
+            .ok_or_else(|| Box::new(unknown_model(live, protocol, &named.model)))?,
     };
     let of = |name: &str| {
         let is_it = |(id, _): &&Candidate| live.providers[*id].name() == name;
@@ -164,21 +172,29 @@ fn candidates<'a>(live: &'a Live, request: &Prepared, exchange: &Exchange) -> Re
     }
 }
 
+/// No provider serves the model to clients of this protocol.
+fn unknown_model(live: &Live, protocol: Protocol, model: &str) -> Response<Bytes> {
+    let known = live.models(protocol);
+    let others = || Protocol::VARIANTS.iter().filter(|other| **other != protocol);
+    let asked = others().any(|other| !live.all(*other).is_empty()).then(|| protocol.name());
+    let other = others().find(|other| live.candidates(**other, model).is_some());
+    answer::unknown_model(model, known.iter().map(|(model, _)| *model), asked, other.map(|other| other.name()))
+}
+
 /// Answers `GET /v1/models` and `GET /v1/models/{id}`.
-fn models(live: &Live, path: &str) -> Option<Response<Bytes>> {
-    let object = |model: &str, provider: &Provider| -> Value {
-        json!({"id": model, "object": "model", "created": 0, "owned_by": provider.name()})
-    };
-    let models = live.models();
+fn models(live: &Live, protocol: Protocol, path: &str) -> Option<Response<Bytes>> {
+    let object = |model: &str, provider: &Provider| protocol.model(model, provider.name());
+    let models = live.models(protocol);
     let below = path.strip_prefix("/v1/models")?;
     if below.is_empty() {
-        let data: Vec<_> = models.iter().map(|(model, provider)| object(model, provider)).collect();
-        return Some(answer::json(StatusCode::OK, &json!({"object": "list", "data": data})));
+        let objects: Vec<_> = models.iter().map(|(model, provider)| object(model, provider)).collect();
+        let list = protocol.models(&objects);
+        return Some(answer::json(StatusCode::OK, &list));
     }
     let wanted = percent_decode_str(below.strip_prefix('/')?).decode_utf8_lossy();
     Some(match models.iter().find(|(model, _)| *model == wanted) {
         Some((model, provider)) => answer::json(StatusCode::OK, &object(model, provider)),
-        None => answer::unknown_model(&wanted, models.iter().map(|(model, _)| *model)),
+        None => unknown_model(live, protocol, &wanted),
     })
 }
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::proxy::answer::start_of;
+use crate::proxy::protocol::Protocol;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROVIDER: HeaderName = HeaderName::from_static("x-fusebox-provider");
@@ -41,6 +42,7 @@ pub(crate) struct Facts {
     pub(crate) provider_id: Option<HeaderValue>,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
+    pub(crate) protocol: Protocol,
     /// The model's name for the log, cut where it is long.
     pub(crate) model: Option<Box<str>>,
     /// `None` until there is an answer.
@@ -72,6 +74,7 @@ impl Facts {
             provider_id: None,
             method: head.method.clone(),
             uri: head.uri.clone(),
+            protocol: Protocol::of(head.uri.path(), &head.headers),
             model: None,
             status: None,
             has_head: None,

@@ -68,7 +68,8 @@ pub struct ProviderHealth {
     /// What is probably wrong with its settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<&'static str>,
-    /// Those of its models' circuits that are not closed: by model, then by kind of answer (`whole`, `stream`).
+    /// Those of its models' circuits that are not closed: by model, then by kind of answer (`whole`, `stream`,
+    /// `count`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub models: BTreeMap<String, BTreeMap<&'static str, CircuitHealth>>,
 }

@@ -8,10 +8,11 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 
 /// What providers keep below `/v1/`.
-const COLLECTIONS: [&str; 10] = [
+const COLLECTIONS: [&str; 11] = [
     "files/",
     "uploads/",
     "batches/",
+    "messages/batches/",
     "conversations/",
     "threads/",
     "assistants/",

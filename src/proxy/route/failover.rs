@@ -88,7 +88,7 @@ impl<'a> Failover<'a> {
         request: Arc<Prepared>,
         rest: Option<Box<Rest>>,
     ) -> Self {
-        let kind = if request.asks_for_a_stream() { AnswerKind::Stream } else { AnswerKind::Whole };
+        let kind = kind_of(&request);
         let untried = circuit_ids(candidates, kind).map(|id| Candidate { id, is_rejected: false }).collect();
         let is_once = rest.is_some();
         if !is_once {
@@ -218,12 +218,8 @@ impl<'a> Failover<'a> {
                 RequestBody::Upload(Box::new(upload))
             }
         };
-        let awaited = match named {
-            // No other provider can be asked, and how long it takes depends on the client.
-            _ if self.is_once => None,
-            Some(named) if named.is_stream => Some(Awaited::Stream),
-            _ => Some(Awaited::Answer),
-        };
+        // If it is sent once, no other provider can be asked, and how long it takes depends on the client.
+        let awaited = (!self.is_once).then(|| Awaited::of(self.kind));
         let attempts = &mut self.exchange.attempts;
         let attempt = attempts.begin(id, permits, self.request.model(), awaited);
         let question = Question {
@@ -433,6 +429,16 @@ impl<'a> Failover<'a> {
                 None
             }
         }
+    }
+}
+
+fn kind_of(request: &Prepared) -> AnswerKind {
+    if request.asks_for_a_stream() {
+        AnswerKind::Stream
+    } else if request.asks_for_a_count() {
+        AnswerKind::Count
+    } else {
+        AnswerKind::Whole
     }
 }
 

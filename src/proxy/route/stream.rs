@@ -261,7 +261,9 @@ impl JudgedStream {
             _ => "The provider broke off in the middle of the answer.",
         };
         Poll::Ready(Some(match &mut self.events {
-            Some(events) if events.form() == Form::Events => Ok(Frame::data(events.error(shown))),
+            Some(events) if events.form() == Form::Events => {
+                Ok(Frame::data(events.error(shown, exchange.facts.protocol)))
+            }
             _ => Err(message.into()),
         }))
     }
