@@ -27,10 +27,12 @@ pub(crate) enum Code {
     InvalidModel,
     InvalidPath,
     InvalidProvider,
+    InvalidSession,
     MethodNotAllowed,
     ModelNotFound,
     ModelNotFoundInTime,
     NotFound,
+    OriginNotAllowed,
     PathTooLong,
     ProviderBusy,
     ProviderRefused,
@@ -109,6 +111,12 @@ pub(crate) fn unknown_model<'a>(
 pub(crate) fn invalid_provider() -> Response<Bytes> {
     let message = "The provider in 'x-fusebox-provider' is not one of this gateway, or does not serve the model.";
     invalid(StatusCode::BAD_REQUEST, Code::InvalidProvider, None, message)
+}
+
+/// A page of another origin asks for a session where no token is required.
+pub(crate) fn origin_not_allowed() -> Response<Bytes> {
+    let message = "Pages of this origin may not open a session here.";
+    invalid(StatusCode::FORBIDDEN, Code::OriginNotAllowed, None, message)
 }
 
 /// In the form of `OpenAI`'s own answer, so that SDKs report a wrong key.

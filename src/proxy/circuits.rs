@@ -31,15 +31,18 @@ pub enum AnswerKind {
     Stream,
     /// The number of a request's tokens, which takes no model's work.
     Count,
+    /// Message by message in both directions, over a WebSocket.
+    Session,
 }
 
 impl AnswerKind {
-    /// `whole`, `stream` or `count`.
+    /// `whole`, `stream`, `count` or `session`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Whole => "whole",
             Self::Stream => "stream",
             Self::Count => "count",
+            Self::Session => "session",
         }
     }
 }

@@ -153,6 +153,8 @@ pub struct ServerConfig {
     pub search_body_bytes: u64,
     /// An answer that is not a stream is held until it is complete. A longer one is passed on while it comes.
     pub replay_answer_bytes: u64,
+    /// A longer message of a WebSocket session ends it.
+    pub max_message_bytes: u64,
     /// How many bytes of bodies and answers all requests together may hold. Beyond that a body is not held, and an
     /// answer is passed on while it comes. The default is a quarter of the memory of the machine, or of its control
     /// group.
@@ -250,6 +252,7 @@ impl Default for ServerConfig {
             replay_body_bytes: 8 << 20,
             search_body_bytes: 64 << 20,
             replay_answer_bytes: 1 << 20,
+            max_message_bytes: 16 << 20,
             max_held_bytes: memory::of_this_process().map_or(1 << 30, |memory| memory / 4).max(MIN_HELD_BYTES),
             max_header_bytes: 64 << 10,
             max_headers: 100,

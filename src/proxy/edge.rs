@@ -12,6 +12,8 @@ mod heartbeat;
 mod http1;
 mod http2;
 pub(crate) mod operators;
+mod relay;
 pub(crate) mod routes;
+mod session;
 mod socket;
 pub(crate) mod v1;

@@ -6,6 +6,7 @@ pub(crate) mod headers;
 pub(crate) mod ids;
 pub(crate) mod model;
 pub(crate) mod path;
+pub(crate) mod session;
 pub(crate) mod upload;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use http_body::Body;
 
 use self::model::{Format, Named};
 use self::path::leaves_its_base;
+use self::session::Wanted;
 use self::upload::{Read, Rest};
 use super::answer::{self, Code};
 use super::body::budget::Budget;
@@ -40,6 +42,8 @@ pub(crate) struct Prepared {
     pub(crate) named: Option<Named>,
     /// The provider that the client has chosen, if it may.
     pub(crate) chosen: Option<HeaderValue>,
+    /// If a session is asked for, which has no body.
+    pub(crate) session: Option<Box<Wanted>>,
 }
 
 impl Prepared {
@@ -146,7 +150,33 @@ where
     if protocol == Protocol::Anthropic && !head.headers.contains_key(ANTHROPIC_VERSION) {
         head.headers.insert(ANTHROPIC_VERSION, USUAL_VERSION);
     }
-    Ok((Arc::new(Prepared { head, body, format, named, chosen }), rest))
+    Ok((Arc::new(Prepared { head, body, format, named, chosen, session: None }), rest))
+}
+
+/// Reads a request for a session. An error is the answer.
+pub(crate) fn read_session(
+    mut head: request::Parts,
+    server: &ServerConfig,
+) -> Result<Arc<Prepared>, Box<Response<Bytes>>> {
+    // A page may open a session wherever it comes from (RFC 6455 section 10.2). A token that it shows is leave enough.
+    if server.auth_tokens.is_empty() && !is_own_page(&head, &server.cors_origins) {
+        return Err(Box::new(answer::origin_not_allowed()));
+    }
+    let (wanted, model) = Wanted::read(&head)?;
+    let chosen = if server.allow_provider_header { head.headers.remove(PROVIDER) } else { None };
+    headers::to_provider(&mut head.headers);
+    head.headers.remove(header::CONTENT_TYPE);
+    let (body, format, named) = (Bytes::new(), Format::Json, model.map(Named::elsewhere));
+    Ok(Arc::new(Prepared { head, body, format, named, chosen, session: Some(Box::new(wanted)) }))
+}
+
+/// Whether a request is no page's, or that of a page that the gateway may trust: one of its own host, or of an origin
+/// that is allowed.
+fn is_own_page(head: &request::Parts, allowed: &[HeaderValue]) -> bool {
+    let Some(origin) = head.headers.get(header::ORIGIN) else { return true };
+    let host = head.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
+    let is_of_its_host = origin.as_bytes().rsplit(|byte| *byte == b'/').next().is_some_and(|it| it == host);
+    is_of_its_host || allowed.iter().any(|it| it == "*" || it == origin)
 }
 
 /// Whether a token is shown in one of the headers in which SDKs send their key. Compares with every token even if one
@@ -159,7 +189,8 @@ pub(crate) fn is_authorized(tokens: &[Secret], headers: &HeaderMap) -> bool {
     let fits = |token: &[u8]| tokens.iter().fold(false, |fits, known| fits | known.is(token));
     let (scheme, bearer) = value(header::AUTHORIZATION.as_str()).split_at_checked("Bearer ".len()).unwrap_or_default();
     let is_bearer = fits(bearer.trim_ascii_start()) && scheme.eq_ignore_ascii_case(b"Bearer ");
-    is_bearer | fits(value("x-api-key")) | fits(value("api-key"))
+    let is_a_pages = session::keys(headers).fold(false, |is, key| is | fits(key.as_bytes()));
+    is_bearer | fits(value("x-api-key")) | fits(value("api-key")) | is_a_pages
 }
 
 /// Whether a request has exactly one host, or none where the protocol does not require one.

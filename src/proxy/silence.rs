@@ -41,6 +41,8 @@ pub(crate) enum Awaited {
     Stream,
     /// The number of tokens.
     Count,
+    /// That a session begins.
+    Session,
 }
 
 impl Awaited {
@@ -54,6 +56,7 @@ impl Awaited {
             AnswerKind::Whole => Self::Answer,
             AnswerKind::Stream => Self::Stream,
             AnswerKind::Count => Self::Count,
+            AnswerKind::Session => Self::Session,
         }
     }
 
@@ -63,6 +66,7 @@ impl Awaited {
             Self::Answer => AnswerKind::Whole,
             Self::Stream => AnswerKind::Stream,
             Self::Count => AnswerKind::Count,
+            Self::Session => AnswerKind::Session,
         }
     }
 }
@@ -127,13 +131,13 @@ impl Detectors {
         of_model.filter_map(|detector| detector.newest_answer()).max()
     }
 
-    /// What each detector knows, by model and kind of answer. Few clients ask for counts.
+    /// What each detector knows, by model and kind of answer. Few clients ask for counts or sessions.
     pub(crate) fn snapshots(&self) -> Vec<(Box<str>, Awaited, DetectorSnapshot)> {
         let now = Instant::now().into_std();
         let by_kind = self.by_kind.lock();
         let known = by_kind.answers.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now)));
         let is_used = |it: &DetectorSnapshot| it.answers > 0 || it.unanswered > 0;
-        known.filter(|(_, awaited, it)| *awaited != Awaited::Count || is_used(it)).collect()
+        known.filter(|(_, awaited, it)| matches!(awaited, Awaited::Answer | Awaited::Stream) || is_used(it)).collect()
     }
 
     /// The same of streams that have begun, by model.

@@ -12,6 +12,7 @@ mod http1;
 mod http2;
 mod idle;
 mod resolve;
+mod session;
 mod tls;
 mod wake;
 
@@ -114,6 +115,8 @@ pub(crate) struct Upstream {
     /// How long it took to make the newest connection.
     connect_micros: AtomicU64,
     connector: HttpsConnector<HttpConnector<Resolver>>,
+    /// A session begins over HTTP/1.1, whatever else is spoken.
+    connector_for_sessions: HttpsConnector<HttpConnector<Resolver>>,
     /// Without TLS the two sides cannot negotiate the version.
     is_http2_only: bool,
     idle: Arc<Idle>,
@@ -123,12 +126,13 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// `cores` is how many cores share the limit for idle connections.
     pub(crate) fn new(config: &ProviderConfig, tls: &Tls, resolver: &Resolver, cores: u64) -> Self {
-        let builder = HttpsConnectorBuilder::new().with_tls_config(tls.config.clone()).https_or_http();
+        let builder = || HttpsConnectorBuilder::new().with_tls_config(tls.config.clone()).https_or_http();
         let tcp = tcp(HttpConnector::new_with_resolver(resolver.clone()), config.timeouts.connect);
+        let connector_for_sessions = builder().enable_http1().wrap_connector(tcp.clone());
         let connector = match config.http2 {
-            Some(true) => builder.enable_http2().wrap_connector(tcp),
-            Some(false) => builder.enable_http1().wrap_connector(tcp),
-            None => builder.enable_all_versions().wrap_connector(tcp),
+            Some(true) => builder().enable_http2().wrap_connector(tcp),
+            Some(false) => builder().enable_http1().wrap_connector(tcp),
+            None => builder().enable_all_versions().wrap_connector(tcp),
         };
         let key = config.api_key.as_ref().map(|key| (config.key_header.clone(), key.behind(&config.key_prefix)));
         let authority = config.url.authority().expect("checked in the config");
@@ -146,6 +150,7 @@ impl Upstream {
             connect_timeout: config.timeouts.connect,
             connect_micros: AtomicU64::new(0),
             connector,
+            connector_for_sessions,
             is_http2_only: config.http2 == Some(true),
             idle: Idle::new(max_idle, connections.idle_limit, connections.max_age),
             http2: Http2Pool::new(connections.max_age),
@@ -186,16 +191,7 @@ impl Upstream {
         // In a box: most requests need no new connection, and the futures around this one would be as large as it.
         let connected = Box::pin(timeout(self.connect_timeout, self.connect(can_be_sent_again))).await;
         let connected = connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?;
-        let connection = connected.map_err(|error| {
-            if is_own_shortage(&*error) {
-                SendError::Shortage(error)
-            } else if any_io_error(&*error, |error| error.kind() == io::ErrorKind::TimedOut) {
-                // hyper's own limit expires first if this thread was held up beyond both limits.
-                SendError::ConnectTimeout(self.connect_timeout)
-            } else {
-                SendError::Connect(error)
-            }
-        })?;
+        let connection = connected.map_err(|error| connect_error(error, self.connect_timeout))?;
         self.ask(connection, head, body).await.map_err(SendError::Connection)
     }
 
@@ -343,6 +339,18 @@ async fn behind_the_others() {
 /// section 8.7).
 fn is_an_answer(error: &hyper::Error) -> bool {
     error.is_parse() || http2::reset_by_provider(error).is_some_and(|reason| reason != h2::Reason::REFUSED_STREAM)
+}
+
+/// Why a connection could not be made within `limit`.
+fn connect_error(error: Box<dyn Error + Send + Sync>, limit: Duration) -> SendError {
+    if is_own_shortage(&*error) {
+        SendError::Shortage(error)
+    } else if any_io_error(&*error, |error| error.kind() == io::ErrorKind::TimedOut) {
+        // hyper's own limit expires first if this thread was held up beyond both limits.
+        SendError::ConnectTimeout(limit)
+    } else {
+        SendError::Connect(error)
+    }
 }
 
 /// The bounds of [`Upstream::at_once`]: from what a busy machine takes to the longest round trip on earth.

@@ -54,7 +54,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
         "2: retries is unknown, expected one of strategy, server, connections, timeouts, limits, breaker, silence, failover, cooldown, providers",
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
         "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, tls, allow_provider_header, cors, ca_file, access_log, max_body_bytes, \
-         replay_body_bytes, search_body_bytes, replay_answer_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
+         replay_body_bytes, search_body_bytes, replay_answer_bytes, max_message_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
          body_timeout, write_timeout, heartbeat_after, heartbeat, drain_delay, drain_limit",
         "6: server.auth_tokens[0] is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
         "6: server.auth_tokens[1] is empty or cannot be sent in a header, expected visible ASCII without spaces",

@@ -16,6 +16,14 @@ impl Parts {
         self.0.iter_mut().find(|part| !part.is_empty()).map(std::mem::take)
     }
 
+    /// All of them in one piece.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self.0 {
+            [whole, second, third] if second.is_empty() && third.is_empty() => whole,
+            parts => parts.concat().into(),
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(Bytes::is_empty)
     }

@@ -171,6 +171,7 @@ fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     section.count("replay_body_bytes", 1024..=1 << 30, &mut server.replay_body_bytes);
     section.count("search_body_bytes", 1024..=1 << 30, &mut server.search_body_bytes);
     section.count("replay_answer_bytes", 0..=1 << 30, &mut server.replay_answer_bytes);
+    section.count("max_message_bytes", 1024..=1 << 30, &mut server.max_message_bytes);
     section.count("max_held_bytes", MIN_HELD_BYTES..=1 << 50, &mut server.max_held_bytes);
     section.count("max_header_bytes", 8 << 10..=1 << 20, &mut server.max_header_bytes);
     section.count("max_headers", 1..=10_000, &mut server.max_headers);

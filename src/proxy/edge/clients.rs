@@ -28,6 +28,7 @@ use super::draining::{Connection, ConnectionSet, Drain};
 use super::http1::http;
 use super::http2::{Http2, Watched};
 use super::routes;
+use super::session::{self, Slot};
 use super::socket::{Socket, Transport};
 use super::v1::{self, ClientBody};
 use crate::proxy::answer;
@@ -36,6 +37,7 @@ use crate::proxy::core::Core;
 use crate::proxy::observe::metrics::CloseReason;
 use crate::proxy::protocol::Protocol;
 use crate::proxy::request::has_a_host;
+use crate::proxy::request::session::is_asked_for;
 use crate::proxy::upstream::Chain;
 
 /// Serves connections, each with the limits of the configuration at its beginning, until no more can come and all have
@@ -127,10 +129,15 @@ impl Client {
         let has_asked = socket.has_asked();
         match begins {
             Ok(false) => {
-                let connection = pin!(self.http1(server, socket));
+                let slot = Slot::default();
+                let connection = pin!(self.http1(server, socket, slot.clone()));
                 drop(local);
                 let ended = drain.serve(connection).await;
-                ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))
+                ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))?;
+                if let Some(session) = slot.take() {
+                    Box::pin(session.run(drain)).await;
+                }
+                Ok(())
             }
             Ok(true) => {
                 let connection = pin!(self.http2(server, socket));
@@ -161,20 +168,30 @@ impl Client {
             let connection = pin!(self.http2(server, socket));
             return drain.serve(connection).await.map_err(|error| Early::of_http(error, true));
         }
-        let has_asked = socket.has_asked();
-        let connection = pin!(self.http1(server, socket));
+        let (has_asked, slot) = (socket.has_asked(), Slot::default());
+        let connection = pin!(self.http1(server, socket, slot.clone()));
         let ended = drain.serve(connection).await;
-        ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))
+        ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))?;
+        if let Some(session) = slot.take() {
+            session.run(drain).await;
+        }
+        Ok(())
     }
 
-    fn http1<T: Transport>(&self, server: &ServerConfig, socket: Socket<T>) -> impl Connection + Send + use<T> {
-        let service = service(&self.core, &self.routers, socket.is_served());
-        http(server, &self.core.timers).serve_connection(socket, service)
+    /// `slot` is where a session is put that the connection becomes.
+    fn http1<T: Transport>(
+        &self,
+        server: &ServerConfig,
+        socket: Socket<T>,
+        slot: Slot,
+    ) -> impl Connection + Send + use<T> {
+        let service = service(&self.core, &self.routers, socket.is_served(), Some(slot));
+        http(server, &self.core.timers).serve_connection(socket, service).with_upgrades()
     }
 
     fn http2<T: Transport>(&self, server: &ServerConfig, socket: Socket<T>) -> impl Connection + Send + use<T> {
         let Core { app, timers, .. } = &*self.core;
-        let (max_headers, service) = (server.max_headers, service(&self.core, &self.routers, socket.is_served()));
+        let (max_headers, service) = (server.max_headers, service(&self.core, &self.routers, socket.is_served(), None));
         let service = service_fn(move |request: Request<Incoming>| -> WatchedAnswering {
             if request.headers().len() as u64 > max_headers {
                 return Box::pin(async { Ok(too_many_headers().map(Either::Right).map(Watched)) });
@@ -209,12 +226,13 @@ fn service(
     core: &Arc<Core>,
     routers: &Routers,
     is_served: Arc<AtomicBool>,
+    slot: Option<Slot>,
 ) -> impl Service<Request<Incoming>, Response = Response<Either<ClientBody, Body>>, Error = Infallible, Future = Answering>
 + Send
 + 'static
 + use<> {
     let (core, routers) = (Arc::clone(core), routers.clone());
-    service_fn(move |request: Request<Incoming>| -> Answering {
+    service_fn(move |mut request: Request<Incoming>| -> Answering {
         if !has_a_host(&request) {
             let protocol = Protocol::of(request.uri().path(), request.headers());
             let answer = protocol.own(answer::invalid_host(), None);
@@ -222,10 +240,16 @@ fn service(
         }
         is_served.store(request.version() == Version::HTTP_11, Ordering::Relaxed);
         let is_v1 = request.uri().path().strip_prefix("/v1/").is_some_and(|path| !path.is_empty());
+        let is_session = is_asked_for(&request);
+        if let (true, Some(slot)) = (is_session, &slot) {
+            request.extensions_mut().insert(slot.clone());
+        }
         let is_a_pages = || !core.local().server.cors_origins.is_empty();
         if request.headers().contains_key(header::ORIGIN) && is_a_pages() {
             let router = routers.pages.clone();
             Box::pin(async move { Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)) })
+        } else if is_v1 && is_session {
+            Box::pin(session::serve(Arc::clone(&core), request, |answer| Ok(answer.map(Either::Left))))
         } else if is_v1 {
             Box::pin(v1::serve(Arc::clone(&core), request, |answer| Ok(answer.map(Either::Left))))
         } else {

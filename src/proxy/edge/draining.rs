@@ -62,7 +62,7 @@ pub(crate) trait Connection: Future<Output = hyper::Result<()>> {
     fn end(self: Pin<&mut Self>);
 }
 
-impl<T, S, B> Connection for http1::Connection<Socket<T>, S>
+impl<T, S, B> Connection for http1::UpgradeableConnection<Socket<T>, S>
 where
     T: Transport,
     S: HttpService<Incoming, ResBody = B, Error = Infallible>,
@@ -85,6 +85,11 @@ impl Drain {
             output = future => Some(output),
             () = begins => None,
         }
+    }
+
+    /// Returns when connections are to end.
+    pub(crate) async fn begun(&self) {
+        let _ = self.unless_begun(std::future::pending::<()>()).await;
     }
 
     pub(crate) async fn serve(&self, mut connection: Pin<&mut impl Connection>) -> hyper::Result<()> {

@@ -53,7 +53,8 @@ pub(crate) async fn serve(state: Arc<AppState>, listener: TcpListener, max: u64,
         });
         let server = &state.live().server;
         let socket = Socket::new(stream, timers.timer(), server.write_timeout);
-        let connection = http(server, &timers).serve_connection(socket, service);
+        // So that it is of the same type as a client's.
+        let connection = http(server, &timers).serve_connection(socket, service).with_upgrades();
         connections.serve(async move |drain| {
             if let Err(error) = drain.serve(pin!(connection)).await {
                 debug!(error = %Chain(&error), "an operator's connection ended early");

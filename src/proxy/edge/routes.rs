@@ -15,18 +15,24 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use super::v1;
+use super::{session, v1};
 use crate::proxy::answer;
 use crate::proxy::core::Core;
 use crate::proxy::observe::health::HealthStatus;
 use crate::proxy::request::is_authorized;
+use crate::proxy::request::session::is_asked_for;
 use crate::proxy::state::AppState;
 
 /// The clients' routes, served by `core`.
 pub(crate) fn of_clients(core: &Arc<Core>) -> Router {
     let state = Arc::clone(&core.app);
     let core = Arc::clone(core);
-    let v1 = async move |request: Request| v1::serve(core.clone(), request, |answer| answer.map(Body::new)).await;
+    let v1 = async move |request: Request| {
+        if is_asked_for(&request) {
+            return session::serve(core.clone(), request, |answer| answer.map(Body::new)).await;
+        }
+        v1::serve(core.clone(), request, |answer| answer.map(Body::new)).await
+    };
     let mut router = Router::new().route("/v1/{*path}", any(v1));
     if state.live().server.admin_listen.is_none() {
         router = with_health(router.route("/metrics", get(metrics_for_clients)));

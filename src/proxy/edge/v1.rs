@@ -59,13 +59,24 @@ where
 }
 
 /// An answer of the gateway's own, in the form of the client's protocol.
-fn own(exchange: &Exchange, response: Response<Bytes>) -> Answer {
+pub(super) fn own(exchange: &Exchange, response: Response<Bytes>) -> Answer {
     let response = exchange.facts.protocol.own(response, Some(&exchange.facts.id));
     Answer { response: response.map(Payload::Whole), provider: None }
 }
 
+/// The same, for a request that is over with it.
+pub(super) fn refuse(exchange: Exchange, response: Response<Bytes>) -> Response<ClientBody> {
+    let answer = own(&exchange, response);
+    ClientBody::answer(exchange, answer)
+}
+
 /// Asks the providers of the request's model.
-async fn route(live: &Arc<Local>, exchange: &mut Exchange, request: Arc<Prepared>, rest: Option<Box<Rest>>) -> Answer {
+pub(super) async fn route(
+    live: &Arc<Local>,
+    exchange: &mut Exchange,
+    request: Arc<Prepared>,
+    rest: Option<Box<Rest>>,
+) -> Answer {
     match candidates(live, &request, exchange) {
         Err(answer) => own(exchange, *answer),
         Ok(Route { candidates, whose }) => {
@@ -206,7 +217,12 @@ pub(crate) struct ClientBody {
 }
 
 impl ClientBody {
-    fn answer(mut exchange: Exchange, answer: Answer) -> Response<Self> {
+    /// For a head that nothing follows. Somebody else has the exchange.
+    pub(super) fn nothing() -> Self {
+        Self { answer: None, waiting: None }
+    }
+
+    pub(super) fn answer(mut exchange: Exchange, answer: Answer) -> Response<Self> {
         let (mut head, payload) = answer.response.into_parts();
         exchange.answer_with(&mut head, answer.provider, matches!(payload, Payload::Stream(_)));
         if matches!(&payload, Payload::Whole(bytes) if bytes.is_empty()) {

@@ -69,7 +69,7 @@ pub struct ProviderHealth {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<&'static str>,
     /// Those of its models' circuits that are not closed: by model, then by kind of answer (`whole`, `stream`,
-    /// `count`).
+    /// `count`, `session`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub models: BTreeMap<String, BTreeMap<&'static str, CircuitHealth>>,
 }

@@ -164,6 +164,8 @@ pub(crate) struct Metrics {
     providers: Mutex<BTreeMap<String, Arc<ProviderMetrics>>>,
     requests: Sharded<RequestCounts>,
     pub(crate) connections: AtomicI64,
+    /// WebSocket sessions that are open.
+    pub(crate) sessions: AtomicI64,
     closed: [AtomicU64; CloseReason::COUNT],
     pub(crate) reloads: AtomicU64,
     pub(crate) failed_reloads: AtomicU64,
@@ -200,6 +202,9 @@ impl Metrics {
     pub(crate) fn end(&self, status: Option<u16>, took: Duration) {
         let mine = self.requests.mine();
         count(&mine.classes[status.map_or(0, |status| usize::from(status / 100).min(5))]);
-        mine.times.record(took);
+        // How long a session lasts is up to its client.
+        if status != Some(101) {
+            mine.times.record(took);
+        }
     }
 }

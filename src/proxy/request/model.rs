@@ -61,6 +61,13 @@ pub(crate) struct Named {
     place: Range<usize>,
 }
 
+impl Named {
+    /// By something else than a body.
+    pub(crate) fn elsewhere(model: String) -> Self {
+        Self { model, is_stream: false, place: 0..0 }
+    }
+}
+
 /// Finds the model in a body, or in the beginning of one that is not `complete`. `None` if it is not there.
 ///
 /// # Errors

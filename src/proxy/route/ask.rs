@@ -26,6 +26,7 @@ use crate::proxy::core::Core;
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::Provider;
 use crate::proxy::request::model::Format;
+use crate::proxy::request::session::{Wanted, is_accepted};
 use crate::proxy::request::upload::Progress;
 use crate::proxy::request::{Prepared, headers};
 use crate::proxy::timers::{Timer, within};
@@ -56,6 +57,8 @@ pub(crate) enum Reply {
     Error(Box<ErrorReply>),
     Whole(response::Parts, Bytes),
     Stream(Box<StreamStart>),
+    /// A session has begun. The connection is in the extensions of its head.
+    Session(Box<response::Parts>),
 }
 
 /// An answer with another status than 2xx or 3xx, or with an error inside.
@@ -86,7 +89,7 @@ impl Reply {
     /// Whether it shows that the provider answers.
     pub(crate) fn is_good(&self) -> bool {
         match self {
-            Self::Whole(..) | Self::Stream(_) => true,
+            Self::Whole(..) | Self::Stream(_) | Self::Session(_) => true,
             Self::ClientFault(_) | Self::Failed(..) | Self::Error(_) => false,
         }
     }
@@ -131,6 +134,10 @@ pub(crate) fn ask(provider: &Arc<Provider>, attempt: AttemptId, question: Questi
 fn reply(provider: Arc<Provider>, mut question: Question) -> impl Future<Output = Reply> {
     async move {
         let timeouts = &provider.config.timeouts;
+        if let Some(wanted) = &Arc::clone(&question.request).session {
+            // In a box: it is rare, and its state would be a part of every request's.
+            return Box::pin(open(&mut question, &provider, wanted)).await;
+        }
         match send(&mut question, timeouts).await {
             Ok(response) => receive(&mut question, timeouts, response).await,
             Err(reply) => reply,
@@ -152,18 +159,50 @@ async fn send(question: &mut Question, timeouts: &Timeouts) -> Result<Response<U
     }
     match sent {
         Some(Ok(response)) => Ok(response),
-        Some(Err(error)) => {
-            let outcome = match error {
-                SendError::Connect(_) => Outcome::Connect,
-                SendError::Shortage(_) => Outcome::Shortage,
-                SendError::ConnectTimeout(_) => Outcome::ConnectTimeout,
-                SendError::Connection(_) => Outcome::Connection,
-                SendError::Cut(..) => Outcome::Cut,
-            };
-            Err(Reply::Failed(outcome, error.to_string()))
-        }
+        Some(Err(error)) => Err(not_sent(&error)),
         None => Err(first_byte_late(since(), timeouts)),
     }
+}
+
+fn not_sent(error: &SendError) -> Reply {
+    let outcome = match error {
+        SendError::Connect(_) => Outcome::Connect,
+        SendError::Shortage(_) => Outcome::Shortage,
+        SendError::ConnectTimeout(_) => Outcome::ConnectTimeout,
+        SendError::Connection(_) => Outcome::Connection,
+        SendError::Cut(..) => Outcome::Cut,
+    };
+    Reply::Failed(outcome, error.to_string())
+}
+
+/// Asks for a session. What is no session is judged as any other answer.
+async fn open(question: &mut Question, provider: &Provider, wanted: &Wanted) -> Reply {
+    let Question { upstream, request, started, timer, .. } = question;
+    let timeouts = &provider.config.timeouts;
+    let there = provider.config.models.get(request.model()).map(String::as_str);
+    let (asked, key) = wanted.to_provider(&request.head, there);
+    let (head, ()) = asked.into_parts();
+    let until = *started + timeouts.first_byte();
+    let response = match within(timer, || until, pin!(upstream.open(&head))).await {
+        Some(Ok(response)) => response,
+        Some(Err(error)) => return not_sent(&error),
+        None => return first_byte_late(*started, timeouts),
+    };
+    if response.status().is_success() {
+        let message = format!("{} instead of a session", response.status());
+        return Reply::Failed(Outcome::Protocol, message);
+    }
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return receive(question, timeouts, response).await;
+    }
+    let (mut head, _) = response.into_parts();
+    if !is_accepted(&head.headers, &key) {
+        return Reply::Failed(Outcome::Protocol, "the answer to a request for a session does not fit it".to_owned());
+    }
+    headers::to_client(&mut head.headers);
+    upstream.strike_out_secrets(&mut head.headers);
+    wanted.to_client(&mut head.headers);
+    Reply::Session(Box::new(head))
 }
 
 /// Receives an answer as far as nothing of it goes to the client yet.

@@ -91,7 +91,8 @@ impl<'a> Failover<'a> {
         let kind = kind_of(&request);
         let untried = circuit_ids(candidates, kind).map(|id| Candidate { id, is_rejected: false }).collect();
         let is_once = rest.is_some();
-        if !is_once {
+        // Sessions are all alike: nothing tells one that fails everywhere from any other.
+        if !is_once && kind != AnswerKind::Session {
             exchange.attempts.set_request(&request);
         }
         exchange.facts.is_replayable = !is_once;
@@ -207,7 +208,9 @@ impl<'a> Failover<'a> {
         let provider = &self.live.providers[id.provider];
         let Prepared { body, format, named, .. } = &*self.request;
         let body = match named.as_ref().and_then(|named| Some((named, provider.config.models.get(&named.model)?))) {
-            Some((named, there)) if *there != named.model => model::rename(format, body, named, there),
+            Some((named, there)) if *there != named.model && self.kind != AnswerKind::Session => {
+                model::rename(format, body, named, there)
+            }
             _ => Parts::from(body.clone()),
         };
         let body = match self.rest.take() {
@@ -433,7 +436,9 @@ impl<'a> Failover<'a> {
 }
 
 fn kind_of(request: &Prepared) -> AnswerKind {
-    if request.asks_for_a_stream() {
+    if request.session.is_some() {
+        AnswerKind::Session
+    } else if request.asks_for_a_stream() {
         AnswerKind::Stream
     } else if request.asks_for_a_count() {
         AnswerKind::Count

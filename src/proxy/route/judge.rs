@@ -97,6 +97,11 @@ pub(crate) fn judge(asked: &Asked, reply: Reply, exchange: &mut Exchange, model:
             let response = Response::from_parts(head, Payload::Stream(Box::new(stream)));
             Verdict::Answer(Answer { response, provider })
         }
+        Reply::Session(mut head) => {
+            exchange.attempts.first_byte(attempt);
+            head.extensions.insert(attempt);
+            Verdict::Answer(Answer { response: Response::from_parts(*head, Payload::Whole(Bytes::new())), provider })
+        }
     }
 }
 

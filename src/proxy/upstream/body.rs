@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 
 use super::http1::Http1;
 use super::http2::Http2;
@@ -37,6 +38,10 @@ pub(super) enum Loan {
     /// It serves other requests at the same time.
     Http2 {
         _until_dropped: Http2,
+    },
+    /// It is polled by a task of its own, and serves no other request.
+    Own {
+        _until_dropped: SendRequest<RequestBody>,
     },
 }
 
@@ -73,7 +78,7 @@ impl Body for UpstreamBody {
         };
         let taken = match connection {
             Loan::Http1(connection, _) => connection.poll_frames(body, cx, take),
-            Loan::Http2 { .. } => Http2::poll_frames(body, cx, take),
+            Loan::Http2 { .. } | Loan::Own { .. } => Http2::poll_frames(body, cx, take),
         };
         if is_over && let Some(loan) = loan.take() {
             loan.end();

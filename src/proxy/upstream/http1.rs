@@ -19,7 +19,7 @@ use super::wake::{Relay, Wanted};
 use super::{RequestBody, Stream};
 
 /// How many unread bytes of a provider are buffered: the largest head of an answer. hyper's own limit is 400 KiB.
-const MAX_BUFFERED: usize = 64 << 10;
+pub(super) const MAX_BUFFERED: usize = 64 << 10;
 
 /// In a box: it is large, and is moved whenever it is used or becomes idle.
 pub(super) struct Http1(Box<Inner>);

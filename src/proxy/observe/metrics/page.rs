@@ -64,6 +64,8 @@ impl Metrics {
         page.times("fusebox_request_seconds", help, &[], &self.requests, |counts| &counts.times);
         let connections = u64::try_from(self.connections.load(Ordering::Relaxed)).unwrap_or_default();
         page.gauge("fusebox_client_connections", "Open connections of clients.", &[], float(connections));
+        let sessions = u64::try_from(self.sessions.load(Ordering::Relaxed)).unwrap_or_default();
+        page.gauge("fusebox_sessions", "Open WebSocket sessions.", &[], float(sessions));
         for reason in CloseReason::VARIANTS {
             let help = "Connections that were closed because of what the client did or failed to do.";
             let count = self.closed[*reason as usize].load(Ordering::Relaxed);
