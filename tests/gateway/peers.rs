@@ -83,14 +83,16 @@ pub(crate) fn frame(code: u16, reason: &str) -> Message {
     Message::Close(Some(CloseFrame { code: code.into(), reason: reason.into() }))
 }
 
-/// The code and the reason of the close frame that ends a session.
+/// The code and the reason of the close frame that ends a session. It is answered.
 pub(crate) async fn closed(socket: &mut Socket) -> (u16, String) {
     loop {
-        match next(socket).await {
-            Some(Message::Close(Some(frame))) => return (frame.code.into(), frame.reason.to_string()),
-            Some(Message::Close(None)) => return (1005, String::new()),
-            Some(_) => {}
+        let frame = match next(socket).await {
+            Some(Message::Close(frame)) => frame,
+            Some(_) => continue,
             None => return (1006, String::new()),
-        }
+        };
+        // The other side may be gone.
+        let _ = soon(socket.flush()).await;
+        return frame.map_or((1005, String::new()), |frame| (frame.code.into(), frame.reason.to_string()));
     }
 }

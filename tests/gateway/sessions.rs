@@ -219,6 +219,7 @@ async fn a_providers_close_reaches_the_client_with_its_code_and_is_judged_by_it(
         hears(&mut client, "hello").await;
         provider.send(frame(code, reason)).await.unwrap();
         assert_eq!(closed(&mut client).await, (code, reason.to_owned()));
+        drop(provider);
         ended += 1;
         gateway.log(ended).await;
     };

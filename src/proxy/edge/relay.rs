@@ -23,6 +23,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use super::draining::Drain;
 use crate::error::Escaped;
 use crate::proxy::config::ProviderConfig;
+use crate::proxy::observe::facts::End;
 use crate::proxy::outcome::Outcome;
 use crate::proxy::request::model::{self, Format};
 use crate::proxy::route::attempts::AttemptId;
@@ -62,7 +63,7 @@ enum Side {
 
 /// How a session ended.
 #[derive(Debug)]
-pub(super) struct Ended {
+struct Ended {
     how: How,
     /// Whether the provider has sent a message.
     has_spoken: bool,
@@ -80,12 +81,12 @@ enum How {
 }
 
 impl Relay<'_> {
-    /// Passes messages until the session is over, and closes both sides.
+    /// Passes messages until the session is over, settles the attempt, and closes both sides.
     ///
     /// A probe has succeeded with the provider's first message, or when it has run for `first_byte` without one. If the
     /// circuit was opened by answers that broke off, that proves nothing: it has succeeded when it has run for
     /// `first_byte` and `idle`.
-    pub(super) async fn run(self, drain: &Drain, exchange: &mut Exchange, attempt: AttemptId) -> Ended {
+    pub(super) async fn run(self, drain: &Drain, exchange: &mut Exchange, attempt: AttemptId) {
         let (timeouts, started) = (&self.config.timeouts, exchange.attempts.started(attempt));
         let breaks_off = exchange.attempts.circuit(attempt).breaks_off();
         let proven = timeouts.first_byte() + if breaks_off { timeouts.idle } else { Duration::ZERO };
@@ -128,11 +129,17 @@ impl Relay<'_> {
             }
         }
         let [client, provider] = [Side::Client, Side::Provider].map(|side| how.farewell(side));
+        let (outcome, message) = Ended { how, has_spoken }.judge();
+        exchange.attempts.settle(attempt, outcome, &message);
+        exchange.facts.end = match outcome {
+            Outcome::ClientLeft => End::ClientLeft,
+            outcome if outcome.is_failure() => End::Cut,
+            _ => End::Complete,
+        };
         tokio::join!(
             end(&mut to_client, &mut from_client, client),
             end(&mut to_provider, &mut from_provider, provider)
         );
-        Ended { how, has_spoken }
     }
 }
 
@@ -300,7 +307,7 @@ impl How {
 
 impl Ended {
     /// How the provider's part in the session is judged, with a message for the log.
-    pub(super) fn judge(&self) -> (Outcome, String) {
+    fn judge(&self) -> (Outcome, String) {
         match &self.how {
             How::Closed(Side::Provider, frame) => self.judge_close(frame.as_ref()),
             How::Broken(Side::Provider, error) => (Outcome::Cut, error.to_string()),

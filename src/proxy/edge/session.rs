@@ -25,7 +25,6 @@ use super::v1::{self, ClientBody};
 use crate::proxy::answer::{self, Code};
 use crate::proxy::core::{Core, Local};
 use crate::proxy::observe::facts::End;
-use crate::proxy::outcome::Outcome;
 use crate::proxy::request::model::{self, Format, Named};
 use crate::proxy::request::{self as asked, Prepared};
 use crate::proxy::route::attempts::AttemptId;
@@ -150,13 +149,7 @@ impl Session {
         let provider = open(connection.await?, Role::Client, max).await;
         let config = &Arc::clone(&self.live.providers[self.exchange.attempts.provider(attempt)]).config;
         let relay = Relay { client, provider, config, patience, names_models: first.is_some(), first, drain_limit };
-        let (outcome, message) = relay.run(drain, &mut self.exchange, attempt).await.judge();
-        self.exchange.attempts.settle(attempt, outcome, &message);
-        self.exchange.facts.end = match outcome {
-            Outcome::ClientLeft => End::ClientLeft,
-            outcome if outcome.is_failure() => End::Cut,
-            _ => End::Complete,
-        };
+        relay.run(drain, &mut self.exchange, attempt).await;
         Ok(())
     }
 
