@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -19,6 +19,9 @@ use crate::proxy::answer::{self, Code};
 pub(super) const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
 /// The other items that name an account.
 const ACCOUNT_PROTOCOLS: [&str; 3] = [KEY_PROTOCOL, "openai-organization.", "openai-project."];
+
+/// All but the unreserved characters (RFC 3986 section 2.3).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
@@ -91,7 +94,7 @@ impl Wanted {
         *request.uri_mut() = head.uri.clone();
         if let (Some(place), Some(model)) = (&self.model, model) {
             let query = head.uri.query().unwrap_or_default();
-            let model = utf8_percent_encode(model, NON_ALPHANUMERIC);
+            let model = utf8_percent_encode(model, ENCODED);
             let path = format!("{}?{}{model}{}", head.uri.path(), &query[..place.start], &query[place.end..]);
             let path: PathAndQuery = path.parse().expect("an encoded name in a valid query");
             *request.uri_mut() = Uri::from(path);
@@ -162,8 +165,8 @@ mod tests {
     #[test]
     fn the_model_is_found_in_the_query_and_replaced_there() {
         for (query, named, there) in [
-            ("?model=gpt-realtime", Some("gpt-realtime"), "?model=our%2Dname"),
-            ("?a=1&model=a%2Fb&b=2", Some("a/b"), "?a=1&model=our%2Dname&b=2"),
+            ("?model=gpt-realtime", Some("gpt-realtime"), "?model=our-name"),
+            ("?a=1&model=a%2Fb&b=2", Some("a/b"), "?a=1&model=our-name&b=2"),
             ("?intent=transcription", None, "?intent=transcription"),
             ("", None, ""),
             ("?model", None, "?model"),
