@@ -48,7 +48,7 @@ impl AnswerKind {
 }
 
 /// A model's place among those of its provider.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ModelId(u32);
 
 /// The circuits of a provider's models. Each is made when it is needed first: a provider may serve a thousand models,

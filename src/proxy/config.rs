@@ -278,9 +278,9 @@ pub struct ProviderConfig {
     pub url: Uri,
     /// The protocols that it speaks.
     pub protocols: Protocols,
-    /// The key that is sent with each request.
-    pub api_key: Option<Secret>,
-    /// The header that it is sent in.
+    /// The keys of which one is sent with each request. Several are used in turn.
+    pub api_keys: Vec<Secret>,
+    /// The header that a key is sent in.
     pub key_header: HeaderName,
     /// What stands before it there.
     pub key_prefix: String,
@@ -383,10 +383,15 @@ impl fmt::Display for GatewayConfig {
                 if name.0 == there.0 { name.to_string() } else { format!("{name} (there {there})") }
             };
             let models: Vec<_> = provider.models.iter().map(model).collect();
-            let key = match &provider.api_key {
-                None => "none".to_owned(),
-                Some(_) if provider.key_header == AUTHORIZATION => "set".to_owned(),
-                Some(_) => format!("set, sent as {}", provider.key_header),
+            let key = match provider.api_keys.len() {
+                0 => "none".to_owned(),
+                1 => "set".to_owned(),
+                keys => format!("{keys} of them, used in turn"),
+            };
+            let sent = if key == "none" || provider.key_header == AUTHORIZATION {
+                String::new()
+            } else {
+                format!(", sent as {}", provider.key_header)
             };
             writeln!(f, "\nprovider  {} at {}", provider.name, provider.url)?;
             match provider.protocols {
@@ -395,7 +400,7 @@ impl fmt::Display for GatewayConfig {
                 Protocols::Both => writeln!(f, "  protocol   OpenAI's and Anthropic's")?,
             }
             writeln!(f, "  models     {}", models.join(", "))?;
-            writeln!(f, "  api_key    {key}")?;
+            writeln!(f, "  api_key    {key}{sent}")?;
             if !provider.headers.is_empty() {
                 let names: Vec<_> = provider.headers.keys().map(HeaderName::as_str).collect();
                 writeln!(f, "  headers    {}", names.join(", "))?;

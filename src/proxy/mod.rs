@@ -21,6 +21,7 @@ mod edge;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod keys;
 mod later;
 mod observe;
 mod online;

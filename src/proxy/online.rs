@@ -31,6 +31,8 @@ const MAX_LIST: usize = 4 << 20;
 pub struct ModelsAnswer {
     /// The provider's name.
     pub provider: String,
+    /// Of several keys the one that it was asked with, from 1 on: the first that is not good, or the last.
+    pub key: Option<usize>,
     /// The status of its answer, or why there was none.
     pub status: Result<StatusCode, String>,
     /// From the beginning, without a connection, to the end of the answer.
@@ -51,7 +53,8 @@ impl ModelsAnswer {
 impl fmt::Display for ModelsAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let took = humantime::format_duration(Duration::from_millis(self.took.as_millis().try_into().unwrap_or(0)));
-        write!(f, "online    {}: ", self.provider)?;
+        let key = self.key.map_or(String::new(), |number| format!(", key {number}"));
+        write!(f, "online    {}{key}: ", self.provider)?;
         match &self.status {
             Err(error) => write!(f, "no answer in {took}: {}", Escaped(error))?,
             Ok(status) => {
@@ -88,7 +91,7 @@ struct Model {
 }
 
 /// Asks all providers at once for their models, `GET /models` below their base URLs, with their keys. In the order of
-/// the configuration. It takes 15 seconds at most.
+/// the configuration. It takes 15 seconds at most for each key of a provider.
 ///
 /// # Panics
 ///
@@ -99,14 +102,25 @@ pub async fn look_online(state: Arc<AppState>) -> Vec<ModelsAnswer> {
     let mut asked = JoinSet::new();
     for (place, (provider, upstream)) in local.providers.iter().zip(local.upstreams.iter()).enumerate() {
         let (provider, upstream) = (Arc::clone(provider), Arc::clone(upstream));
-        asked.spawn(async move { (place, ask(&provider, &upstream).await) });
+        asked.spawn(async move { (place, ask_with_each_key(&provider, &upstream).await) });
     }
     let mut seen = asked.join_all().await;
     seen.sort_unstable_by_key(|(place, _)| *place);
     seen.into_iter().map(|(_, seen)| seen).collect()
 }
 
-async fn ask(provider: &Provider, upstream: &Upstream) -> ModelsAnswer {
+async fn ask_with_each_key(provider: &Provider, upstream: &Upstream) -> ModelsAnswer {
+    let mut answer = ask(provider, upstream, 0).await;
+    for key in 1..provider.keys.len() {
+        if !answer.is_good() {
+            break;
+        }
+        answer = ask(provider, upstream, key).await;
+    }
+    answer
+}
+
+async fn ask(provider: &Provider, upstream: &Upstream, key: usize) -> ModelsAnswer {
     let mut request = Request::new(());
     *request.method_mut() = Method::GET;
     let is_anthropics = provider.config.protocols == Protocols::Anthropic;
@@ -120,7 +134,7 @@ async fn ask(provider: &Provider, upstream: &Upstream) -> ModelsAnswer {
     let begun = Instant::now();
     let mut spoke = None;
     let answer = async {
-        let response = upstream.send(&head, RequestBody::Whole(Parts::default())).await;
+        let response = upstream.send(&head, key, RequestBody::Whole(Parts::default())).await;
         let response = response.map_err(|error| error.to_string())?;
         spoke = Some((response.version(), provider.config.url.scheme_str() == Some("https")));
         let status = response.status();
@@ -138,5 +152,6 @@ async fn ask(provider: &Provider, upstream: &Upstream) -> ModelsAnswer {
         let there: BTreeSet<_> = provider.config.models.values().map(String::as_str).collect();
         there.difference(&has).map(|model| (*model).to_owned()).collect()
     });
-    ModelsAnswer { provider: provider.name().to_owned(), status, took, spoke, lacks }
+    let key = (provider.keys.len() > 0).then_some(key + 1);
+    ModelsAnswer { provider: provider.name().to_owned(), key, status, took, spoke, lacks }
 }

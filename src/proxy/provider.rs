@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::circuits::cooldown::Growing;
 use super::circuits::{AnswerKind, Circuit, Circuits, ModelId};
 use super::config::ProviderConfig;
+use super::keys::Keys;
 use super::observe::metrics::ProviderMetrics;
 use super::outcome::Outcome;
 use super::silence::Detectors;
@@ -76,7 +77,9 @@ pub(crate) struct Provider {
     pub(crate) metrics: Arc<ProviderMetrics>,
     /// `None` if silence detection is switched off.
     pub(crate) silence: Option<Arc<Detectors>>,
-    /// How long the key is out.
+    /// If it has several.
+    pub(crate) keys: Keys,
+    /// How long the key is out, if it has one.
     pub(crate) key_cooldowns: Arc<Growing>,
     /// How many of its requests may be sent to another provider as well.
     allowance: Allowance,
@@ -103,9 +106,10 @@ impl Provider {
         let circuits = before.map(|before| &before.circuits);
         let circuits = Circuits::new(&config.name, config.breaker, config.limits, &config.models, circuits);
         let key_cooldowns = before.map(|before| Arc::clone(&before.key_cooldowns)).unwrap_or_default();
+        let keys = Keys::new(&config.name, config.api_keys.len(), config.breaker);
         let (allowance, failing) = (Allowance::new(), AtomicU32::new(0));
         let missing = AtomicU32::new(0);
-        Self { config, breaker, circuits, metrics, silence, key_cooldowns, allowance, failing, missing }
+        Self { config, breaker, circuits, metrics, silence, keys, key_cooldowns, allowance, failing, missing }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -198,13 +202,15 @@ impl Provider {
         }
     }
 
-    /// Whether its key is out, or about to be tried again: what there is to know of its circuit then.
+    /// Whether its key is out, or all of its keys are, or about to be tried again: what there is to know of its circuit
+    /// then.
     pub(crate) fn key_out(&self) -> Option<BreakerSnapshot> {
         Some(self.breaker.snapshot()).filter(|snapshot| snapshot.cause == Some(Cause::Cooldown))
     }
 
     /// The key may have been replaced, or its account refilled.
     pub(crate) fn forget_key_out(&self) {
+        self.keys.forget();
         if self.key_out().is_some() {
             self.key_cooldowns.forget();
             self.breaker.reset();

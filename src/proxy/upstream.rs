@@ -104,8 +104,9 @@ pub(crate) struct Upstream {
     /// The path of the base URL, which includes the provider's own `/v1`.
     base: String,
     host: HeaderValue,
-    /// The header that shows the key.
-    key: Option<(HeaderName, HeaderValue)>,
+    /// The header that shows the key, with each of them.
+    key_header: HeaderName,
+    keys: Box<[HeaderValue]>,
     /// Other headers of the provider's own.
     headers: HeaderMap,
     query: Option<Secret>,
@@ -134,7 +135,7 @@ impl Upstream {
             Some(false) => builder().enable_http1().wrap_connector(tcp),
             None => builder().enable_all_versions().wrap_connector(tcp),
         };
-        let key = config.api_key.as_ref().map(|key| (config.key_header.clone(), key.behind(&config.key_prefix)));
+        let keys = config.api_keys.iter().map(|key| key.behind(&config.key_prefix)).collect();
         let authority = config.url.authority().expect("checked in the config");
         let connections = &config.connections;
         let max_idle = usize::try_from(connections.max_idle.div_ceil(cores)).unwrap_or(usize::MAX);
@@ -143,7 +144,8 @@ impl Upstream {
             host: HeaderValue::from_str(authority.as_str()).expect("an authority is visible ASCII"),
             base: config.url.path().trim_end_matches('/').to_owned(),
             url: config.url.clone(),
-            key,
+            key_header: config.key_header.clone(),
+            keys,
             headers: config.headers.clone(),
             query: config.query.clone(),
             secrets: config.secrets.iter().map(Hidden::new).collect(),
@@ -157,7 +159,8 @@ impl Upstream {
         }
     }
 
-    /// Sends a request with the path `/v1/...` as the client sent it, and waits for the head of the answer.
+    /// Sends a request with the path `/v1/...` as the client sent it, and with one of the keys, by its place. Waits for
+    /// the head of the answer.
     ///
     /// If a reused connection is closed at once, before any answer, that says nothing about the provider: it may have
     /// closed the idle connection while the request was on its way. The request is then sent once more, on a new
@@ -171,6 +174,7 @@ impl Upstream {
     pub(crate) async fn send(
         &self,
         head: &request::Parts,
+        key: usize,
         body: RequestBody,
     ) -> Result<Response<UpstreamBody>, SendError> {
         behind_the_others().await;
@@ -179,7 +183,7 @@ impl Upstream {
             && let Some(connection) = self.rested()
         {
             let sent = Instant::now();
-            match self.ask(connection, head, RequestBody::Whole(parts.clone())).await {
+            match self.ask(connection, head, key, RequestBody::Whole(parts.clone())).await {
                 Ok(response) => return Ok(response),
                 Err(error) if is_an_answer(&error) => return Err(SendError::Connection(error)),
                 Err(error) if sent.elapsed() > self.at_once() && !was_not_processed(&error) => {
@@ -192,7 +196,7 @@ impl Upstream {
         let connected = Box::pin(timeout(self.connect_timeout, self.connect(can_be_sent_again))).await;
         let connected = connected.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?;
         let connection = connected.map_err(|error| connect_error(error, self.connect_timeout))?;
-        self.ask(connection, head, body).await.map_err(SendError::Connection)
+        self.ask(connection, head, key, body).await.map_err(SendError::Connection)
     }
 
     /// A close that comes within this time after the request was sent was under way already. It takes less than a round
@@ -210,15 +214,16 @@ impl Upstream {
         &self,
         connection: Connection,
         head: &request::Parts,
+        key: usize,
         body: RequestBody,
     ) -> hyper::Result<Response<UpstreamBody>> {
         let (response, loan) = match connection {
             Connection::Http1(mut connection) => {
-                let response = connection.send(|| self.request(head, body, Version::HTTP_11)).await?;
+                let response = connection.send(|| self.request(head, key, body, Version::HTTP_11)).await?;
                 (response, Loan::Http1(connection, Arc::clone(&self.idle)))
             }
             Connection::Http2(mut connection) => {
-                let response = connection.send(|| self.request(head, body, Version::HTTP_2)).await;
+                let response = connection.send(|| self.request(head, key, body, Version::HTTP_2)).await;
                 if response.as_ref().is_err_and(|error| !is_an_answer(error)) {
                     self.http2.forget(&connection);
                 }
@@ -270,7 +275,7 @@ impl Upstream {
         Ok(Connection::Http1(Http1::new(stream).await?))
     }
 
-    fn request(&self, head: &request::Parts, body: RequestBody, version: Version) -> Request<RequestBody> {
+    fn request(&self, head: &request::Parts, key: usize, body: RequestBody, version: Version) -> Request<RequestBody> {
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.headers_mut() = head.headers.clone();
@@ -287,8 +292,8 @@ impl Upstream {
         for (name, value) in &self.headers {
             request.headers_mut().insert(name.clone(), value.clone());
         }
-        if let Some((name, value)) = &self.key {
-            request.headers_mut().insert(name.clone(), value.clone());
+        if let Some(value) = self.keys.get(key) {
+            request.headers_mut().insert(self.key_header.clone(), value.clone());
         }
         request
     }
@@ -455,7 +460,7 @@ mod tests {
         let sent = Arc::clone(&is_sent);
         let sending = tokio::spawn(async move {
             sent.store(true, std::sync::atomic::Ordering::Relaxed);
-            upstream.send(&head, RequestBody::Whole(Parts::default())).await.map(drop)
+            upstream.send(&head, 0, RequestBody::Whole(Parts::default())).await.map(drop)
         });
         // It stands for another request that can be read, and runs when the first one has begun.
         tokio::spawn(async move {

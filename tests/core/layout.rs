@@ -58,6 +58,7 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::circuits::cooldown"],
     &["proxy::circuits::gate"],
     &["proxy::circuits"],
+    &["proxy::keys"],
     // providers that do not answer,
     &["proxy::silence::allowance"],
     &["proxy::silence"],

@@ -15,6 +15,7 @@ mod http2;
 mod ids;
 mod inbound;
 mod inside;
+mod keys;
 mod limits;
 mod machine;
 mod marks;

@@ -104,6 +104,11 @@ impl Provider {
         Self::start_behind(watch::channel(true).1, "", "127.0.0.1:0", script).await
     }
 
+    /// The same, of all that is seen of a request.
+    pub(crate) async fn seeing(script: impl Fn(&Seen) -> Response<Body> + Send + Sync + 'static) -> Self {
+        Self::start_behind(watch::channel(true).1, "", "127.0.0.1:0", move |_, seen| script(seen)).await
+    }
+
     /// Answers every request with 200, while the gate is open; until then it waits.
     pub(crate) async fn gated() -> (Self, watch::Sender<bool>) {
         Self::gated_for("").await
@@ -159,7 +164,11 @@ impl Provider {
     }
 
     pub(crate) fn last(&self) -> Seen {
-        self.seen.lock().last().cloned().expect("asked at least once")
+        self.all().pop().expect("asked at least once")
+    }
+
+    pub(crate) fn all(&self) -> Vec<Seen> {
+        self.seen.lock().clone()
     }
 }
 

@@ -14,11 +14,11 @@ use toml::de::DeTable;
 use super::certificates::read_tls;
 use super::pem::read_certificates;
 use super::section::{MAX_DURATION, Report, Section, Text};
-use super::sent::{read_headers, read_key_header, read_query};
+use super::sent::{read_headers, read_key_header, read_keys, read_query};
 use super::url::{is_private, read_url, warn_of_path};
 use super::{
-    Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, MIN_HELD_BYTES, ProviderConfig, Secret,
-    ServerConfig, Strategy, Timeouts,
+    Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, MIN_HELD_BYTES, ProviderConfig, ServerConfig,
+    Strategy, Timeouts,
 };
 use crate::proxy::protocol::{Protocol, Protocols};
 use crate::{Config, ConfigBuilder, ConfigError, silence};
@@ -360,10 +360,10 @@ fn read_provider<'i>(
     let url = read_url(&mut section);
     let mut protocols = Protocols::default();
     section.one_of("protocol", "\"openai\", \"anthropic\" or \"both\"", &mut protocols);
-    let api_key = section.secret("api_key");
+    let api_keys = read_keys(&mut section);
     let (key_header, key_prefix) = read_key_header(&mut section, protocols);
-    let mut secrets: Vec<Secret> = api_key.iter().cloned().collect();
-    let headers = read_headers(&mut section, api_key.as_ref().map(|_| &key_header), &mut secrets);
+    let mut secrets = api_keys.clone();
+    let headers = read_headers(&mut section, api_keys.first().map(|_| &key_header), &mut secrets);
     let query = read_query(&mut section, &mut secrets);
     if let Some(url) = &url {
         // Azure's has its version in the query.
@@ -408,7 +408,7 @@ fn read_provider<'i>(
         name: name?.value,
         url: url?,
         protocols,
-        api_key,
+        api_keys,
         key_header,
         key_prefix,
         headers,

@@ -33,6 +33,21 @@ fn is_reserved(name: &str) -> bool {
 /// Anthropic's.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
+/// One key, or several.
+pub(super) fn read_keys(section: &mut Section<'_, '_>) -> Vec<Secret> {
+    let one = section.secret("api_key");
+    let several = section.secrets("api_keys");
+    if section.has("api_key") && section.has("api_keys") {
+        section.mistake("api_keys", "set", "one of api_key and api_keys");
+    }
+    for (index, key) in several.iter().enumerate() {
+        if several[..index].contains(key) {
+            section.mistake(&format!("api_keys[{index}]"), "there twice", "each key once");
+        }
+    }
+    one.into_iter().chain(several).collect()
+}
+
 /// Where the key is sent, and what stands before it.
 pub(super) fn read_key_header(section: &mut Section<'_, '_>, protocols: Protocols) -> (HeaderName, String) {
     let expected = "a header's name such as \"x-api-key\"";
@@ -43,7 +58,7 @@ pub(super) fn read_key_header(section: &mut Section<'_, '_>, protocols: Protocol
     let is_sendable = |text: &str| text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     let prefix = section.parse("key_prefix", expected, |text| is_sendable(text).then(|| text.to_owned()));
     for field in ["key_header", "key_prefix"] {
-        if section.has(field) && !section.has("api_key") {
+        if section.has(field) && !section.has("api_key") && !section.has("api_keys") {
             section.mistake(field, "set", "an api_key as well");
         }
     }

@@ -65,6 +65,9 @@ pub struct ProviderHealth {
     /// Why its key is out, if it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyHealth>,
+    /// Those of its several keys that are out, by their numbers in the configuration, from 1 on.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<usize, KeyHealth>,
     /// What is probably wrong with its settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<&'static str>,
@@ -104,6 +107,9 @@ impl Health {
                 error: out.last_error.as_ref().map(|error| error.error_type().to_owned()).unwrap_or_default(),
                 retry_in_ms: in_ms(out.next_probe_in.unwrap_or_default()),
             });
+            let out = provider.keys.out();
+            let keys =
+                out.map(|(number, error, left)| (number, KeyHealth { error, retry_in_ms: in_ms(left) })).collect();
             let mut circuit = CircuitHealth::of(best);
             let counts = known.iter().map(|(_, _, snapshot)| snapshot.failure_count);
             circuit.failure_count = counts.fold(own.failure_count, u32::max);
@@ -113,7 +119,7 @@ impl Health {
                 of_model.insert(kind.as_str(), CircuitHealth::of(snapshot));
             }
             let hint = provider.finds_nothing().then_some("every answer is a 404: look at its url");
-            shown.insert(provider.name().to_owned(), ProviderHealth { circuit, key, hint, models });
+            shown.insert(provider.name().to_owned(), ProviderHealth { circuit, key, keys, hint, models });
         }
         let status = match (all_closed, all_refuse) {
             (true, _) => HealthStatus::Ok,

@@ -36,6 +36,8 @@ use crate::proxy::upstream::{Chain, RequestBody, SendError, Upstream, UpstreamBo
 pub(crate) struct Question {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) request: Arc<Prepared>,
+    /// Which of the provider's keys is sent.
+    pub(crate) key: usize,
     pub(crate) body: RequestBody,
     /// Of a body that is passed on while the client still sends it.
     pub(crate) progress: Option<Arc<Progress>>,
@@ -147,13 +149,13 @@ fn reply(provider: Arc<Provider>, mut question: Question) -> impl Future<Output 
 
 /// Sends a request, and waits for the head of its answer.
 async fn send(question: &mut Question, timeouts: &Timeouts) -> Result<Response<UpstreamBody>, Reply> {
-    let Question { upstream, request, body, progress, started, timer, .. } = question;
+    let Question { upstream, request, key, body, progress, started, timer, .. } = question;
     let body = std::mem::replace(body, RequestBody::Whole(Parts::default()));
     // While the client still sends the body, the provider is not late.
     let since = || since(*started, progress.as_deref());
     let limit = first_limit(request, timeouts);
     let until = || since() + limit;
-    let sent = within(timer, until, pin!(upstream.send(&request.head, body))).await;
+    let sent = within(timer, until, pin!(upstream.send(&request.head, *key, body))).await;
     if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
         return Err(Reply::ClientFault(fault.answer()));
     }
@@ -177,13 +179,13 @@ fn not_sent(error: &SendError) -> Reply {
 
 /// Asks for a session. What is no session is judged as any other answer.
 async fn open(question: &mut Question, provider: &Provider, wanted: &Wanted) -> Reply {
-    let Question { upstream, request, started, timer, .. } = question;
+    let Question { upstream, request, key: secret, started, timer, .. } = question;
     let timeouts = &provider.config.timeouts;
     let there = provider.config.models.get(request.model()).map(String::as_str);
     let (asked, key) = wanted.to_provider(&request.head, there);
     let (head, ()) = asked.into_parts();
     let until = *started + timeouts.first_byte();
-    let response = match within(timer, || until, pin!(upstream.open(&head))).await {
+    let response = match within(timer, || until, pin!(upstream.open(&head, *secret))).await {
         Some(Ok(response)) => response,
         Some(Err(error)) => return not_sent(&error),
         None => return first_byte_late(*started, timeouts),

@@ -17,6 +17,7 @@ use crate::error::Escaped;
 use crate::proxy::circuits::{AnswerKind, Circuit};
 use crate::proxy::config::Cooldowns;
 use crate::proxy::core::{Core, Local, Permits};
+use crate::proxy::keys::{Keys, Turn};
 use crate::proxy::observe::access_log::AttemptLine;
 use crate::proxy::outcome::{Outcome, Scope};
 use crate::proxy::provider::{CircuitId, Provider, ProviderId};
@@ -36,6 +37,10 @@ struct Attempt {
     through_silence: bool,
     /// `None` once they are resolved.
     permits: Option<Permits>,
+    /// If the provider has several keys; `None` once it is known whether this one is good.
+    turn: Option<Turn>,
+    /// Which of them it is.
+    key: usize,
     /// `None` once the request is answered, or if it is not watched.
     ticket: Option<Ticket>,
     /// `None` until it is settled.
@@ -125,7 +130,9 @@ impl Attempts {
             self.watchers(id.provider)?.start(model, awaited, &circuits(provider, id), permit, started)
         });
         let permits = permits.map(Permits::cancel_on_drop);
-        self.all.push(Attempt { circuit: id, started, through_silence, permits, ticket, ended: None });
+        let turn = provider.keys.turn(id.model, started);
+        let key = turn.as_ref().map_or(0, |turn| turn.key);
+        self.all.push(Attempt { circuit: id, started, through_silence, permits, turn, key, ticket, ended: None });
         AttemptId(self.all.len() - 1)
     }
 
@@ -147,6 +154,23 @@ impl Attempts {
 
     pub(crate) fn started(&self, AttemptId(attempt): AttemptId) -> Instant {
         self.all[attempt].started
+    }
+
+    /// Which of the provider's keys it is sent with.
+    pub(crate) fn key(&self, AttemptId(attempt): AttemptId) -> usize {
+        self.all[attempt].key
+    }
+
+    /// Whether an attempt has failed because of its key alone, and the provider has another one that this request has
+    /// not been sent with. Then it may be asked again.
+    pub(crate) fn has_another_key(&self, AttemptId(attempt): AttemptId) -> Option<CircuitId> {
+        let Attempt { circuit: id, ended, .. } = &self.all[attempt];
+        let keys = &self.local.providers[id.provider].keys;
+        let (outcome, _) = ended.as_ref()?;
+        let is_the_keys = outcome.scope() == Scope::Key || *outcome == Outcome::RateLimited;
+        let tried = self.all.iter().filter(|attempt| attempt.circuit == *id).count();
+        let is_left = tried < keys.len() && keys.none_before(id.model, Instant::now()).is_none();
+        (is_the_keys && is_left).then_some(*id)
     }
 
     /// Whether the provider was found silent, so that another one should be asked.
@@ -183,6 +207,9 @@ impl Attempts {
         let now = Instant::now();
         if let Some(mut ticket) = attempt.ticket.take() {
             ticket.answered(now);
+        }
+        if let Some(mut turn) = attempt.turn.take() {
+            turn.succeed();
         }
         self.local.providers[attempt.circuit.provider]
             .metrics
@@ -243,15 +270,18 @@ impl Attempts {
         provider.metrics.end(outcome, took);
         let is_misplaced = provider.note_address(outcome);
         attempt.ticket = None;
+        let turn = attempt.turn.take();
         let limits = &self.local.cooldowns;
         let hash = || self.content.hash();
-        let cooldown = Blamed { provider, id, limits }.tell(attempt.permits.take(), outcome, later, hash, message);
+        let blamed = Blamed { provider, id, limits, key: attempt.key };
+        let cooldown = blamed.tell(turn, attempt.permits.take(), outcome, later, hash, message);
         // Last: a subscriber that panics must leave nothing behind that others wait for.
         let (error_type, scope) = (outcome.as_str(), outcome.scope().as_str());
         if let Some(cooldown) = cooldown {
             let (error, seconds) = (Escaped(message), cooldown.as_secs_f64());
-            let model = provider.circuits.name(id.model);
-            warn!(provider = provider.name(), model, scope, error_type, seconds, %error, "a provider is to be asked later");
+            let (name, model) = (provider.name(), provider.circuits.name(id.model));
+            let key = (provider.keys.len() > 0).then_some(attempt.key + 1);
+            warn!(provider = name, model, key, scope, error_type, seconds, %error, "a provider is to be asked later");
         } else if outcome.fails_its_permit() || outcome == Outcome::Redirected {
             warn!(provider = provider.name(), scope, error_type, error = %Escaped(message), "a provider failed");
         } else if is_misplaced {
@@ -265,8 +295,9 @@ impl Attempts {
     /// A good answer has used up a limit of the provider: the model is asked again when that is over.
     pub(crate) fn use_up(&self, AttemptId(attempt): AttemptId, later: Duration) {
         let id = self.all[attempt].circuit;
-        let blamed = Blamed { provider: &self.local.providers[id.provider], id, limits: &self.local.cooldowns };
-        blamed.cool_down(None, Outcome::RateLimited, Some(later), &"the last answer used up a limit");
+        let (provider, limits) = (&self.local.providers[id.provider], &self.local.cooldowns);
+        let blamed = Blamed { provider, id, limits, key: self.all[attempt].key };
+        blamed.cool_down(None, None, Outcome::RateLimited, Some(later), &"the last answer used up a limit");
     }
 
     /// Settles what has not ended: the client has left.
@@ -299,12 +330,15 @@ struct Blamed<'a> {
     provider: &'a Provider,
     id: CircuitId,
     limits: &'a Cooldowns,
+    /// The place of the key that was sent.
+    key: usize,
 }
 
 impl Blamed<'_> {
     /// Tells the circuits how a call went. Returns for how long its scope is out, if it is.
     fn tell(
         &self,
+        turn: Option<Turn>,
         permits: Option<Permits>,
         outcome: Outcome,
         later: Option<Duration>,
@@ -312,7 +346,10 @@ impl Blamed<'_> {
         message: &dyn fmt::Display,
     ) -> Option<Duration> {
         if outcome.is_cooldown() {
-            return Some(self.cool_down(permits, outcome, later, message));
+            return Some(self.cool_down(turn, permits, outcome, later, message));
+        }
+        if let Some(mut turn) = turn.filter(|_| outcome.found_something()) {
+            turn.succeed();
         }
         let is_probe = permits.as_ref().is_some_and(Permits::is_probe);
         let Permits { provider: above, circuit: permit, place: _place } = permits?;
@@ -364,6 +401,7 @@ impl Blamed<'_> {
     /// Takes the model out, or the key, and returns for how long.
     fn cool_down(
         &self,
+        turn: Option<Turn>,
         permits: Option<Permits>,
         outcome: Outcome,
         later: Option<Duration>,
@@ -371,21 +409,41 @@ impl Blamed<'_> {
     ) -> Duration {
         let (now, limits, text) = (Instant::now(), self.limits, outcome.as_str());
         let (above, permit) = permits.map_or((None, None), |both| (Some(both.provider), Some(both.circuit)));
+        let keys = Some(&self.provider.keys).filter(|keys| keys.len() > 0);
         if outcome.scope() == Scope::Key {
-            let length = self.provider.key_cooldowns.begin(now, limits.key, limits.key_max());
             drop(permit);
+            let (base, max) = (limits.key, limits.key_max());
+            let length = match keys {
+                None => self.provider.key_cooldowns.begin(now, base, max),
+                Some(keys) => keys.put_out(self.key, turn, (base, max), text, message),
+            };
+            // With several keys, the provider is out when all of them are.
+            let Some(left) = keys.map_or(Some(length), Keys::all_out) else { return length };
             match above {
-                Some(above) => above.cool_down(length, text, message),
-                None => drop(self.provider.breaker.trip_for(length, text, message)),
+                Some(above) => above.cool_down(left, text, message),
+                None => drop(self.provider.breaker.trip_for(left, text, message)),
             }
             return length;
         }
         drop(above);
+        if let Some(mut turn) = turn {
+            turn.succeed();
+        }
         let circuit = self.provider.circuit(self.id);
         let length = match later {
             _ if outcome == Outcome::UnknownModel => UNKNOWN_MODEL,
             Some(later) => later.min(limits.max),
             None => circuit.cooldowns.begin(now, limits.default, limits.max),
+        };
+        let whole = length;
+        let length = match keys.filter(|_| outcome == Outcome::RateLimited) {
+            None => length,
+            Some(keys) => {
+                keys.rest(self.key, self.id.model, now + length);
+                // The model is out when no key is left for it.
+                let Some(left) = keys.none_before(self.id.model, now) else { return whole };
+                left
+            }
         };
         match permit {
             Some(permit) => permit.cool_down(length, text, message),
@@ -395,6 +453,6 @@ impl Blamed<'_> {
         for other in self.provider.circuits.others(self.id.model, self.id.kind) {
             other.breaker.trip_for(length, text, message);
         }
-        length
+        whole
     }
 }

@@ -228,6 +228,7 @@ impl<'a> Failover<'a> {
         let question = Question {
             upstream: Arc::clone(&self.live.upstreams[id.provider]),
             request: Arc::clone(&self.request),
+            key: attempts.key(attempt),
             body,
             progress: self.progress.clone(),
             max_held: self.live.server.replay_answer_bytes,
@@ -408,6 +409,9 @@ impl<'a> Failover<'a> {
 
     fn judge(&mut self, asked: &Asked, reply: Reply) -> Option<Answer> {
         let verdict = judge(asked, reply, self.exchange, self.request.model());
+        if let Some(id) = self.exchange.attempts.has_another_key(asked.attempt) {
+            self.untried.insert(0, Candidate { id, is_rejected: false });
+        }
         self.keep(verdict)
     }
 

@@ -19,7 +19,7 @@ impl Upstream {
     /// # Cancel safety
     ///
     /// Dropping it closes the connection.
-    pub(crate) async fn open(&self, head: &request::Parts) -> Result<Response<UpstreamBody>, SendError> {
+    pub(crate) async fn open(&self, head: &request::Parts, key: usize) -> Result<Response<UpstreamBody>, SendError> {
         let connecting = timeout(self.connect_timeout, self.connector_for_sessions.clone().oneshot(self.url.clone()));
         let connected = connecting.await.map_err(|_| SendError::ConnectTimeout(self.connect_timeout))?;
         let stream = connected.map_err(|error| connect_error(error, self.connect_timeout))?;
@@ -27,7 +27,7 @@ impl Upstream {
         let (mut sender, connection) = opened.map_err(SendError::Connection)?;
         // It ends with the answer, or when the session takes the connection over. The errors reach those who wait.
         tokio::spawn(connection.with_upgrades());
-        let request = self.request(head, RequestBody::Whole(Parts::default()), Version::HTTP_11);
+        let request = self.request(head, key, RequestBody::Whole(Parts::default()), Version::HTTP_11);
         let response = sender.send_request(request).await.map_err(SendError::Connection)?;
         Ok(response.map(|body| UpstreamBody::new(body, Loan::Own { _until_dropped: sender })))
     }

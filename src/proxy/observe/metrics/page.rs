@@ -96,9 +96,10 @@ fn encode_circuits(page: &mut Page, provider: &Provider) {
         }
     }
     let out = provider.key_out();
-    let help = "1 while the provider's key is out: it was refused, or its account is empty.";
-    page.gauge("fusebox_key_out", help, &[name], if out.is_some() { 1.0 } else { 0.0 });
-    let help = "Time until a key that is out is tried again; 0 if it is not out.";
+    let help = "How many of the provider's keys are out: refused, or with an empty account.";
+    let keys = if provider.keys.len() > 0 { provider.keys.out().count() } else { usize::from(out.is_some()) };
+    page.gauge("fusebox_key_out", help, &[name], float(keys as u64));
+    let help = "Time until a key is tried again when all are out; 0 if not.";
     let left = out.and_then(|out| out.next_probe_in).unwrap_or_default();
     page.gauge("fusebox_key_retry_in_seconds", help, &[name], left.as_secs_f64());
 }
