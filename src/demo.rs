@@ -73,6 +73,38 @@ struct Stage {
     load: Arc<Load>,
 }
 
+/// The arguments of `fusebox simulate`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Simulation {
+    /// Where it listens.
+    #[arg(long, default_value = "127.0.0.1:9000")]
+    listen: SocketAddr,
+    /// How long it takes for the first piece of an answer.
+    #[arg(long, value_enum, default_value_t = Latency::Short)]
+    latency: Latency,
+}
+
+/// Runs one simulated provider until `stop` completes.
+///
+/// # Errors
+///
+/// If its port cannot be bound.
+pub(crate) async fn simulate(options: Simulation, stop: impl Future<Output = ()>) -> Result<(), Box<dyn Error>> {
+    let Simulation { listen, latency } = options;
+    let bound = Simulated::start_on(listen, "simulated", latency, || {});
+    let provider = bound.map_err(|error| format!("{listen} cannot be bound: {error}; choose another with --listen"))?;
+    let address = provider.address();
+    let faults: Vec<_> = Fault::all().filter(|fault| *fault != Fault::Refuse).map(Fault::as_str).collect();
+    let faults = faults.join(", ");
+    // In one piece: whoever reads the first line may leave.
+    let text = format!(
+        "a simulated provider at http://{address}/v1\nbreak it by POST /simulate/...: {faults}; then /simulate/heal\n"
+    );
+    stdout().write_all(text.as_bytes())?;
+    stop.await;
+    Ok(())
+}
+
 /// Runs the demo until it is over or `stop` completes.
 ///
 /// # Errors

@@ -90,6 +90,15 @@ Examples:
   fusebox demo --outage 10s                          break and heal it once, and report what clients noticed
   fusebox demo --outage 5s --fault hang --json       the same for a script")]
     Demo(demo::Options),
+    /// Run one simulated provider, to try a gateway with.
+    #[command(after_help = "\
+Examples:
+  fusebox simulate --listen 127.0.0.1:9000
+  curl -X POST http://127.0.0.1:9000/simulate/500      it answers 500
+  curl -X POST http://127.0.0.1:9000/simulate/heal     it answers well again
+
+It answers any model's chat completions, responses, embeddings and messages with the same few words.")]
+    Simulate(demo::Simulation),
     /// Print the completions for a shell.
     #[command(after_help = "\
 Examples:
@@ -152,6 +161,11 @@ fn main() -> ExitCode {
             log::end();
             exit_code(shown)
         }
+        Command::Simulate(options) => exit_code(
+            on_signals(|| std::process::exit(1))
+                .map_err(Into::into)
+                .and_then(|told_to_end| run(Builder::new_current_thread(), demo::simulate(options, told_to_end))),
+        ),
         Command::Init { file } => exit_code(init(&file)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

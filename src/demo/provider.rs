@@ -138,7 +138,16 @@ impl Simulated {
         latency: Latency,
         on_request: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Arc<Self>> {
-        let listener = bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        Self::start_on((Ipv4Addr::LOCALHOST, 0).into(), name, latency, on_request)
+    }
+
+    pub(super) fn start_on(
+        address: SocketAddr,
+        name: &'static str,
+        latency: Latency,
+        on_request: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Arc<Self>> {
+        let listener = bind(address)?;
         let simulated = Arc::new(Self {
             name,
             address: listener.local_addr()?,
@@ -224,8 +233,20 @@ impl Simulated {
             reasoning_effort: Option<String>,
             model: String,
         }
-        (self.on_request)();
         let path = request.uri().path().to_owned();
+        if let Some(fault) = path.strip_prefix("/simulate/") {
+            return match Fault::parse(fault) {
+                Ok(Some(Fault::Refuse)) => {
+                    status(StatusCode::BAD_REQUEST, &json!("it could not be healed by a request"))
+                }
+                Ok(fault) => {
+                    self.fault.send_replace(fault);
+                    status(StatusCode::OK, &json!(fault.map_or("healthy", Fault::as_str)))
+                }
+                Err(expected) => status(StatusCode::NOT_FOUND, &json!(expected)),
+            };
+        }
+        (self.on_request)();
         let is_form =
             request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/"));
         let Ok(body) = request.into_body().collect().await else {
@@ -280,7 +301,7 @@ impl Simulated {
 
 /// With an accept queue as long as that of servers for many clients.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(4096)

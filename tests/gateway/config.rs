@@ -209,6 +209,7 @@ fn the_example_file_documents_every_setting_and_loads() {
             .replace("ceiling = ", "# ")
             .replace("cors = ", "# ")
             .replace("tls = ", "# ")
+            .replace("api_keys = ", "# ")
             .replace("max_attempts = ", "# ")
             .replace("fallback_on", "# ")
             .replace("max_in_flight = 100", "# ")

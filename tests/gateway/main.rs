@@ -5,6 +5,7 @@ mod anthropic;
 mod blame;
 mod clients;
 mod command_line;
+mod compose;
 mod config;
 mod connections;
 mod failover;

@@ -370,7 +370,9 @@ fn check_unnoticed(summary: &Value, outcome: &str) {
 fn the_demo_loses_a_provider_that_answers_500_and_no_client_notices() {
     let summary = demo("500", "0.5");
     check_unnoticed(&summary, "5xx");
-    assert_eq!(summary["faults_served"]["500"], summary["faulty_provider_hits"], "as the provider itself counts");
+    // What was on its way when the outage began or ended is counted on one side only.
+    let served = summary["faults_served"]["500"].as_f64().unwrap();
+    assert!((served - number(&summary, "faulty_provider_hits")).abs() <= 2.0, "the provider itself counts: {summary}");
 }
 
 #[test]
