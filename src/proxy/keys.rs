@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::circuits::ModelId;
 use super::circuits::cooldown::Growing;
-use crate::{CircuitBreaker, Config, Permit};
+use crate::{CircuitBreaker, CircuitState, Config, Permit};
 
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
@@ -131,7 +131,9 @@ impl Keys {
     pub(crate) fn forget(&self) {
         for key in &self.keys {
             key.cooldowns.forget();
-            key.breaker.reset();
+            if key.breaker.state() != CircuitState::Closed {
+                key.breaker.reset();
+            }
             key.rests.lock().clear();
         }
     }

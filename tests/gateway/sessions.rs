@@ -435,3 +435,25 @@ async fn a_probe_of_a_session_in_which_the_provider_waits_succeeds_after_a_while
     let _provider = a.session().await;
     gateway.until(|_| breaker.state() == CircuitState::Closed).await;
 }
+
+#[tokio::test]
+async fn a_session_for_responses_waits_for_its_first_message_as_long_as_its_client_is_there() {
+    let mut b = Peer::start().await;
+    let gateway = gateway("write_timeout = '150ms'", "", &[b.address]).await;
+    let mut client = open_at(&gateway, "/v1/responses", &[]).await.unwrap();
+    for _ in 0..6 {
+        assert!(matches!(soon(client.next()).await, Some(Ok(Message::Ping(_)))));
+    }
+    say(&mut client, r#"{"model":"m"}"#).await;
+    hears(&mut b.session().await, r#"{"model":"there"}"#).await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_first_message() {
+    let b = Peer::start().await;
+    let mut gateway = gateway("", "", &[b.address]).await;
+    let mut client = open_at(&gateway, "/v1/responses", &[]).await.unwrap();
+    gateway.stop();
+    assert_eq!(closed(&mut client).await.0, 1001);
+    soon(&mut gateway.server).await.unwrap();
+}

@@ -14,11 +14,11 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use memchr::memmem;
 use parking_lot::Mutex;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::draining::Drain;
 use crate::error::Escaped;
@@ -163,9 +163,7 @@ impl Direction<'_> {
         mut each: impl FnMut(Option<&mut Message>) -> Result<(), How>,
     ) -> How {
         let ((source, patience), (target, takes)) = (self.from, self.to);
-        let every = PING_EVERY.min(takes / 3);
-        let mut ping = interval_at(Instant::now() + every, every);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ping = pings(takes);
         let mut heard = Instant::now();
         let mut from = stream::iter(first.map(Ok)).chain(from);
         loop {
@@ -268,6 +266,36 @@ async fn end(to: &mut Target, from: &mut Source, farewell: Option<CloseFrame>) {
         while let Some(Ok(_)) = from.next().await {}
     };
     let _ = timeout(CLOSE_LIMIT, ending).await;
+}
+
+/// Waits for a client's first message, for as long as the client is there. An error is the code that the session ends
+/// with.
+pub(super) async fn first_text(client: &mut Socket, patience: Duration) -> Result<Utf8Bytes, u16> {
+    let mut ping = pings(patience);
+    let mut heard = Instant::now();
+    loop {
+        tokio::select! {
+            got = timeout_at(heard + patience, client.next()) => match got {
+                Ok(Some(Ok(Message::Text(text)))) => return Ok(text),
+                Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => heard = Instant::now(),
+                Ok(Some(Ok(Message::Binary(_)))) => return Err(1003),
+                Ok(Some(Err(Error::Capacity(_)))) => return Err(1009),
+                Ok(Some(Ok(Message::Close(_) | Message::Frame(_)) | Err(_)) | None) => return Err(1000),
+                Err(_late) => return Err(1001),
+            },
+            _ = ping.tick() => {
+                timeout(patience, client.send(Message::Ping(Bytes::new()))).await.map_err(|_| 1001_u16)?.map_err(|_| 1001_u16)?;
+            }
+        }
+    }
+}
+
+/// When a side of so much patience is pinged.
+fn pings(patience: Duration) -> Interval {
+    let every = PING_EVERY.min(patience / 3);
+    let mut ping = interval_at(Instant::now() + every, every);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ping
 }
 
 /// Closes a session that has no provider.

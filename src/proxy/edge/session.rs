@@ -8,19 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use http::{Request, Response, StatusCode, response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tracing::debug;
 
 use super::draining::Drain;
-use super::relay::{Relay, Socket, refuse};
+use super::relay::{Relay, Socket, first_text, refuse};
 use super::v1::{self, ClientBody};
 use crate::proxy::answer::{self, Code};
 use crate::proxy::core::{Core, Local};
@@ -135,16 +133,19 @@ impl Session {
         let max = usize::try_from(server.max_message_bytes).unwrap_or(usize::MAX);
         let mut client = open((&mut self.client).await?, Role::Server, max).await;
         let mut first = None;
-        let Opened { connection, attempt } = match self.provider.take() {
-            Some(opened) => opened,
-            None => match self.route_by_first_message(&mut client, &mut first).await {
-                Ok(opened) => opened,
-                Err((code, event)) => {
-                    refuse(client, event, code).await;
-                    self.exchange.facts.end = End::Complete;
-                    return Ok(());
-                }
-            },
+        let opened = if let Some(opened) = self.provider.take() {
+            Ok(opened)
+        } else {
+            let routed = drain.unless_begun(self.route_by_first_message(&mut client, &mut first)).await;
+            routed.unwrap_or(Err((1001, None)))
+        };
+        let Opened { connection, attempt } = match opened {
+            Ok(opened) => opened,
+            Err((code, event)) => {
+                refuse(client, event, code).await;
+                self.exchange.facts.end = End::Complete;
+                return Ok(());
+            }
         };
         let provider = open(connection.await?, Role::Client, max).await;
         let config = &Arc::clone(&self.live.providers[self.exchange.attempts.provider(attempt)]).config;
@@ -160,15 +161,7 @@ impl Session {
         client: &mut Socket,
         first: &mut Option<Message>,
     ) -> Result<Opened, (u16, Option<Message>)> {
-        let text = loop {
-            match timeout(self.live.server.header_timeout, client.next()).await {
-                Ok(Some(Ok(Message::Text(text)))) => break text,
-                Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {}
-                Ok(Some(Ok(Message::Binary(_)))) => return Err((1003, None)),
-                Ok(Some(Ok(Message::Close(_) | Message::Frame(_)) | Err(_)) | None) => return Err((1000, None)),
-                Err(_late) => return Err((1008, None)),
-            }
-        };
+        let text = first_text(client, self.live.server.write_timeout).await.map_err(|code| (code, None))?;
         let answer = match model::find(&Format::Json, text.as_bytes(), true) {
             Ok(Some(named)) => {
                 self.exchange.facts.set_model(&named.model);
