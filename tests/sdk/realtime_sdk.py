@@ -99,17 +99,14 @@ def realtime_blocking():
 
 
 async def responses():
-    """`/v1/responses`: the SDK's own session if it has one, and the bare protocol if not."""
     text = ""
-    headers = {"authorization": "Bearer token"}
-    async with websockets.connect(f"ws://127.0.0.1:{PORT}/v1/responses", additional_headers=headers) as socket:
-        await socket.send(json.dumps({"type": "response.create", "model": "demo", "input": "Hello"}))
-        async for message in socket:
-            event = json.loads(message)
-            assert event["type"] != "error", event
-            if event["type"] == "response.output_text.delta":
-                text += event["delta"]
-            if event["type"] == "response.completed":
+    async with client(AsyncOpenAI).responses.connect() as session:
+        await session.response.create(model="demo", input="Hello")
+        async for event in session:
+            assert event.type != "error", event
+            if event.type == "response.output_text.delta":
+                text += event.delta
+            if event.type == "response.completed":
                 break
     return text.strip()
 
