@@ -388,11 +388,8 @@ impl fmt::Display for GatewayConfig {
                 1 => "set".to_owned(),
                 keys => format!("{keys} of them, used in turn"),
             };
-            let sent = if key == "none" || provider.key_header == AUTHORIZATION {
-                String::new()
-            } else {
-                format!(", sent as {}", provider.key_header)
-            };
+            let is_usual = provider.api_keys.is_empty() || provider.key_header == AUTHORIZATION;
+            let sent = if is_usual { String::new() } else { format!(", sent as {}", provider.key_header) };
             writeln!(f, "\nprovider  {} at {}", provider.name, provider.url)?;
             match provider.protocols {
                 Protocols::OpenAi => {}

@@ -18,9 +18,8 @@ use super::circuits::ModelId;
 use super::circuits::cooldown::Growing;
 use crate::{CircuitBreaker, CircuitState, Config, Permit};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Keys {
-    /// None, or several.
     keys: Box<[Key]>,
     next: AtomicUsize,
 }
@@ -50,25 +49,22 @@ impl Turn {
 }
 
 impl Keys {
-    pub(crate) fn new(provider: &str, count: usize, config: Config) -> Self {
+    /// `None` for less than two keys.
+    pub(crate) fn new(provider: &str, count: usize, config: Config) -> Option<Self> {
         let key = |number: usize| Key {
             breaker: Arc::new(CircuitBreaker::new(format!("{provider}, key {}", number + 1), config)),
             cooldowns: Growing::default(),
             rests: Mutex::default(),
         };
-        let count = if count < 2 { 0 } else { count };
-        Self { keys: (0..count).map(key).collect(), next: AtomicUsize::new(0) }
+        (count > 1).then(|| Self { keys: (0..count).map(key).collect(), next: AtomicUsize::new(0) })
     }
 
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// The next key that may be used for a model, as the probe if it was out. `None` if the provider has not several.
-    pub(crate) fn turn(&self, model: ModelId, now: Instant) -> Option<Turn> {
-        if self.keys.is_empty() {
-            return None;
-        }
+    /// The next key that may be used for a model, as its probe if it was out.
+    pub(crate) fn turn(&self, model: ModelId, now: Instant) -> Turn {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let order = (0..self.len()).map(|at| first.wrapping_add(at) % self.len());
         let take = |key: usize| {
@@ -79,8 +75,8 @@ impl Keys {
             let permit = breaker.try_acquire().ok()?.held_by(Arc::clone(breaker)).cancel_on_drop();
             Some(Turn { key, permit: Some(permit) })
         };
-        let soonest = || order.clone().min_by_key(|key| self.left(*key, model, now));
-        order.clone().find_map(take).or_else(|| Some(Turn { key: soonest()?, permit: None }))
+        let soonest = || order.clone().min_by_key(|key| self.left(*key, model, now)).unwrap_or_default();
+        order.clone().find_map(take).unwrap_or_else(|| Turn { key: soonest(), permit: None })
     }
 
     /// Takes a key out that was refused. Returns for how long.
@@ -107,7 +103,7 @@ impl Keys {
     }
 
     /// How long until one of the keys may be used for a model, if none may be now.
-    pub(crate) fn none_before(&self, model: ModelId, now: Instant) -> Option<Duration> {
+    pub(crate) fn none_free_for(&self, model: ModelId, now: Instant) -> Option<Duration> {
         let left: Option<Vec<_>> = (0..self.len()).map(|key| self.left(key, model, now)).collect();
         left?.into_iter().min()
     }
@@ -161,17 +157,17 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn keys() -> Keys {
-        Keys::new("a", 3, Config::default())
+        Keys::new("a", 3, Config::default()).unwrap()
     }
 
     fn used(keys: &Keys) -> usize {
-        let mut turn = keys.turn(MODEL, Instant::now()).unwrap();
+        let mut turn = keys.turn(MODEL, Instant::now());
         turn.succeed();
         turn.key
     }
 
     fn refuse(keys: &Keys) -> usize {
-        let turn = keys.turn(MODEL, Instant::now()).unwrap();
+        let turn = keys.turn(MODEL, Instant::now());
         let key = turn.key;
         keys.put_out(key, Some(turn), (SECOND, SECOND * 6), "key_refused", &"no");
         key
@@ -186,7 +182,7 @@ mod tests {
         assert!(!order.contains(&1) && order.contains(&0) && order.contains(&2), "{order:?}");
         assert_eq!((keys.all_out(), keys.out().map(|(number, ..)| number).collect::<Vec<_>>()), (None, vec![2]));
         tokio::time::advance(SECOND).await;
-        let probe = std::iter::repeat_with(|| keys.turn(MODEL, Instant::now()).unwrap());
+        let probe = std::iter::repeat_with(|| keys.turn(MODEL, Instant::now()));
         let probe = probe.take(9).find(|turn| turn.key == 1).unwrap();
         let others: Vec<_> = (0..6).map(|_| used(&keys)).collect();
         assert!(!others.contains(&1), "it has one probe: {others:?}");
@@ -202,9 +198,9 @@ mod tests {
             refuse(&keys);
         }
         assert_eq!(keys.all_out(), Some(SECOND));
-        assert!(keys.turn(MODEL, Instant::now()).is_some());
+        assert!(used(&keys) < 3);
         keys.forget();
-        assert_eq!((keys.all_out(), keys.none_before(MODEL, Instant::now())), (None, None));
+        assert_eq!((keys.all_out(), keys.none_free_for(MODEL, Instant::now())), (None, None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -215,9 +211,9 @@ mod tests {
             keys.rest(key, MODEL, now + SECOND * seconds);
         }
         assert_eq!([used(&keys), used(&keys)], [2, 2]);
-        assert_eq!(keys.none_before(MODEL, now), None);
+        assert_eq!(keys.none_free_for(MODEL, now), None);
         keys.rest(2, MODEL, now + SECOND * 4);
-        assert_eq!(keys.none_before(MODEL, now), Some(SECOND * 2));
+        assert_eq!(keys.none_free_for(MODEL, now), Some(SECOND * 2));
         assert_eq!(keys.all_out(), None, "no key is out for all models");
         tokio::time::advance(SECOND * 2).await;
         assert_eq!([used(&keys), used(&keys)], [1, 1]);

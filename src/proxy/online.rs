@@ -111,7 +111,7 @@ pub async fn look_online(state: Arc<AppState>) -> Vec<ModelsAnswer> {
 
 async fn ask_with_each_key(provider: &Provider, upstream: &Upstream) -> ModelsAnswer {
     let mut answer = ask(provider, upstream, 0).await;
-    for key in 1..provider.keys.len() {
+    for key in 1..provider.config.api_keys.len() {
         if !answer.is_good() {
             break;
         }
@@ -152,6 +152,6 @@ async fn ask(provider: &Provider, upstream: &Upstream, key: usize) -> ModelsAnsw
         let there: BTreeSet<_> = provider.config.models.values().map(String::as_str).collect();
         there.difference(&has).map(|model| (*model).to_owned()).collect()
     });
-    let key = (provider.keys.len() > 0).then_some(key + 1);
+    let key = provider.keys.as_ref().map(|_| key + 1);
     ModelsAnswer { provider: provider.name().to_owned(), key, status, took, spoke, lacks }
 }

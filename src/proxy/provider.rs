@@ -78,7 +78,7 @@ pub(crate) struct Provider {
     /// `None` if silence detection is switched off.
     pub(crate) silence: Option<Arc<Detectors>>,
     /// If it has several.
-    pub(crate) keys: Keys,
+    pub(crate) keys: Option<Keys>,
     /// How long the key is out, if it has one.
     pub(crate) key_cooldowns: Arc<Growing>,
     /// How many of its requests may be sent to another provider as well.
@@ -210,7 +210,9 @@ impl Provider {
 
     /// The key may have been replaced, or its account refilled.
     pub(crate) fn forget_key_out(&self) {
-        self.keys.forget();
+        if let Some(keys) = &self.keys {
+            keys.forget();
+        }
         if self.key_out().is_some() {
             self.key_cooldowns.forget();
             self.breaker.reset();

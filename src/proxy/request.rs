@@ -18,7 +18,7 @@ use http_body::Body;
 
 use self::model::{Format, Named};
 use self::path::leaves_its_base;
-use self::session::Wanted;
+use self::session::Handshake;
 use self::upload::{Read, Rest};
 use super::answer::{self, Code};
 use super::body::budget::Budget;
@@ -43,7 +43,7 @@ pub(crate) struct Prepared {
     /// The provider that the client has chosen, if it may.
     pub(crate) chosen: Option<HeaderValue>,
     /// If a session is asked for, which has no body.
-    pub(crate) session: Option<Box<Wanted>>,
+    pub(crate) session: Option<Box<Handshake>>,
 }
 
 impl Prepared {
@@ -162,12 +162,12 @@ pub(crate) fn read_session(
     if server.auth_tokens.is_empty() && !is_own_page(&head, &server.cors_origins) {
         return Err(Box::new(answer::origin_not_allowed()));
     }
-    let (wanted, model) = Wanted::read(&head)?;
+    let (handshake, model) = Handshake::read(&head)?;
     let chosen = if server.allow_provider_header { head.headers.remove(PROVIDER) } else { None };
     headers::to_provider(&mut head.headers);
     head.headers.remove(header::CONTENT_TYPE);
     let (body, format, named) = (Bytes::new(), Format::Json, model.map(Named::elsewhere));
-    Ok(Arc::new(Prepared { head, body, format, named, chosen, session: Some(Box::new(wanted)) }))
+    Ok(Arc::new(Prepared { head, body, format, named, chosen, session: Some(Box::new(handshake)) }))
 }
 
 /// Whether a request is no page's, or that of a page that the gateway may trust: one of its own host, or of an origin

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use strum::{EnumCount, IntoStaticStr, VariantArray};
+use strum::{EnumCount, VariantArray};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
@@ -31,44 +31,9 @@ use crate::{CircuitBreaker, Permit};
 /// provider's requests.
 const MAX_LISTENING: usize = 16;
 
-/// What a request waits for. Its text is a label in the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, EnumCount, IntoStaticStr, VariantArray)]
-#[strum(const_into_str, serialize_all = "snake_case")]
-pub(crate) enum Awaited {
-    /// A whole answer.
-    Answer,
-    /// The first content of a stream.
-    Stream,
-    /// The number of tokens.
-    Count,
-    /// That a session begins.
-    Session,
-}
-
-impl Awaited {
-    pub(crate) fn as_str(self) -> &'static str {
-        self.into_str()
-    }
-
-    /// For a request whose answer comes like this.
-    pub(crate) fn of(kind: AnswerKind) -> Self {
-        match kind {
-            AnswerKind::Whole => Self::Answer,
-            AnswerKind::Stream => Self::Stream,
-            AnswerKind::Count => Self::Count,
-            AnswerKind::Session => Self::Session,
-        }
-    }
-
-    /// Whose circuit its silence opens.
-    fn kind(self) -> AnswerKind {
-        match self {
-            Self::Answer => AnswerKind::Whole,
-            Self::Stream => AnswerKind::Stream,
-            Self::Count => AnswerKind::Count,
-            Self::Session => AnswerKind::Session,
-        }
-    }
+/// What a request waits for, as a label in the metrics.
+pub(crate) fn awaited(kind: AnswerKind) -> &'static str {
+    if kind == AnswerKind::Whole { "answer" } else { kind.as_str() }
 }
 
 /// The detectors of one provider, for all cores.
@@ -82,7 +47,7 @@ pub(crate) struct Detectors {
 #[derive(Clone, Default)]
 struct ByKind {
     /// By model and kind of answer.
-    answers: BTreeMap<(Box<str>, Awaited), Arc<Detector>>,
+    answers: BTreeMap<(Box<str>, AnswerKind), Arc<Detector>>,
     /// Of streams that have begun, by model.
     stalls: BTreeMap<Box<str>, Arc<StallDetector>>,
 }
@@ -107,12 +72,12 @@ impl Detectors {
     }
 
     /// The detector that opens this circuit.
-    fn of(&self, model: &str, awaited: Awaited, breaker: &Arc<CircuitBreaker>) -> Arc<Detector> {
+    fn of(&self, model: &str, kind: AnswerKind, breaker: &Arc<CircuitBreaker>) -> Arc<Detector> {
         let new = || {
             let detector = Detector::new(Arc::clone(breaker), self.config, self.cores);
-            Arc::new(detector.with_label(format!("{model}, {}", awaited.as_str())))
+            Arc::new(detector.with_label(format!("{model}, {}", awaited(kind))))
         };
-        Arc::clone(self.by_kind.lock().answers.entry((model.into(), awaited)).or_insert_with(new))
+        Arc::clone(self.by_kind.lock().answers.entry((model.into(), kind)).or_insert_with(new))
     }
 
     /// The same of streams that stop in the middle.
@@ -127,17 +92,17 @@ impl Detectors {
     /// When the newest of a model's answered requests was sent.
     pub(crate) fn newest_answer(&self, model: &str) -> Option<std::time::Instant> {
         let by_kind = self.by_kind.lock();
-        let of_model = Awaited::VARIANTS.iter().filter_map(|awaited| by_kind.answers.get(&(model.into(), *awaited)));
+        let of_model = AnswerKind::VARIANTS.iter().filter_map(|kind| by_kind.answers.get(&(model.into(), *kind)));
         of_model.filter_map(|detector| detector.newest_answer()).max()
     }
 
     /// What each detector knows, by model and kind of answer. Few clients ask for counts or sessions.
-    pub(crate) fn snapshots(&self) -> Vec<(Box<str>, Awaited, DetectorSnapshot)> {
+    pub(crate) fn snapshots(&self) -> Vec<(Box<str>, AnswerKind, DetectorSnapshot)> {
         let now = Instant::now().into_std();
         let by_kind = self.by_kind.lock();
-        let known = by_kind.answers.iter().map(|((model, awaited), it)| (model.clone(), *awaited, it.snapshot(now)));
+        let known = by_kind.answers.iter().map(|((model, kind), it)| (model.clone(), *kind, it.snapshot(now)));
         let is_used = |it: &DetectorSnapshot| it.answers > 0 || it.unanswered > 0;
-        known.filter(|(_, awaited, it)| matches!(awaited, Awaited::Answer | Awaited::Stream) || is_used(it)).collect()
+        known.filter(|(_, kind, it)| matches!(kind, AnswerKind::Whole | AnswerKind::Stream) || is_used(it)).collect()
     }
 
     /// The same of streams that have begun, by model.
@@ -156,8 +121,8 @@ impl fmt::Debug for Detectors {
 /// The watchers of one model.
 #[derive(Clone)]
 struct OfModel {
-    /// By what is awaited. `None` if there are more cores than were configured.
-    answers: [Option<Arc<CoreWatcher>>; Awaited::COUNT],
+    /// By kind. `None` if there are more cores than were configured.
+    answers: [Option<Arc<CoreWatcher>>; AnswerKind::COUNT],
     stalls: Option<Arc<CoreStalls>>,
 }
 
@@ -181,9 +146,9 @@ impl Watchers {
                 let stalls = known.stalls.get(model);
                 let is_of = |it: &Arc<CoreStalls>| stalls.is_some_and(|known| Arc::ptr_eq(known, &it.detector));
                 of_model.stalls.as_ref().is_none_or(is_of)
-                    && Awaited::VARIANTS.iter().zip(&of_model.answers).all(|(awaited, watcher)| {
+                    && AnswerKind::VARIANTS.iter().zip(&of_model.answers).all(|(kind, watcher)| {
                         let is_of = |detector| watcher.as_ref().is_none_or(|it| Arc::ptr_eq(detector, &it.detector));
-                        known.answers.get(&(model.clone(), *awaited)).is_some_and(is_of)
+                        known.answers.get(&(model.clone(), *kind)).is_some_and(is_of)
                     })
             });
         }
@@ -194,12 +159,12 @@ impl Watchers {
     pub(crate) fn start<B: Deref<Target = CircuitBreaker>>(
         &self,
         model: &str,
-        awaited: Awaited,
+        kind: AnswerKind,
         circuit: &dyn Fn(AnswerKind) -> Arc<Circuit>,
         permit: Option<&Permit<B>>,
         now: Instant,
     ) -> Option<Ticket> {
-        let watcher = self.of_model(model, circuit, |it| it.answers[awaited as usize].clone())?;
+        let watcher = self.of_model(model, circuit, |it| it.answers[kind as usize].clone())?;
         Some(watcher.start(&self.ticker, |watcher| match permit {
             Some(permit) => watcher.start(permit, now.into_std()),
             None => watcher.start_piece(now.into_std()),
@@ -231,9 +196,9 @@ impl Watchers {
         let streams = circuit(AnswerKind::Stream);
         let stalls = self.detectors.of_stalls(model, &streams.breaker);
         let answers = std::array::from_fn(|at| {
-            let awaited = Awaited::VARIANTS[at];
-            let stalls = (awaited == Awaited::Stream).then(|| Arc::clone(&stalls));
-            CoreWatcher::new(self.detectors.of(model, awaited, &circuit(awaited.kind()).breaker), stalls)
+            let kind = AnswerKind::VARIANTS[at];
+            let stalls = (kind == AnswerKind::Stream).then(|| Arc::clone(&stalls));
+            CoreWatcher::new(self.detectors.of(model, kind, &circuit(kind).breaker), stalls)
         });
         let of_model = OfModel { answers, stalls: CoreStalls::new(stalls, streams) };
         find(by_model.entry(model.into()).or_insert(of_model))

@@ -29,7 +29,7 @@ use super::outcome::Outcome;
 use super::owners::Owners;
 use super::protocol::Protocol;
 use super::provider::{PerProvider, Provider, ProviderId};
-use super::silence::{Awaited, Detectors};
+use super::silence::Detectors;
 use super::upstream::{Resolver, SetupError, Tls};
 use crate::error::Escaped;
 use crate::{CircuitBreaker, CircuitBreakerRegistry};
@@ -364,7 +364,7 @@ pub struct ProviderStats {
 impl ProviderStats {
     fn of(metrics: &ProviderMetrics, silence: Option<&Detectors>) -> Self {
         let known = silence.map(Detectors::snapshots).unwrap_or_default();
-        let has_learnt = |wanted| known.iter().any(|(_, awaited, snapshot)| *awaited == wanted && snapshot.learnt);
+        let has_learnt = |wanted| known.iter().any(|(_, kind, snapshot)| *kind == wanted && snapshot.learnt);
         let others = Outcome::VARIANTS.iter().filter(|outcome| **outcome != Outcome::Ok);
         Self {
             requests: metrics.asked(),
@@ -372,8 +372,8 @@ impl ProviderStats {
             probes: metrics.probes(),
             ok: metrics.outcome(Outcome::Ok),
             other_outcomes: others.map(|it| (it.as_str(), metrics.outcome(*it))).collect(),
-            has_learnt_answers: has_learnt(Awaited::Answer),
-            has_learnt_streams: has_learnt(Awaited::Stream),
+            has_learnt_answers: has_learnt(AnswerKind::Whole),
+            has_learnt_streams: has_learnt(AnswerKind::Stream),
         }
     }
 }

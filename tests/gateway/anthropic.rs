@@ -263,3 +263,32 @@ async fn what_a_provider_keeps_is_asked_of_those_that_speak_the_clients_protocol
     let request = request.header("anthropic-version", "2023-06-01").body(Full::default()).unwrap();
     assert!(read(gateway.send(request).await).await.is_by(&b));
 }
+
+#[test]
+fn a_model_is_lonely_if_no_other_provider_serves_it_in_the_same_protocol() {
+    let provider = |name: &str, protocol: &str, model: &str| {
+        format!("[[providers]]\nname = '{name}'\nurl = 'http://a/v1'\nprotocol = '{protocol}'\nmodels = ['{model}']\n")
+    };
+    let text = [
+        provider("a", "openai", "m"),
+        provider("b", "anthropic", "m"),
+        provider("c", "both", "n"),
+        provider("d", "both", "o"),
+        provider("e", "openai", "o"),
+    ];
+    let config = GatewayConfig::from_toml(&text.concat()).unwrap();
+    assert_eq!(
+        config.warnings(),
+        [
+            "line 1: the model \"m\" has no other provider that speaks OpenAI's protocol than a",
+            "line 6: the model \"m\" has no other provider that speaks Anthropic's protocol than b",
+            "line 11: the model \"n\" has no other provider than c",
+            "line 16: the model \"o\" has no other provider that speaks Anthropic's protocol than d",
+        ]
+    );
+    let shown = config.to_string();
+    assert!(
+        shown.contains("model     m: a\n") && shown.contains("model     m in Anthropic's protocol: b\n"),
+        "{shown}"
+    );
+}

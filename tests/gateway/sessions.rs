@@ -449,6 +449,43 @@ async fn a_session_for_responses_waits_for_its_first_message_as_long_as_its_clie
 }
 
 #[tokio::test]
+async fn a_session_for_responses_whose_query_names_the_model_has_it_renamed_in_messages_as_well() {
+    let mut a = Peer::start().await;
+    let gateway = gateway("", "", &[a.address]).await;
+    let mut client = open_at(&gateway, "/v1/responses?model=m", &[]).await.unwrap();
+    let mut provider = a.session().await;
+    assert_eq!(a.last().uri(), "/base/v1/responses?model=there");
+    say(&mut client, r#"{"model":"m"}"#).await;
+    hears(&mut provider, r#"{"model":"there"}"#).await;
+}
+
+#[tokio::test]
+async fn a_client_that_offers_subprotocols_gets_one_before_a_provider_is_asked() {
+    let a = Peer::start().await;
+    let gateway = gateway("auth_tokens = ['token']", "", &[a.address]).await;
+    let headers = [("sec-websocket-protocol", "openai-insecure-api-key.token, first, second")];
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let (_client, response) = soon(client_async(asking(&gateway, "/v1/responses", &headers), stream)).await.unwrap();
+    assert_eq!(response.headers()["sec-websocket-protocol"], "first");
+}
+
+#[tokio::test]
+async fn the_router_serves_sessions_in_any_server() {
+    let mut a = Peer::start().await;
+    let mut gateway = gateway("", "", &[a.address]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    gateway.address = listener.local_addr().unwrap();
+    let router = fusebox::proxy::create_router(Arc::clone(&gateway.state));
+    tokio::spawn(axum::serve(listener, router).into_future());
+    let mut client = open(&gateway).await;
+    let mut provider = a.session().await;
+    say(&mut client, "up").await;
+    hears(&mut provider, "up").await;
+    say(&mut provider, "down").await;
+    hears(&mut client, "down").await;
+}
+
+#[tokio::test]
 async fn a_drain_does_not_wait_for_a_first_message() {
     let b = Peer::start().await;
     let mut gateway = gateway("", "", &[b.address]).await;

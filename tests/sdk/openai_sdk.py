@@ -7,32 +7,12 @@ be as many as it takes to open the circuit, and one for each probe.
     python3 tests/sdk/openai_sdk.py target/release/fusebox
 """
 
-import json
-import subprocess
-import sys
-import time
-import urllib.request
-
 import openai
+from faults import through_every_fault
 from openai import OpenAI
 
 PORT = 18473
 TEXT = "The circuit is closed again."
-THRESHOLD = 3
-
-
-def control(fault):
-    urllib.request.urlopen(f"http://127.0.0.1:{PORT + 1}/primary/{fault}", data=b"", timeout=5).read()
-
-
-def state():
-    health = urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5)
-    return json.load(health)["providers"]["primary"]["state"]
-
-
-def metric(line):
-    metrics = urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=5).read().decode()
-    return next(int(found.split()[-1]) for found in metrics.splitlines() if found.startswith(line))
 
 
 def ask(client):
@@ -54,38 +34,6 @@ def ask(client):
     return 0
 
 
-def main():
-    demo = subprocess.Popen([sys.argv[1], "demo", "--port", str(PORT)], stdout=subprocess.DEVNULL)
-    try:
-        # Without retries of its own, so that nothing is hidden.
-        client = OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="unused", max_retries=0, timeout=10)
-        for _ in range(100):
-            try:
-                control("heal")
-                break
-            except OSError:
-                time.sleep(0.05)
-        assert ask(client) == 0 and state() == "closed"
-        for fault in ["500", "hang", "refuse", "429", "abort", "slow"]:
-            probes = metric("fusebox_circuit_probes_total")
-            control(fault)
-            rounds = cut = 0
-            while rounds < 8 or (fault != "429" and state() != "open"):
-                cut += ask(client)
-                rounds += 1
-            control("heal")
-            deadline = time.monotonic() + 10
-            while state() != "closed":
-                assert time.monotonic() < deadline, "the circuit did not close"
-                cut += ask(client)
-                rounds += 1
-            most = THRESHOLD + metric("fusebox_circuit_probes_total") - probes if fault in ["abort", "slow"] else 0
-            assert cut <= most, f"{fault}: {cut} streams broke off, more than {most}"
-            print(f"{fault}: {rounds} rounds of 7 calls, {cut} streams broke off")
-        print("ok: no other exception reached the caller")
-    finally:
-        demo.terminate()
-        demo.wait()
-
-
-main()
+# Without retries of its own, so that nothing is hidden.
+CLIENT = OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="unused", max_retries=0, timeout=10)
+through_every_fault(PORT, 7, lambda: ask(CLIENT), lambda fault, state: fault == "429" or state == "open")

@@ -94,13 +94,14 @@ fn warn_of_lonely_models(config: &GatewayConfig, places: &[usize], report: &mut 
         for (model, candidates) in config.candidates(*protocol) {
             let [only] = candidates[..] else { continue };
             let ProviderConfig { name, protocols, .. } = &config.providers[only];
-            let is_said = *protocols == Protocols::Both && *protocol != Protocol::OpenAi;
-            let all = config.providers.iter().filter(|provider| provider.models.contains_key(model)).count();
-            let within = if all == 1 { String::new() } else { format!(" that speaks {}'s protocol", protocol.name()) };
-            if all > 1 || !is_said {
-                report
-                    .warn(places[only], format_args!("the model {model:?} has no other provider{within} than {name}"));
+            let has_others = config.providers.iter().filter(|it| it.models.contains_key(model)).count() > 1;
+            if !has_others && *protocols == Protocols::Both && *protocol != Protocol::OpenAi {
+                // It was said of the other protocol.
+                continue;
             }
+            let whose = protocol.name();
+            let speaking = if has_others { format!(" that speaks {whose}'s protocol") } else { String::new() };
+            report.warn(places[only], format_args!("the model {model:?} has no other provider{speaking} than {name}"));
         }
     }
 }

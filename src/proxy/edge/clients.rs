@@ -134,9 +134,7 @@ impl Client {
                 drop(local);
                 let ended = drain.serve(connection).await;
                 ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))?;
-                if let Some(session) = slot.take() {
-                    Box::pin(session.run(drain)).await;
-                }
+                slot.run(drain).await;
                 Ok(())
             }
             Ok(true) => {
@@ -172,9 +170,7 @@ impl Client {
         let connection = pin!(self.http1(server, socket, slot.clone()));
         let ended = drain.serve(connection).await;
         ended.map_err(|error| Early::of_http(error, has_asked.load(Ordering::Relaxed)))?;
-        if let Some(session) = slot.take() {
-            session.run(drain).await;
-        }
+        slot.run(drain).await;
         Ok(())
     }
 

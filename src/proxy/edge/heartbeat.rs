@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::proxy::answer;
 use crate::proxy::route::exchange::Exchange;
 use crate::proxy::route::judge::Answer;
 use crate::proxy::route::stream::Payload;
@@ -92,10 +91,8 @@ impl Waiting {
             _ => None,
         };
         let error = error.filter(|error| error.get("error").is_some());
-        let error = error.unwrap_or_else(|| {
-            let error = answer::broken_stream("No provider sent a stream that could be passed on.");
-            exchange.facts.protocol.error(error, StatusCode::BAD_GATEWAY, exchange.facts.id.to_str().ok())
-        });
+        let broken = || exchange.facts.broken_stream("No provider sent a stream that could be passed on.");
+        let error = error.unwrap_or_else(broken);
         let event = format!("event: error\ndata: {error}\n\n");
         Waited::Over(Box::new((Payload::Failed(event.into()), exchange)))
     }

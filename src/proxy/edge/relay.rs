@@ -35,12 +35,12 @@ type Target = SplitSink<Socket, Message>;
 
 /// How often a side is pinged, unless its patience is short.
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// How long a side may take for its part of a close.
+/// How long a side may take to finish a close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// A session that drains ends when nothing has passed for so long.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// A session whose both sides are there.
+/// A session in which both sides are connected.
 pub(super) struct Relay<'a> {
     pub(super) client: Socket,
     pub(super) provider: Socket,
@@ -121,7 +121,7 @@ impl Relay<'_> {
             }
         };
         exchange.facts.bytes_in = bytes_in;
-        // It may have been closed in good order, and only then have refused what was sent to it.
+        // A side that has sent its close frame and left refuses what is sent to it. The frame is still to be read.
         if let How::Broken(side, _) = how {
             let from = if side == Side::Client { &mut from_client } else { &mut from_provider };
             if let Some(frame) = closed(from).await {
@@ -143,13 +143,13 @@ impl Relay<'_> {
     }
 }
 
-/// One direction of a session. Each side is given with its patience.
+/// One direction of a session: from whom, and to whom, each with its patience.
 struct Direction<'a> {
     from: (Side, Duration),
     to: (Side, Duration),
     /// When the last message has passed in any direction.
     passed: &'a Mutex<Instant>,
-    /// When there is something to be done without a message.
+    /// When `each` is to be called without a message.
     wakes: Option<Instant>,
 }
 
@@ -258,7 +258,7 @@ async fn closed(from: &mut Source) -> Option<Option<CloseFrame>> {
     timeout(CLOSE_LIMIT, read).await.ok()?
 }
 
-/// Closes one side, and waits a moment for its part of it.
+/// Closes one side, and waits a moment for it to close as well.
 async fn end(to: &mut Target, from: &mut Source, farewell: Option<CloseFrame>) {
     let ending = async {
         // It may be closed already.
@@ -284,7 +284,10 @@ pub(super) async fn first_text(client: &mut Socket, patience: Duration) -> Resul
                 Err(_late) => return Err(1001),
             },
             _ = ping.tick() => {
-                timeout(patience, client.send(Message::Ping(Bytes::new()))).await.map_err(|_| 1001_u16)?.map_err(|_| 1001_u16)?;
+                let pinged = timeout(patience, client.send(Message::Ping(Bytes::new()))).await;
+                if !matches!(pinged, Ok(Ok(()))) {
+                    return Err(1001);
+                }
             }
         }
     }
@@ -339,7 +342,7 @@ impl Ended {
         match &self.how {
             How::Closed(Side::Provider, frame) => self.judge_close(frame.as_ref()),
             How::Broken(Side::Provider, error) => (Outcome::Cut, error.to_string()),
-            How::Late(Side::Provider) => (Outcome::IdleTimeout, "it did not answer pings, or took nothing".to_owned()),
+            How::Late(Side::Provider) => (Outcome::IdleTimeout, "it answered no ping, or took no message".to_owned()),
             How::Closed(Side::Client, _) | How::Drained | How::OtherModel if self.has_spoken => {
                 (Outcome::Ok, String::new())
             }

@@ -24,6 +24,7 @@ use crate::proxy::answer::{self, Code};
 use crate::proxy::core::{Core, Local};
 use crate::proxy::observe::facts::End;
 use crate::proxy::request::model::{self, Format, Named};
+use crate::proxy::request::session::{NOT_HTTP1, invalid_session};
 use crate::proxy::request::{self as asked, Prepared};
 use crate::proxy::route::attempts::AttemptId;
 use crate::proxy::route::exchange::Exchange;
@@ -36,8 +37,13 @@ use crate::proxy::upstream::Chain;
 pub(crate) struct Slot(Arc<Mutex<Option<Box<Session>>>>);
 
 impl Slot {
-    pub(crate) fn take(&self) -> Option<Box<Session>> {
-        self.0.lock().take()
+    /// Runs the session that the connection has become, if it has.
+    pub(crate) async fn run(&self, drain: &Drain) {
+        let session = self.0.lock().take();
+        if let Some(session) = session {
+            // In a box: most connections never become one.
+            Box::pin(session.run(drain)).await;
+        }
     }
 }
 
@@ -75,10 +81,8 @@ pub(crate) fn serve<B, R>(
     let mut exchange = Exchange::begin(core, &mut head);
     async move {
         let live = Arc::clone(exchange.attempts.local());
-        let (Some(client), Some(slot)) = (client, slot) else {
-            let message = "A WebSocket session begins with a GET over HTTP/1.1.";
-            let refused = answer::invalid(StatusCode::BAD_REQUEST, Code::InvalidSession, None, message);
-            return into(v1::refuse(exchange, refused));
+        let Some(client) = client else {
+            return into(v1::refuse(exchange, invalid_session(NOT_HTTP1)));
         };
         let read = asked::check(&head, &live.server.auth_tokens).and_then(|()| asked::read_session(head, &live.server));
         let request = match read {
@@ -88,37 +92,42 @@ pub(crate) fn serve<B, R>(
         if let Some(named) = &request.named {
             exchange.facts.set_model(&named.model);
         }
-        let (mut head, provider) = if names_its_model_later(&request) {
-            let mut head = Response::new(()).into_parts().0;
-            head.status = StatusCode::SWITCHING_PROTOCOLS;
-            request.session.iter().for_each(|wanted| wanted.to_client(&mut head.headers));
-            exchange.answer_with(&mut head, None, true);
-            (head, None)
-        } else {
-            let Answer { response, provider } = v1::route(&live, &mut exchange, Arc::clone(&request), None).await;
-            let (mut head, payload) = response.into_parts();
-            let Some(opened) = Opened::of(&mut head) else {
-                let answer = Answer { response: Response::from_parts(head, payload), provider };
-                return into(ClientBody::answer(exchange, answer));
+        let (mut head, provider) =
+            if let (None, true, Some(handshake)) = (&request.named, names_models(&request), &request.session) {
+                let mut head = Response::new(()).into_parts().0;
+                head.status = StatusCode::SWITCHING_PROTOCOLS;
+                head.headers = handshake.accept();
+                exchange.answer_with(&mut head, None, true);
+                (head, None)
+            } else {
+                let Answer { response, provider } = v1::route(&live, &mut exchange, Arc::clone(&request), None).await;
+                let (mut head, payload) = response.into_parts();
+                let Some(opened) = Opened::of(&mut head) else {
+                    let answer = Answer { response: Response::from_parts(head, payload), provider };
+                    return into(ClientBody::answer(exchange, answer));
+                };
+                exchange.answer_with(&mut head, provider, true);
+                (head, Some(opened))
             };
-            exchange.answer_with(&mut head, provider, true);
-            (head, Some(opened))
-        };
         head.extensions.clear();
-        *slot.0.lock() = Some(Box::new(Session { exchange, live, request, client, provider }));
+        let session = Box::new(Session { exchange, live, request, client, provider });
+        match slot {
+            Some(slot) => *slot.0.lock() = Some(session),
+            // The router is served by somebody else's server, which does not drain.
+            None => drop(tokio::spawn(async move { session.run(&Drain::default()).await })),
+        }
         into(Response::from_parts(head, ClientBody::nothing()))
     }
 }
 
-/// Whether a session's messages name the models that they ask for, and nothing else does, as with `OpenAI`'s responses.
-/// Other kinds of sessions have one model, and `transcription` sessions set it in a message that any provider takes.
-fn names_its_model_later(request: &Prepared) -> bool {
-    request.named.is_none() && request.head.uri.path() == "/v1/responses"
+/// Whether the messages of a session name models, as `OpenAI`'s responses do. Other kinds of sessions have one model.
+fn names_models(request: &Prepared) -> bool {
+    request.head.uri.path() == "/v1/responses"
 }
 
 impl Session {
     /// Runs until one of both sides ends it, or the gateway drains.
-    pub(crate) async fn run(mut self: Box<Self>, drain: &Drain) {
+    async fn run(mut self: Box<Self>, drain: &Drain) {
         let core = Arc::clone(self.exchange.attempts.core());
         core.app.metrics.sessions.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.relay(drain).await {
@@ -149,7 +158,8 @@ impl Session {
         };
         let provider = open(connection.await?, Role::Client, max).await;
         let config = &Arc::clone(&self.live.providers[self.exchange.attempts.provider(attempt)]).config;
-        let relay = Relay { client, provider, config, patience, names_models: first.is_some(), first, drain_limit };
+        let names_models = names_models(&self.request);
+        let relay = Relay { client, provider, config, patience, first, names_models, drain_limit };
         relay.run(drain, &mut self.exchange, attempt).await;
         Ok(())
     }

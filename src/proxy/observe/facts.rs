@@ -7,11 +7,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderName};
-use http::{HeaderValue, Method, Uri, request, response};
+use http::{HeaderValue, Method, StatusCode, Uri, request, response};
 use serde::Serialize;
+use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::proxy::answer::start_of;
+use crate::proxy::answer::{self, start_of};
 use crate::proxy::protocol::Protocol;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -86,6 +87,11 @@ impl Facts {
             is_replayable: true,
             closes: false,
         }
+    }
+
+    /// The error that a stream of this request ends with if it breaks off.
+    pub(crate) fn broken_stream(&self, message: &str) -> Value {
+        self.protocol.error(answer::broken_stream(message), StatusCode::BAD_GATEWAY, self.id.to_str().ok())
     }
 
     pub(crate) fn set_model(&mut self, model: &str) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::proxy::keys::Keys;
 use crate::proxy::provider::Provider;
 use crate::{BreakerSnapshot, Cause, CircuitState};
 
@@ -107,7 +108,7 @@ impl Health {
                 error: out.last_error.as_ref().map(|error| error.error_type().to_owned()).unwrap_or_default(),
                 retry_in_ms: in_ms(out.next_probe_in.unwrap_or_default()),
             });
-            let out = provider.keys.out();
+            let out = provider.keys.iter().flat_map(Keys::out);
             let keys =
                 out.map(|(number, error, left)| (number, KeyHealth { error, retry_in_ms: in_ms(left) })).collect();
             let mut circuit = CircuitHealth::of(best);

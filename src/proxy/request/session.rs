@@ -1,5 +1,5 @@
-//! A request for a WebSocket session (RFC 6455 section 4): what it asks for, and the request that a provider gets
-//! instead.
+//! The handshake of a WebSocket session (RFC 6455 section 4): what the client sends and gets, and what the provider
+//! gets instead.
 //!
 //! Not here: the session itself: `edge::session`.
 
@@ -15,6 +15,9 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::proxy::answer::{self, Code};
 
+/// For a request that cannot become a session.
+pub(crate) const NOT_HTTP1: &str = "A WebSocket session begins with a GET over HTTP/1.1.";
+
 /// What a page's script sends its key in, since it can set no header: an item of `sec-websocket-protocol`.
 pub(super) const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
 /// The other items that name an account.
@@ -25,12 +28,12 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
-/// What is asked for, apart from the request's head.
+/// The client's part of a handshake, apart from the request's head.
 #[derive(Debug)]
-pub(crate) struct Wanted {
-    /// What the two sides may speak, without keys.
+pub(crate) struct Handshake {
+    /// The subprotocols that the client offers, without its keys.
     protocols: Option<HeaderValue>,
-    /// The client's answer to its key.
+    /// The answer to the client's `sec-websocket-key`.
     accept: HeaderValue,
     /// Where the model's name stands in the query.
     model: Option<Range<usize>>,
@@ -54,12 +57,12 @@ pub(super) fn keys(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     items(headers, header::SEC_WEBSOCKET_PROTOCOL).filter_map(|item| item.strip_prefix(KEY_PROTOCOL))
 }
 
-impl Wanted {
+impl Handshake {
     /// Reads a request for a session, and the model that its query names. An error is the answer.
     pub(super) fn read(head: &request::Parts) -> Result<(Self, Option<String>), Box<Response<Bytes>>> {
         let invalid = |message: &str| Err(Box::new(invalid_session(message)));
         if head.version != Version::HTTP_11 || head.method != Method::GET {
-            return invalid("A WebSocket session begins with a GET over HTTP/1.1.");
+            return invalid(NOT_HTTP1);
         }
         if !items(&head.headers, header::CONNECTION).any(|item| item.eq_ignore_ascii_case("upgrade")) {
             return invalid("The header 'connection' does not ask for an upgrade.");
@@ -111,6 +114,18 @@ impl Wanted {
         (request, key)
     }
 
+    /// The headers of an answer before a provider is asked. A client that has offered subprotocols would give up
+    /// without one, so it gets the first.
+    pub(crate) fn accept(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        self.to_client(&mut headers);
+        let first = self.protocols.as_ref().and_then(|offered| offered.to_str().ok()?.split(',').next());
+        if let Some(first) = first.and_then(|first| HeaderValue::from_str(first).ok()) {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, first);
+        }
+        headers
+    }
+
     /// Turns the headers of a provider's good answer into those that the client gets.
     pub(crate) fn to_client(&self, headers: &mut HeaderMap) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -120,7 +135,8 @@ impl Wanted {
     }
 }
 
-fn invalid_session(message: &str) -> Response<Bytes> {
+/// The request for a session is none, or not complete.
+pub(crate) fn invalid_session(message: &str) -> Response<Bytes> {
     answer::invalid(StatusCode::BAD_REQUEST, Code::InvalidSession, None, message)
 }
 
@@ -173,20 +189,20 @@ mod tests {
             ("?xmodel=1", None, "?xmodel=1"),
         ] {
             let head = head(query, "realtime");
-            let (wanted, found) = Wanted::read(&head).unwrap();
+            let (handshake, found) = Handshake::read(&head).unwrap();
             assert_eq!(found.as_deref(), named, "{query}");
-            let (request, _) = wanted.to_provider(&head, Some("our-name"));
+            let (request, _) = handshake.to_provider(&head, Some("our-name"));
             assert_eq!(request.uri().to_string(), format!("/v1/realtime{there}"));
         }
-        assert!(Wanted::read(&head("?model=a&mod%65l=b", "x")).is_err());
+        assert!(Handshake::read(&head("?model=a&mod%65l=b", "x")).is_err());
     }
 
     #[test]
     fn the_keys_of_a_page_are_found_and_not_passed_on() {
         let head = head("", "realtime, openai-insecure-api-key.token, openai-project.p, openai-beta.realtime-v1");
         assert_eq!(keys(&head.headers).collect::<Vec<_>>(), ["token"]);
-        let (wanted, _) = Wanted::read(&head).unwrap();
-        let (request, _) = wanted.to_provider(&head, None);
+        let (handshake, _) = Handshake::read(&head).unwrap();
+        let (request, _) = handshake.to_provider(&head, None);
         assert_eq!(request.headers()["sec-websocket-protocol"], "realtime, openai-beta.realtime-v1");
     }
 
@@ -194,13 +210,13 @@ mod tests {
     #[test]
     fn each_side_gets_the_answer_to_its_own_key() {
         let head = head("", "x");
-        let (wanted, _) = Wanted::read(&head).unwrap();
+        let (handshake, _) = Handshake::read(&head).unwrap();
         let mut headers = HeaderMap::new();
-        wanted.to_client(&mut headers);
+        handshake.to_client(&mut headers);
         assert_eq!(headers["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert!(is_accepted(&headers, "dGhlIHNhbXBsZSBub25jZQ=="));
         assert!(!is_accepted(&headers, "another"));
-        let (request, key) = wanted.to_provider(&head, None);
+        let (request, key) = handshake.to_provider(&head, None);
         assert_eq!(request.headers()["sec-websocket-key"], key);
     }
 }

@@ -26,7 +26,7 @@ use crate::proxy::core::Core;
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::Provider;
 use crate::proxy::request::model::Format;
-use crate::proxy::request::session::{Wanted, is_accepted};
+use crate::proxy::request::session::{Handshake, is_accepted};
 use crate::proxy::request::upload::Progress;
 use crate::proxy::request::{Prepared, headers};
 use crate::proxy::timers::{Timer, within};
@@ -136,9 +136,9 @@ pub(crate) fn ask(provider: &Arc<Provider>, attempt: AttemptId, question: Questi
 fn reply(provider: Arc<Provider>, mut question: Question) -> impl Future<Output = Reply> {
     async move {
         let timeouts = &provider.config.timeouts;
-        if let Some(wanted) = &Arc::clone(&question.request).session {
+        if let Some(handshake) = &Arc::clone(&question.request).session {
             // In a box: it is rare, and its state would be a part of every request's.
-            return Box::pin(open(&mut question, &provider, wanted)).await;
+            return Box::pin(open(&mut question, &provider, handshake)).await;
         }
         match send(&mut question, timeouts).await {
             Ok(response) => receive(&mut question, timeouts, response).await,
@@ -177,12 +177,12 @@ fn not_sent(error: &SendError) -> Reply {
     Reply::Failed(outcome, error.to_string())
 }
 
-/// Asks for a session. What is no session is judged as any other answer.
-async fn open(question: &mut Question, provider: &Provider, wanted: &Wanted) -> Reply {
+/// Asks for a session. A refusal is judged as that of any other request.
+async fn open(question: &mut Question, provider: &Provider, handshake: &Handshake) -> Reply {
     let Question { upstream, request, key: secret, started, timer, .. } = question;
     let timeouts = &provider.config.timeouts;
     let there = provider.config.models.get(request.model()).map(String::as_str);
-    let (asked, key) = wanted.to_provider(&request.head, there);
+    let (asked, key) = handshake.to_provider(&request.head, there);
     let (head, ()) = asked.into_parts();
     let until = *started + timeouts.first_byte();
     let response = match within(timer, || until, pin!(upstream.open(&head, *secret))).await {
@@ -191,7 +191,7 @@ async fn open(question: &mut Question, provider: &Provider, wanted: &Wanted) -> 
         None => return first_byte_late(*started, timeouts),
     };
     if response.status().is_success() {
-        let message = format!("{} instead of a session", response.status());
+        let message = format!("{} in answer to a WebSocket handshake", response.status());
         return Reply::Failed(Outcome::Protocol, message);
     }
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -199,11 +199,11 @@ async fn open(question: &mut Question, provider: &Provider, wanted: &Wanted) -> 
     }
     let (mut head, _) = response.into_parts();
     if !is_accepted(&head.headers, &key) {
-        return Reply::Failed(Outcome::Protocol, "the answer to a request for a session does not fit it".to_owned());
+        return Reply::Failed(Outcome::Protocol, "its answer to the WebSocket handshake is invalid".to_owned());
     }
     headers::to_client(&mut head.headers);
     upstream.strike_out_secrets(&mut head.headers);
-    wanted.to_client(&mut head.headers);
+    handshake.to_client(&mut head.headers);
     Reply::Session(Box::new(head))
 }
 

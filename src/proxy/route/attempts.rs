@@ -22,7 +22,7 @@ use crate::proxy::observe::access_log::AttemptLine;
 use crate::proxy::outcome::{Outcome, Scope};
 use crate::proxy::provider::{CircuitId, Provider, ProviderId};
 use crate::proxy::request::Prepared;
-use crate::proxy::silence::{Awaited, Ticket, Watchers};
+use crate::proxy::silence::{Ticket, Watchers};
 use crate::proxy::timers::Timer;
 use crate::silence::WatchedStream;
 
@@ -110,14 +110,14 @@ impl Attempts {
         self.all.len()
     }
 
-    /// Begins an attempt. Without permits it goes through silence. `awaited` is the latency class to watch, or `None`.
+    /// Begins an attempt. Without permits it goes through silence. `is_watched` is for silence.
     /// Unsettled permits are cancelled: a client that leaves says nothing about a provider.
     pub(crate) fn begin(
         &mut self,
         id: CircuitId,
         permits: Option<Permits>,
         model: &str,
-        awaited: Option<Awaited>,
+        is_watched: bool,
     ) -> AttemptId {
         let started = Instant::now();
         let through_silence = permits.is_none();
@@ -125,12 +125,12 @@ impl Attempts {
         let provider = &self.local.providers[id.provider];
         provider.begin(started, is_probe, through_silence);
         provider.circuit(id).begin();
-        let ticket = awaited.and_then(|awaited| {
+        let ticket = is_watched.then_some(id.kind).and_then(|kind| {
             let permit = permits.as_ref().map(|permits| &permits.circuit);
-            self.watchers(id.provider)?.start(model, awaited, &circuits(provider, id), permit, started)
+            self.watchers(id.provider)?.start(model, kind, &circuits(provider, id), permit, started)
         });
         let permits = permits.map(Permits::cancel_on_drop);
-        let turn = provider.keys.turn(id.model, started);
+        let turn = provider.keys.as_ref().map(|keys| keys.turn(id.model, started));
         let key = turn.as_ref().map_or(0, |turn| turn.key);
         self.all.push(Attempt { circuit: id, started, through_silence, permits, turn, key, ticket, ended: None });
         AttemptId(self.all.len() - 1)
@@ -165,11 +165,11 @@ impl Attempts {
     /// not been sent with. Then it may be asked again.
     pub(crate) fn has_another_key(&self, AttemptId(attempt): AttemptId) -> Option<CircuitId> {
         let Attempt { circuit: id, ended, .. } = &self.all[attempt];
-        let keys = &self.local.providers[id.provider].keys;
+        let keys = self.local.providers[id.provider].keys.as_ref()?;
         let (outcome, _) = ended.as_ref()?;
         let is_the_keys = outcome.scope() == Scope::Key || *outcome == Outcome::RateLimited;
         let tried = self.all.iter().filter(|attempt| attempt.circuit == *id).count();
-        let is_left = tried < keys.len() && keys.none_before(id.model, Instant::now()).is_none();
+        let is_left = tried < keys.len() && keys.none_free_for(id.model, Instant::now()).is_none();
         (is_the_keys && is_left).then_some(*id)
     }
 
@@ -280,7 +280,7 @@ impl Attempts {
         if let Some(cooldown) = cooldown {
             let (error, seconds) = (Escaped(message), cooldown.as_secs_f64());
             let (name, model) = (provider.name(), provider.circuits.name(id.model));
-            let key = (provider.keys.len() > 0).then_some(attempt.key + 1);
+            let key = provider.keys.as_ref().map(|_| attempt.key + 1);
             warn!(provider = name, model, key, scope, error_type, seconds, %error, "a provider is to be asked later");
         } else if outcome.fails_its_permit() || outcome == Outcome::Redirected {
             warn!(provider = provider.name(), scope, error_type, error = %Escaped(message), "a provider failed");
@@ -409,7 +409,7 @@ impl Blamed<'_> {
     ) -> Duration {
         let (now, limits, text) = (Instant::now(), self.limits, outcome.as_str());
         let (above, permit) = permits.map_or((None, None), |both| (Some(both.provider), Some(both.circuit)));
-        let keys = Some(&self.provider.keys).filter(|keys| keys.len() > 0);
+        let keys = self.provider.keys.as_ref();
         if outcome.scope() == Scope::Key {
             drop(permit);
             let (base, max) = (limits.key, limits.key_max());
@@ -441,7 +441,7 @@ impl Blamed<'_> {
             Some(keys) => {
                 keys.rest(self.key, self.id.model, now + length);
                 // The model is out when no key is left for it.
-                let Some(left) = keys.none_before(self.id.model, now) else { return whole };
+                let Some(left) = keys.none_free_for(self.id.model, now) else { return whole };
                 left
             }
         };

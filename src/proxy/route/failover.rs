@@ -26,7 +26,6 @@ use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::CircuitId;
 use crate::proxy::request::upload::{Progress, Rest, Upload};
 use crate::proxy::request::{Prepared, ids, model};
-use crate::proxy::silence::Awaited;
 use crate::proxy::state;
 use crate::proxy::upstream::RequestBody;
 
@@ -222,9 +221,8 @@ impl<'a> Failover<'a> {
             }
         };
         // If it is sent once, no other provider can be asked, and how long it takes depends on the client.
-        let awaited = (!self.is_once).then(|| Awaited::of(self.kind));
         let attempts = &mut self.exchange.attempts;
-        let attempt = attempts.begin(id, permits, self.request.model(), awaited);
+        let attempt = attempts.begin(id, permits, self.request.model(), !self.is_once);
         let question = Question {
             upstream: Arc::clone(&self.live.upstreams[id.provider]),
             request: Arc::clone(&self.request),

@@ -4,13 +4,11 @@
 //! Not here: what an event means: `meaning`.
 
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
+use serde_json::Value;
 
 use super::ending::is_json;
 use super::inside::Inside;
 use super::meaning::{Form, error_in, has_content, last_end, marks_the_end};
-use crate::proxy::answer::broken_stream;
-use crate::proxy::protocol::Protocol;
 
 /// A longer event is passed on in parts. No provider sends one.
 const MAX_EVENT: usize = 1 << 20;
@@ -126,9 +124,8 @@ impl Events {
     }
 
     /// The event that replaces what is left if the stream breaks off. Every SDK of the protocol turns it into an error.
-    pub(crate) fn error(&mut self, message: &str, protocol: Protocol) -> Bytes {
+    pub(crate) fn end_with(&mut self, error: &Value) -> Bytes {
         self.held.clear();
-        let error = protocol.error(broken_stream(message), StatusCode::BAD_GATEWAY, None);
         let end_of_what_was_passed = if self.within { "\n\n" } else { "" };
         format!("{end_of_what_was_passed}event: error\ndata: {error}\n\n").into()
     }
@@ -137,6 +134,7 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::answer::broken_stream;
 
     /// What is passed on for each chunk.
     fn pass(chunks: &[&'static str]) -> (Vec<String>, Events) {
@@ -193,7 +191,7 @@ mod tests {
     #[test]
     fn a_broken_stream_ends_with_an_error_event_and_without_half_an_event() {
         let (passed, mut events) = pass(&["data: 1\n\ndata: {\"half"]);
-        let end = String::from_utf8(events.error("it \"broke\"\noff", Protocol::OpenAi).to_vec()).unwrap();
+        let end = String::from_utf8(events.end_with(&broken_stream("it \"broke\"\noff")).to_vec()).unwrap();
         assert_eq!(passed, ["data: 1\n\n"]);
         let data = end.strip_prefix("event: error\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
         let json: serde_json::Value = serde_json::from_str(data).unwrap();
@@ -206,8 +204,8 @@ mod tests {
         let long: &'static str = "x".repeat(MAX_EVENT).leak();
         let (passed, mut events) = pass(&[long, "y", "z"]);
         assert_eq!(passed.iter().map(String::len).collect::<Vec<_>>(), [0, MAX_EVENT + 1, 0]);
-        assert!(events.error("m", Protocol::OpenAi).starts_with(b"\n\nevent: error\n"));
+        assert!(events.end_with(&broken_stream("m")).starts_with(b"\n\nevent: error\n"));
         let (_, mut events) = pass(&[long, "y", "z\n\n"]);
-        assert!(events.error("m", Protocol::OpenAi).starts_with(b"event: error\n"));
+        assert!(events.end_with(&broken_stream("m")).starts_with(b"event: error\n"));
     }
 }

@@ -262,7 +262,7 @@ impl JudgedStream {
         };
         Poll::Ready(Some(match &mut self.events {
             Some(events) if events.form() == Form::Events => {
-                Ok(Frame::data(events.error(shown, exchange.facts.protocol)))
+                Ok(Frame::data(events.end_with(&exchange.facts.broken_stream(shown))))
             }
             _ => Err(message.into()),
         }))

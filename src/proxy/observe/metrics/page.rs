@@ -14,6 +14,7 @@ use strum::VariantArray;
 use super::{BOUNDS, CloseReason, Metrics, ProviderMetrics, Sharded, Times};
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::Provider;
+use crate::proxy::silence::awaited;
 use crate::silence::{DetectorSnapshot, StallSnapshot};
 use crate::{BreakerSnapshot, Cause, CircuitState};
 
@@ -33,8 +34,8 @@ impl Metrics {
         for provider in providers {
             encode_circuits(&mut page, provider);
             let detectors = provider.silence.iter().flat_map(|detectors| detectors.snapshots());
-            for (model, awaited, silence) in detectors {
-                let labels = [("provider", provider.name()), ("model", &*model), ("awaited", awaited.as_str())];
+            for (model, kind, silence) in detectors {
+                let labels = [("provider", provider.name()), ("model", &*model), ("awaited", awaited(kind))];
                 encode_silence(&mut page, &labels, silence);
             }
             for (model, stalls) in provider.silence.iter().flat_map(|detectors| detectors.stalls()) {
@@ -97,7 +98,7 @@ fn encode_circuits(page: &mut Page, provider: &Provider) {
     }
     let out = provider.key_out();
     let help = "How many of the provider's keys are out: refused, or with an empty account.";
-    let keys = if provider.keys.len() > 0 { provider.keys.out().count() } else { usize::from(out.is_some()) };
+    let keys = provider.keys.as_ref().map_or(usize::from(out.is_some()), |keys| keys.out().count());
     page.gauge("fusebox_key_out", help, &[name], float(keys as u64));
     let help = "Time until a key is tried again when all are out; 0 if not.";
     let left = out.and_then(|out| out.next_probe_in).unwrap_or_default();
