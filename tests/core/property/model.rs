@@ -108,6 +108,13 @@ impl Model {
         }
     }
 
+    /// An opening that is no matter of a row of failures shows the row of the ramp that is over: no call has ended it.
+    fn end_ramp_if_over_and_keep_the_row(&mut self) {
+        let row = (self.failures, self.told);
+        self.end_ramp_if_over();
+        (self.failures, self.told) = row;
+    }
+
     /// An open time that a shorter one replaced is over if more than that and a minute is left.
     fn open_left(&self, until: u64, cause: Cause) -> u64 {
         let longest = if self.settings.open_growth > 100 { OPEN_CAP } else { OPEN_FOR };
@@ -169,7 +176,7 @@ impl Model {
     pub(super) fn cool_down(&mut self, millis: u64) -> bool {
         match self.circuit {
             Circuit::Closed | Circuit::Recovering { .. } => {
-                self.end_ramp_if_over();
+                self.end_ramp_if_over_and_keep_the_row();
                 self.trips += 1;
             }
             Circuit::Open { until, cause } if self.open_left(until, cause) < millis => {}
@@ -298,10 +305,10 @@ impl Model {
             })
         };
         if reached(self.settings.failure_rate, window.iter().filter(|call| call.failed).count()) {
-            self.end_ramp_if_over();
+            self.end_ramp_if_over_and_keep_the_row();
             self.trip(error.unwrap_or("rate"), Cause::Rate);
         } else if reached(self.settings.slow_rate, window.iter().filter(|call| call.slow).count()) {
-            self.end_ramp_if_over();
+            self.end_ramp_if_over_and_keep_the_row();
             self.trip("slow", Cause::Slow);
         }
     }
