@@ -6,17 +6,19 @@ mod certificates;
 mod file;
 mod limits;
 mod memory;
+mod network;
 mod pem;
 mod read;
 mod section;
 mod sent;
+mod server;
+mod token;
 mod url;
 mod variables;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HeaderName};
@@ -29,6 +31,9 @@ pub use self::certificates::ServerTls;
 pub(crate) use self::certificates::{BadFile, WallClock};
 pub use self::limits::{Connections, Limits, Timeouts};
 pub(crate) use self::pem::read_certificates;
+pub use self::network::Network;
+pub use self::server::ServerConfig;
+pub use self::token::Token;
 use super::protocol::{Protocol, Protocols};
 use crate::error::Escaped;
 use crate::{Config, silence};
@@ -123,66 +128,6 @@ pub struct GatewayConfig {
     warnings: Vec<String>,
 }
 
-/// `[server]`.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct ServerConfig {
-    /// Where clients connect.
-    pub listen: SocketAddr,
-    /// The certificate that clients are served with. `None`: they connect without TLS.
-    pub tls: Option<ServerTls>,
-    /// How many threads serve clients. Each has its own connections to the providers.
-    pub cores: u64,
-    /// Where `/health`, `/ready` and `/metrics` are served. `None`: on the clients' port.
-    pub admin_listen: Option<SocketAddr>,
-    /// A client must present one of these tokens. If there are none, anybody may send requests.
-    pub auth_tokens: Vec<Secret>,
-    /// Whether a client may choose the provider, by the header `x-fusebox-provider`.
-    pub allow_provider_header: bool,
-    /// The origins whose pages may read answers (CORS). `*` stands for any. Without one, no page of another origin can.
-    pub cors_origins: Vec<HeaderValue>,
-    /// A PEM file of certificate authorities that are trusted in addition to the public ones.
-    pub ca_file: Option<PathBuf>,
-    /// Whether each request is logged on standard output.
-    pub access_log: bool,
-    /// A longer request body is refused.
-    pub max_body_bytes: u64,
-    /// A longer request body is not held, and so can be sent to one provider only.
-    pub replay_body_bytes: u64,
-    /// A longer request body is held up to this all the same, if its model has not been found yet.
-    pub search_body_bytes: u64,
-    /// An answer that is not a stream is held until it is complete. A longer one is passed on while it comes.
-    pub replay_answer_bytes: u64,
-    /// A longer message of a WebSocket session ends it.
-    pub max_message_bytes: u64,
-    /// How many bytes of bodies and answers all requests together may hold. Beyond that a body is not held, and an
-    /// answer is passed on while it comes. The default is a quarter of the memory of the machine, or of its control
-    /// group.
-    pub max_held_bytes: u64,
-    /// The limit for the request line and the headers together.
-    pub max_header_bytes: u64,
-    /// How many headers a request may have.
-    pub max_headers: u64,
-    /// How many client connections may be open at one time. Further ones wait.
-    pub max_connections: u64,
-    /// How long a client may take to send its headers.
-    pub header_timeout: Duration,
-    /// How long a client may pause within its body. All pauses together may take this long, and a second more for each
-    /// KiB.
-    pub body_timeout: Duration,
-    /// How long a client may read nothing of its answer.
-    pub write_timeout: Duration,
-    /// When the client of a stream gets the head of its answer, and comments, though there is no content yet. `None`:
-    /// with the first content.
-    pub heartbeat_after: Option<Duration>,
-    /// The time between two of these comments.
-    pub heartbeat: Duration,
-    /// After SIGTERM, how long `/ready` answers 503 before connections are refused.
-    pub drain_delay: Duration,
-    /// How long requests in flight may take to finish after that.
-    pub drain_limit: Duration,
-}
-
 /// `[failover]`: what becomes of a request that a provider has not answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -230,41 +175,6 @@ impl Cooldowns {
 impl Default for Cooldowns {
     fn default() -> Self {
         Self { default: Duration::from_secs(5), max: Duration::from_secs(300), key: Duration::from_secs(300) }
-    }
-}
-
-/// The smallest `max_held_bytes`.
-const MIN_HELD_BYTES: u64 = 1 << 20;
-
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            tls: None,
-            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
-            admin_listen: None,
-            auth_tokens: Vec::new(),
-            allow_provider_header: false,
-            cors_origins: Vec::new(),
-            ca_file: None,
-            access_log: true,
-            max_body_bytes: 512 << 20,
-            replay_body_bytes: 8 << 20,
-            search_body_bytes: 64 << 20,
-            replay_answer_bytes: 1 << 20,
-            max_message_bytes: 16 << 20,
-            max_held_bytes: memory::of_this_process().map_or(1 << 30, |memory| memory / 4).max(MIN_HELD_BYTES),
-            max_header_bytes: 64 << 10,
-            max_headers: 100,
-            max_connections: 10_000,
-            header_timeout: Duration::from_secs(30),
-            body_timeout: Duration::from_secs(60),
-            write_timeout: Duration::from_secs(60),
-            heartbeat_after: None,
-            heartbeat: Duration::from_secs(15),
-            drain_delay: Duration::ZERO,
-            drain_limit: Duration::from_secs(30),
-        }
     }
 }
 

@@ -39,8 +39,8 @@ mod upstream;
 
 pub use circuits::AnswerKind;
 pub use config::{
-    ConfigErrors, Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, ProviderConfig, Secret, ServerConfig,
-    ServerTls, Strategy, Timeouts, WhenAllOpen,
+    ConfigErrors, Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, Network, ProviderConfig, Secret,
+    ServerConfig, ServerTls, Strategy, Timeouts, Token, WhenAllOpen,
 };
 pub use later::retry_after;
 pub use observe::health::{CircuitHealth, Health, HealthStatus, KeyHealth, ProviderHealth};

@@ -22,7 +22,7 @@ use self::session::Handshake;
 use self::upload::{Read, Rest};
 use super::answer::{self, Code};
 use super::body::budget::Budget;
-use super::config::{Secret, ServerConfig};
+use super::config::{ServerConfig, Token};
 use super::protocol::{ANTHROPIC_VERSION, Protocol, USUAL_VERSION};
 use super::timers::Timer;
 
@@ -68,10 +68,12 @@ pub(crate) struct Received {
     pub(crate) is_whole: bool,
 }
 
-/// Checks what comes before the body. An error is the answer.
-pub(crate) fn check(head: &request::Parts, auth_tokens: &[Secret]) -> Result<(), Box<Response<Bytes>>> {
+/// Checks what comes before the body. Returns the place of the token that is shown, if one has to be. An error is the
+/// answer.
+pub(crate) fn check(head: &request::Parts, auth_tokens: &[Token]) -> Result<Option<usize>, Box<Response<Bytes>>> {
     let refuse = |status, code, message| Err(Box::new(answer::invalid(status, code, None, message)));
-    if !is_authorized(auth_tokens, &head.headers) {
+    let shown = shown_token(auth_tokens, &head.headers);
+    if shown.is_none() && !auth_tokens.is_empty() {
         return Err(Box::new(answer::unauthorized()));
     }
     let coding = head.headers.get(header::TRANSFER_ENCODING);
@@ -87,7 +89,7 @@ pub(crate) fn check(head: &request::Parts, auth_tokens: &[Secret]) -> Result<(),
         let message = "The path contains '.' or '..' segments, or characters that are not allowed in a path.";
         return refuse(StatusCode::BAD_REQUEST, Code::InvalidPath, message);
     }
-    Ok(())
+    Ok(shown)
 }
 
 /// Reads a request as far as its routing needs. An error is the answer.
@@ -179,18 +181,27 @@ fn is_own_page(head: &request::Parts, allowed: &[HeaderValue]) -> bool {
     is_of_its_host || allowed.iter().any(|it| it == "*" || it == origin)
 }
 
-/// Whether a token is shown in one of the headers in which SDKs send their key. Compares with every token even if one
-/// fits, so that the time reveals nothing.
-pub(crate) fn is_authorized(tokens: &[Secret], headers: &HeaderMap) -> bool {
+/// The place of the token that is shown in one of the headers in which SDKs send their key. Compares with every token
+/// even if one fits, so that the time reveals nothing.
+pub(crate) fn shown_token(tokens: &[Token], headers: &HeaderMap) -> Option<usize> {
     if tokens.is_empty() {
-        return true;
+        return None;
     }
     let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-    let fits = |token: &[u8]| tokens.iter().fold(false, |fits, known| fits | known.is(token));
+    let find = |shown: &[u8]| {
+        let places = tokens.iter().enumerate();
+        places.fold(None, |found, (place, known)| if known.token.is(shown) { Some(place) } else { found })
+    };
     let (scheme, bearer) = value(header::AUTHORIZATION.as_str()).split_at_checked("Bearer ".len()).unwrap_or_default();
-    let is_bearer = fits(bearer.trim_ascii_start()) && scheme.eq_ignore_ascii_case(b"Bearer ");
-    let is_a_pages = session::keys(headers).fold(false, |is, key| is | fits(key.as_bytes()));
-    is_bearer | fits(value("x-api-key")) | fits(value("api-key")) | is_a_pages
+    let by_bearer = find(bearer.trim_ascii_start()).filter(|_| scheme.eq_ignore_ascii_case(b"Bearer "));
+    let [by_x_api_key, by_api_key] = ["x-api-key", "api-key"].map(|name| find(value(name)));
+    let by_page = session::keys(headers).fold(None, |found, key| find(key.as_bytes()).or(found));
+    by_bearer.or(by_x_api_key).or(by_api_key).or(by_page)
+}
+
+/// Whether a request may be answered at all.
+pub(crate) fn is_authorized(tokens: &[Token], headers: &HeaderMap) -> bool {
+    tokens.is_empty() || shown_token(tokens, headers).is_some()
 }
 
 /// Whether a request has exactly one host, or none where the protocol does not require one.

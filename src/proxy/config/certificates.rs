@@ -78,13 +78,13 @@ impl ServerTls {
     }
 }
 
-/// Reads `[server.tls]`, and its files.
-pub(super) fn read_tls(server: &mut Section<'_, '_>) -> Option<ServerTls> {
-    let (at, table) = server.table("tls");
-    if !server.has("tls") {
+/// Reads `[server.tls]` or `[server.admin_tls]`, and its files.
+pub(super) fn read_tls(server: &mut Section<'_, '_>, field: &'static str) -> Option<ServerTls> {
+    let (at, table) = server.table(field);
+    if !server.has(field) {
         return None;
     }
-    let mut section = Section::new("server.tls.".into(), at, table, server.report);
+    let mut section = server.inner(&format!("{field}."), at, table);
     let [cert, key, client_ca] = ["cert", "key", "client_ca"].map(|field| section.text(field, "a path"));
     let expected = "a PEM file";
     for field in ["cert", "key"] {

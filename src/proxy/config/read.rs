@@ -3,27 +3,23 @@
 //! Not here: TOML itself: `section`.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use http::{HeaderValue, Uri};
 use strum::VariantArray;
 use toml::de::DeTable;
 
-use super::certificates::read_tls;
-use super::pem::read_certificates;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_keys, read_query};
+use super::server::read_server;
 use super::url::{is_private, read_url, warn_of_path};
 use super::{
-    Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, MIN_HELD_BYTES, ProviderConfig, ServerConfig,
-    Strategy, Timeouts,
+    Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, ProviderConfig, Strategy, Timeouts,
 };
 use crate::proxy::protocol::{Protocol, Protocols};
 use crate::{Config, ConfigBuilder, ConfigError, silence};
 
-const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 
 pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec<String>> {
     let mut report = Report::new(file, text);
@@ -134,82 +130,6 @@ impl Default for Defaults {
         let (connections, timeouts) = (Connections::default(), Timeouts::default());
         Self { connections, timeouts, limits: Limits::default(), breaker, silence }
     }
-}
-
-fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
-    let mut server = ServerConfig::default();
-    // A name that needs no question to anybody.
-    let local = |text: &str| Some(SocketAddr::from(([127, 0, 0, 1], text.strip_prefix("localhost:")?.parse().ok()?)));
-    let address = |text: &str| text.parse::<SocketAddr>().ok().or_else(|| local(text));
-    let expected = "an address such as \"127.0.0.1:8080\"";
-    if let Some(listen) = section.parse("listen", expected, address) {
-        server.listen = listen;
-    }
-    section.count("cores", 1..=1024, &mut server.cores);
-    server.admin_listen = section.parse("admin_listen", expected, address);
-    if server.admin_listen == Some(server.listen) && server.listen.port() != 0 {
-        section.mistake("admin_listen", &format!("\"{}\"", server.listen), "another address than server.listen");
-    }
-    server.auth_tokens = section.secrets("auth_tokens");
-    if server.auth_tokens.is_empty() && !server.listen.ip().is_loopback() {
-        section.warn(
-            "listen",
-            "is not a loopback address and there are no auth_tokens: anybody who reaches it may send requests",
-        );
-    }
-    server.tls = read_tls(&mut section);
-    section.flag("allow_provider_header", &mut server.allow_provider_header);
-    read_cors(&mut section, &mut server.cors_origins);
-    if let Some(Text { shown, value }) = section.text("ca_file", "a path") {
-        let file = PathBuf::from(value);
-        if let Err(error) = read_certificates(&file) {
-            section.mistake("ca_file", &format!("{shown}, which {error}"), "a PEM file with certificates");
-        }
-        server.ca_file = Some(file);
-    }
-    section.flag("access_log", &mut server.access_log);
-    section.count("max_body_bytes", 1..=1 << 40, &mut server.max_body_bytes);
-    section.count("replay_body_bytes", 1024..=1 << 30, &mut server.replay_body_bytes);
-    section.count("search_body_bytes", 1024..=1 << 30, &mut server.search_body_bytes);
-    section.count("replay_answer_bytes", 0..=1 << 30, &mut server.replay_answer_bytes);
-    section.count("max_message_bytes", 1024..=1 << 30, &mut server.max_message_bytes);
-    section.count("max_held_bytes", MIN_HELD_BYTES..=1 << 50, &mut server.max_held_bytes);
-    section.count("max_header_bytes", 8 << 10..=1 << 20, &mut server.max_header_bytes);
-    section.count("max_headers", 1..=10_000, &mut server.max_headers);
-    section.count("max_connections", 1..=1_000_000, &mut server.max_connections);
-    section.duration("header_timeout", MILLISECOND..=MAX_DURATION, &mut server.header_timeout);
-    section.duration("body_timeout", MILLISECOND..=MAX_DURATION, &mut server.body_timeout);
-    section.duration("write_timeout", MILLISECOND..=MAX_DURATION, &mut server.write_timeout);
-    section.optional_duration("heartbeat_after", MILLISECOND..=MAX_DURATION, &mut server.heartbeat_after);
-    section.duration("heartbeat", MILLISECOND..=MAX_DURATION, &mut server.heartbeat);
-    if section.has("heartbeat") && server.heartbeat_after.is_none() {
-        section.warn("heartbeat", "has no effect without heartbeat_after");
-    }
-    section.duration("drain_delay", Duration::ZERO..=MAX_DURATION, &mut server.drain_delay);
-    section.duration("drain_limit", Duration::ZERO..=MAX_DURATION, &mut server.drain_limit);
-    section.finish();
-    server
-}
-
-fn read_cors(server: &mut Section<'_, '_>, origins: &mut Vec<HeaderValue>) {
-    let (at, table) = server.table("cors");
-    let mut section = Section::new("server.cors.".into(), at, table, server.report);
-    let expected = "an origin such as \"https://app.example.com\", or \"*\"";
-    for (index, Text { shown, value }) in section.texts("origins", expected).into_iter().enumerate() {
-        // A browser sends scheme, host and port, and compares them as texts.
-        let uri: Option<Uri> = value.parse().ok();
-        let is_origin = uri.is_some_and(|uri| {
-            uri.scheme().is_some() && uri.authority().is_some() && !value.ends_with('/') && uri.path() == "/"
-        });
-        let is_lower = value.bytes().all(|byte| !byte.is_ascii_uppercase());
-        match HeaderValue::from_str(&value) {
-            Ok(origin) if value == "*" || is_origin && is_lower && !value.contains(['?', '#', '@']) => {
-                origins.push(origin);
-            }
-            _ => section.mistake(&format!("origins[{index}]"), &shown, expected),
-        }
-    }
-    section.finish();
 }
 
 /// `names` are those of the providers.

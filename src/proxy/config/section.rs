@@ -165,6 +165,26 @@ impl<'r, 'i> Section<'r, 'i> {
         (self.place(field), table)
     }
 
+    /// The values of an array, each with its offset. A missing one is empty.
+    pub(super) fn array(&mut self, field: &'static str, expected: &str) -> Vec<(usize, DeValue<'i>)> {
+        match self.take(field) {
+            Some(DeValue::Array(values)) => {
+                values.into_iter().map(|value| (value.span().start, value.into_inner())).collect()
+            }
+            Some(other) => {
+                // Not the value: it may be a secret.
+                self.mistake(field, other.type_str(), expected);
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// A table within this one.
+    pub(super) fn inner(&mut self, path: &str, at: usize, table: DeTable<'i>) -> Section<'_, 'i> {
+        Section::new(format!("{}{path}", self.path), at, table, self.report)
+    }
+
     pub(super) fn tables(&mut self, field: &'static str) -> Vec<(usize, DeTable<'i>)> {
         let expected = format!("[[{field}]] tables");
         let values = match self.take(field) {
@@ -391,7 +411,7 @@ impl<'r, 'i> Section<'r, 'i> {
         found
     }
 
-    fn secret_in(&mut self, field: &str, value: &DeValue<'_>) -> Option<Secret> {
+    pub(super) fn secret_in(&mut self, field: &str, value: &DeValue<'_>) -> Option<Secret> {
         let DeValue::String(raw) = value else {
             self.mistake(field, value.type_str(), "a text such as \"${NAME}\"");
             return None;

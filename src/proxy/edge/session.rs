@@ -84,7 +84,10 @@ pub(crate) fn serve<B, R>(
         let Some(client) = client else {
             return into(v1::refuse(exchange, invalid_session(NOT_HTTP1)));
         };
-        let read = asked::check(&head, &live.server.auth_tokens).and_then(|()| asked::read_session(head, &live.server));
+        let read = asked::check(&head, &live.server.auth_tokens).and_then(|token| {
+            exchange.facts.token = token;
+            asked::read_session(head, &live.server)
+        });
         let request = match read {
             Ok(request) => request,
             Err(refused) => return into(v1::refuse(exchange, *refused)),

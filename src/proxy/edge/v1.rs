@@ -121,7 +121,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     exchange.facts.closes = !body.is_end_stream();
-    asked::check(&head, &live.server.auth_tokens).map_err(|answer| *answer)?;
+    exchange.facts.token = asked::check(&head, &live.server.auth_tokens).map_err(|answer| *answer)?;
     if matches!(head.method, Method::GET | Method::HEAD)
         && let Some(answer) = models(live, exchange.facts.protocol, head.uri.path())
     {

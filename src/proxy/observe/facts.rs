@@ -44,6 +44,8 @@ pub(crate) struct Facts {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) protocol: Protocol,
+    /// The place of the token that the client has shown.
+    pub(crate) token: Option<usize>,
     /// The model's name for the log, cut where it is long.
     pub(crate) model: Option<Box<str>>,
     /// `None` until there is an answer.
@@ -76,6 +78,7 @@ impl Facts {
             method: head.method.clone(),
             uri: head.uri.clone(),
             protocol: Protocol::of(head.uri.path(), &head.headers),
+            token: None,
             model: None,
             status: None,
             has_head: None,
