@@ -257,6 +257,7 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     check_descriptors(&config.server)?;
     let state = AppState::with_access_log(&config, standard_output()?)?;
+    state.set_file(file.clone());
     // Before "listening" is logged: until signals are handled, SIGHUP ends the process.
     let told_to_end = on_signals(reload(Arc::clone(&state), file))?;
     let listener = bind("server.listen", config.server.listen).await?;

@@ -1,4 +1,4 @@
-//! The certificate that new connections of clients are served with, and looking whether its files have changed.
+//! The certificate that new connections of clients or operators are served with, and looking whether its files have changed.
 //!
 //! Not here: reading the files: `config::certificates`; handshakes: `edge::clients`.
 
@@ -19,7 +19,7 @@ use super::upstream::SetupError;
 /// How often to look whether the files have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// `None` inside: clients connect without TLS.
+/// `None` inside: they connect without TLS.
 #[derive(Default)]
 pub(crate) struct Certificates(ArcSwapOption<Loaded>);
 
@@ -29,8 +29,25 @@ impl fmt::Debug for Certificates {
     }
 }
 
+/// Who is served with a certificate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Whose {
+    Clients,
+    Operators,
+}
+
+impl Whose {
+    fn field(self) -> &'static str {
+        match self {
+            Self::Clients => "server.tls",
+            Self::Operators => "server.admin_tls",
+        }
+    }
+}
+
 #[derive(Clone)]
 pub(crate) struct Loaded {
+    whose: Whose,
     files: ServerTls,
     /// The files as they were before they were read.
     stamps: Stamps,
@@ -41,11 +58,11 @@ pub(crate) struct Loaded {
 type Stamps = Vec<Option<(SystemTime, u64)>>;
 
 impl Certificates {
-    /// Reads the files of a configuration, for [`set`](Self::set).
-    pub(crate) fn load(files: Option<&ServerTls>) -> Result<Option<Arc<Loaded>>, SetupError> {
-        let loaded = files.map(Loaded::new).transpose();
+    /// Reads the files that a field of the configuration names, for [`set`](Self::set).
+    pub(crate) fn load(whose: Whose, files: Option<&ServerTls>) -> Result<Option<Arc<Loaded>>, SetupError> {
+        let loaded = files.map(|files| Loaded::new(whose, files)).transpose();
         loaded.map_err(|BadFile { field, file, why }| {
-            SetupError::new(format!("server.tls.{field}: {} {why}", file.display()))
+            SetupError::new(format!("{}.{field}: {} {why}", whose.field(), file.display()))
         })
     }
 
@@ -69,7 +86,7 @@ impl Certificates {
         if !stands_still || *last == loaded.stamps {
             return;
         }
-        let (new, failed) = match Loaded::new(&loaded.files) {
+        let (new, failed) = match Loaded::new(loaded.whose, &loaded.files) {
             Ok(new) => (new, None),
             // It is told once.
             Err(bad) => (Arc::new(Loaded { stamps: last.clone(), ..(**loaded).clone() }), Some(bad)),
@@ -93,11 +110,14 @@ impl Certificates {
     /// # Errors
     ///
     /// If the thread cannot be started.
-    pub(crate) fn watch<T: Send + Sync + 'static>(owner: Weak<T>, certificates: fn(&T) -> &Self) -> io::Result<()> {
+    pub(crate) fn watch<T: Send + Sync + 'static>(
+        owner: Weak<T>,
+        certificates: fn(&T) -> [&Self; 2],
+    ) -> io::Result<()> {
         let watch = move || {
-            let mut last = Stamps::new();
+            let mut last = <[Stamps; 2]>::default();
             while let Some(owner) = owner.upgrade() {
-                certificates(&owner).look(&mut last);
+                certificates(&owner).into_iter().zip(&mut last).for_each(|(certificates, last)| certificates.look(last));
                 drop(owner);
                 thread::park_timeout(LOOK_EVERY);
             }
@@ -107,10 +127,14 @@ impl Certificates {
 }
 
 impl Loaded {
-    fn new(files: &ServerTls) -> Result<Arc<Self>, BadFile> {
+    fn new(whose: Whose, files: &ServerTls) -> Result<Arc<Self>, BadFile> {
         let stamps = stamps(files);
-        let config = files.load()?;
-        Ok(Arc::new(Self { files: files.clone(), stamps, acceptor: TlsAcceptor::from(Arc::new(config)) }))
+        let mut config = files.load()?;
+        if let Whose::Operators = whose {
+            // Their port speaks nothing else.
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        }
+        Ok(Arc::new(Self { whose, files: files.clone(), stamps, acceptor: TlsAcceptor::from(Arc::new(config)) }))
     }
 }
 

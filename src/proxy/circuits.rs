@@ -13,13 +13,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use strum::{EnumCount, VariantArray};
+use tokio::sync::broadcast::Sender;
 use tokio::time::Instant;
 
 use self::cooldown::Growing;
 use self::gate::Gate;
 use self::repeats::Repeats;
 use super::config::Limits;
-use crate::{CircuitBreaker, CircuitState, Config};
+use super::counts::ModelCounts;
+use crate::{CircuitBreaker, CircuitState, Config, Transition};
 
 /// How an answer comes. Its text is a label in the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, EnumCount, VariantArray)]
@@ -56,6 +58,8 @@ pub(crate) struct ModelId(u32);
 pub(crate) struct Circuits {
     provider: String,
     config: Config,
+    /// Is told of all transitions.
+    listener: Sender<Transition>,
     /// By the clients' names, in alphabetical order. The first name is empty: it stands for requests without a model.
     models: Box<[OfModel]>,
 }
@@ -64,6 +68,8 @@ struct OfModel {
     name: Box<str>,
     /// `None` if the number of its requests is not limited.
     gate: Option<Arc<Gate>>,
+    /// Made with the first request.
+    counts: Arc<OnceLock<ModelCounts>>,
     kinds: [OnceLock<Arc<Circuit>>; AnswerKind::COUNT],
 }
 
@@ -74,6 +80,7 @@ impl Circuits {
         config: Config,
         limits: Limits,
         models: &BTreeMap<String, String>,
+        listener: &Sender<Transition>,
         before: Option<&Self>,
     ) -> Self {
         let of_model = |name: &str| {
@@ -84,10 +91,12 @@ impl Circuits {
             for circuit in kinds.iter().filter_map(OnceLock::get) {
                 circuit.breaker.set_config(config);
             }
-            OfModel { name: name.into(), gate, kinds }
+            let counts = old.map(|old| Arc::clone(&old.counts)).unwrap_or_default();
+            OfModel { name: name.into(), gate, counts, kinds }
         };
         let names = std::iter::once("").chain(models.keys().map(String::as_str));
-        Self { provider: provider.to_owned(), config, models: names.map(of_model).collect() }
+        let (provider, listener) = (provider.to_owned(), listener.clone());
+        Self { provider, config, listener, models: names.map(of_model).collect() }
     }
 
     pub(crate) fn find(&self, model: &str) -> Option<ModelId> {
@@ -102,7 +111,9 @@ impl Circuits {
         let of_model = &self.models[model.0 as usize];
         of_model.kinds[kind as usize].get_or_init(|| {
             let name = format!("{}, {}, {}", self.provider, of_model.name, kind.as_str());
-            Arc::new(Circuit::new(CircuitBreaker::new(name, self.config), model))
+            let breaker = CircuitBreaker::new(name, self.config);
+            breaker.attach(&self.listener);
+            Arc::new(Circuit::new(breaker, model))
         })
     }
 
@@ -128,6 +139,21 @@ impl Circuits {
 
     pub(crate) fn gate(&self, model: ModelId) -> Option<&Gate> {
         self.models[model.0 as usize].gate.as_deref()
+    }
+
+    /// What is counted of a model.
+    pub(crate) fn counts(&self, model: ModelId) -> &ModelCounts {
+        self.models[model.0 as usize].counts.get_or_init(ModelCounts::default)
+    }
+
+    /// The same, if it was asked for.
+    pub(crate) fn known_counts(&self, model: ModelId) -> Option<&ModelCounts> {
+        self.models[model.0 as usize].counts.get()
+    }
+
+    /// The same of all models that were asked for, in alphabetical order.
+    pub(crate) fn all_counts(&self) -> impl Iterator<Item = (&str, &ModelCounts)> {
+        self.models.iter().filter_map(|of_model| Some((&*of_model.name, of_model.counts.get()?)))
     }
 
     pub(crate) fn name(&self, model: ModelId) -> &str {

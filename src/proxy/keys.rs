@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::broadcast::Sender;
 use tokio::time::Instant;
 
 use super::circuits::ModelId;
 use super::circuits::cooldown::Growing;
-use crate::{CircuitBreaker, CircuitState, Config, Permit};
+use crate::{CircuitBreaker, CircuitState, Config, Permit, Transition};
 
 #[derive(Debug)]
 pub(crate) struct Keys {
@@ -50,11 +51,11 @@ impl Turn {
 
 impl Keys {
     /// `None` for less than two keys.
-    pub(crate) fn new(provider: &str, count: usize, config: Config) -> Option<Self> {
-        let key = |number: usize| Key {
-            breaker: Arc::new(CircuitBreaker::new(format!("{provider}, key {}", number + 1), config)),
-            cooldowns: Growing::default(),
-            rests: Mutex::default(),
+    pub(crate) fn new(provider: &str, count: usize, config: Config, listener: &Sender<Transition>) -> Option<Self> {
+        let key = |number: usize| {
+            let breaker = Arc::new(CircuitBreaker::new(format!("{provider}, key {}", number + 1), config));
+            breaker.attach(listener);
+            Key { breaker, cooldowns: Growing::default(), rests: Mutex::default() }
         };
         (count > 1).then(|| Self { keys: (0..count).map(key).collect(), next: AtomicUsize::new(0) })
     }
@@ -157,7 +158,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn keys() -> Keys {
-        Keys::new("a", 3, Config::default()).unwrap()
+        Keys::new("a", 3, Config::default(), &Sender::new(1)).unwrap()
     }
 
     fn used(keys: &Keys) -> usize {

@@ -11,12 +11,14 @@
 //! - `request`: what a client asks for;
 //! - `config`, `body`, `answer`, `outcome`, `timers`: what the others are made of.
 
+mod admin;
 mod answer;
 mod body;
 mod certificates;
 mod circuits;
 mod config;
 mod core;
+mod counts;
 mod edge;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -25,6 +27,7 @@ mod keys;
 mod later;
 mod observe;
 mod online;
+mod orders;
 mod outcome;
 mod owners;
 mod protocol;
@@ -36,6 +39,7 @@ mod silence;
 mod state;
 mod timers;
 mod upstream;
+mod wall_clock;
 
 pub use circuits::AnswerKind;
 pub use config::{

@@ -4,7 +4,9 @@
 //! Not here: anything that a decision depends on.
 
 pub(crate) mod access_log;
+pub(crate) mod chronicle;
 pub(crate) mod facts;
+pub(crate) mod figures;
 pub(crate) mod health;
 pub(crate) mod lines;
 pub mod log;

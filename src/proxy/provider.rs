@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::sync::broadcast::Sender;
 use tokio::time::Instant;
 
 use super::circuits::cooldown::Growing;
@@ -18,7 +19,7 @@ use super::observe::metrics::ProviderMetrics;
 use super::outcome::Outcome;
 use super::silence::Detectors;
 use super::silence::allowance::Allowance;
-use crate::{BreakerSnapshot, Cause, CircuitBreaker};
+use crate::{BreakerSnapshot, Cause, CircuitBreaker, Transition};
 
 /// A provider's place in the configuration. It is meaningful only together with the configuration that it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +102,13 @@ impl Provider {
         breaker: Arc<CircuitBreaker>,
         metrics: Arc<ProviderMetrics>,
         silence: Option<Arc<Detectors>>,
+        listener: &Sender<Transition>,
         before: Option<&Self>,
     ) -> Self {
         let circuits = before.map(|before| &before.circuits);
-        let circuits = Circuits::new(&config.name, config.breaker, config.limits, &config.models, circuits);
+        let circuits = Circuits::new(&config.name, config.breaker, config.limits, &config.models, listener, circuits);
         let key_cooldowns = before.map(|before| Arc::clone(&before.key_cooldowns)).unwrap_or_default();
-        let keys = Keys::new(&config.name, config.api_keys.len(), config.breaker);
+        let keys = Keys::new(&config.name, config.api_keys.len(), config.breaker, listener);
         let (allowance, failing) = (Allowance::new(), AtomicU32::new(0));
         let missing = AtomicU32::new(0);
         Self { config, breaker, circuits, metrics, silence, keys, key_cooldowns, allowance, failing, missing }
@@ -159,9 +161,10 @@ impl Provider {
         false
     }
 
-    /// Whether every answer so far, of several, found nothing at the path.
-    pub(crate) fn finds_nothing(&self) -> bool {
-        (MANY_MISSING..FOUND).contains(&self.missing.load(Ordering::Relaxed))
+    /// What is probably wrong with its settings: every answer so far, of several, found nothing at the path.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        let finds_nothing = (MANY_MISSING..FOUND).contains(&self.missing.load(Ordering::Relaxed));
+        finds_nothing.then_some("every answer is a 404: look at its url")
     }
 
     /// Whether a failure of one of its circuits counts in the provider's own row of failures. One model alone never

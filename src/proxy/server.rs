@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::certificates::Certificates;
@@ -57,8 +58,18 @@ pub async fn run_server(
 ) -> io::Result<()> {
     let shares = shares(&state)?;
     widen_queue(&listener)?;
-    Certificates::watch(Arc::downgrade(&state), |state: &AppState| &state.certificates)?;
+    Certificates::watch(Arc::downgrade(&state), |state: &AppState| [&state.certificates, &state.admin_certificates])?;
     let cores = Cores::start(&state, clients::serve)?;
+    // They end with this function.
+    let mut beside = JoinSet::new();
+    beside.spawn({
+        let state = Arc::clone(&state);
+        async move { state.chronicle.follow().await }
+    });
+    beside.spawn({
+        let state = Arc::clone(&state);
+        async move { state.end_orders().await }
+    });
     let (drained, stop_admin) = oneshot::channel::<()>();
     let admin =
         admin.map(|admin| tokio::spawn(operators::serve(Arc::clone(&state), admin, shares.operators, stop_admin)));

@@ -3,36 +3,44 @@
 //!
 //! Not here: connections: each core has its own, in `core`.
 
-use std::collections::{BTreeMap, HashMap};
+pub(crate) mod by_hand;
+mod stats;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use strum::{EnumCount, VariantArray};
+use tokio::sync::broadcast::Sender;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::body::budget::Budget;
-use super::certificates::Certificates;
+use super::certificates::{Certificates, Whose};
+pub use self::stats::ProviderStats;
 use super::circuits::{AnswerKind, Circuits, ModelId};
-use super::config::{Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, ServerConfig};
+use super::config::{Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, ServerConfig, Strategy};
+use super::observe::chronicle::Chronicle;
+use super::observe::figures::Figures;
 use super::observe::health::Health;
 use super::observe::lines::LineWriter;
 use super::observe::log;
-use super::observe::metrics::{Metrics, ProviderMetrics};
-use super::outcome::Outcome;
+use super::observe::metrics::Metrics;
+use super::orders::Orders;
 use super::owners::Owners;
 use super::protocol::Protocol;
 use super::provider::{PerProvider, Provider, ProviderId};
 use super::silence::Detectors;
 use super::upstream::{Resolver, SetupError, Tls};
 use crate::error::Escaped;
-use crate::{CircuitBreaker, CircuitBreakerRegistry};
+use crate::{CircuitBreaker, CircuitBreakerRegistry, Transition};
 
 /// The gateway's state, shared by all connections.
 #[derive(Debug)]
@@ -54,6 +62,17 @@ pub struct AppState {
     resolver: Resolver,
     pub(crate) owners: Owners,
     pub(crate) certificates: Certificates,
+    /// Those of the operators' port.
+    pub(crate) admin_certificates: Certificates,
+    pub(crate) orders: Orders,
+    pub(crate) chronicle: Chronicle,
+    pub(crate) figures: Figures,
+    /// The figures of this second, for pages that look.
+    pub(crate) pages: watch::Sender<Arc<str>>,
+    /// One place: for the reload that an operator has asked for.
+    pub(crate) reloading: Arc<Semaphore>,
+    /// The file that the configuration was read from.
+    file: OnceLock<PathBuf>,
     /// For the settings that a reload does not change.
     started_with: ServerConfig,
 }
@@ -61,6 +80,7 @@ pub struct AppState {
 /// A configuration in use. A request keeps the one that it began with.
 pub(crate) struct Live {
     pub(crate) server: ServerConfig,
+    pub(crate) strategy: Strategy,
     pub(crate) failover: FailoverConfig,
     pub(crate) cooldowns: Cooldowns,
     pub(crate) providers: PerProvider<Arc<Provider>>,
@@ -138,9 +158,12 @@ impl AppState {
         let circuit_breakers = Arc::new(CircuitBreakerRegistry::default());
         let metrics = Metrics::default();
         let tls = Tls::new(config.server.ca_file.as_deref())?;
-        let certificates = Certificates::default();
-        certificates.set(Certificates::load(config.server.tls.as_ref())?);
-        let live = Live::new(config, tls, None, &circuit_breakers, &metrics, config.server.cores);
+        let (certificates, admin_certificates) = <(Certificates, Certificates)>::default();
+        certificates.set(Certificates::load(Whose::Clients, config.server.tls.as_ref())?);
+        admin_certificates.set(Certificates::load(Whose::Operators, config.server.admin_tls.as_ref())?);
+        let chronicle = Chronicle::new();
+        let parts = Parts { breakers: &circuit_breakers, metrics: &metrics, listener: chronicle.listener() };
+        let live = Live::new(config, tls, None, &parts, config.server.cores);
         Ok(Arc::new(Self {
             circuit_breakers,
             live: ArcSwap::from_pointee(live),
@@ -154,6 +177,13 @@ impl AppState {
             resolver: Resolver::new(),
             owners: Owners::default(),
             certificates,
+            admin_certificates,
+            orders: Orders::default(),
+            chronicle,
+            figures: Figures::default(),
+            pages: watch::Sender::new(Arc::from("")),
+            reloading: Arc::new(Semaphore::new(1)),
+            file: OnceLock::new(),
             started_with: config.server.clone(),
         }))
     }
@@ -177,7 +207,8 @@ impl AppState {
     fn reload_as(&self, number: u64, config: &GatewayConfig) -> Result<(), SetupError> {
         // Before the lock is taken: the file may be on a disk that does not answer.
         let tls = Tls::new(config.server.ca_file.as_deref())?;
-        let certificates = Certificates::load(config.server.tls.as_ref())?;
+        let certificates = Certificates::load(Whose::Clients, config.server.tls.as_ref())?;
+        let admin_certificates = Certificates::load(Whose::Operators, config.server.admin_tls.as_ref())?;
         let mut reloaded = self.reloaded.lock();
         if *reloaded > number {
             return Err(SetupError::new("a reload that began later has been applied already".to_owned()));
@@ -185,13 +216,16 @@ impl AppState {
         *reloaded = number;
         let before = self.live();
         let cores = self.started_with.cores;
-        let live = Live::new(config, tls, Some(&before), &self.circuit_breakers, &self.metrics, cores);
+        let (breakers, metrics, listener) = (&self.circuit_breakers, &self.metrics, self.chronicle.listener());
+        let live = Live::new(config, tls, Some(&before), &Parts { breakers, metrics, listener }, cores);
         let is_kept = |name: &str| live.providers.iter().any(|provider| provider.name() == name);
         let gone: Vec<_> = before.providers.iter().filter(|provider| !is_kept(provider.name())).collect();
         self.budget.set_max(config.server.max_held_bytes);
         self.metrics.keep_only(is_kept);
+        self.chronicle.keep_only(is_kept);
         self.live.store(Arc::new(live));
         self.certificates.set(certificates);
+        self.admin_certificates.set(admin_certificates);
         for provider in gone {
             self.circuit_breakers.remove(provider.name());
         }
@@ -200,6 +234,7 @@ impl AppState {
             let kept = live.providers.iter().find(|new| new.name() == old.name());
             old.circuits.retire_all_but(kept.map(|kept| &kept.circuits));
         }
+        self.keep_orders();
         // Whoever reloads may have replaced a key, or refilled an account.
         for provider in live.providers.iter() {
             provider.forget_key_out();
@@ -211,6 +246,11 @@ impl AppState {
     /// changes: a file that is being written is empty for a moment. Logs the result, and returns whether the file was
     /// applied.
     pub fn reload_file(&self, path: &Path) -> bool {
+        self.reload_from(path).is_ok()
+    }
+
+    /// The same. Returns the warnings, or the mistakes.
+    pub(crate) fn reload_from(&self, path: &Path) -> Result<Vec<String>, Vec<String>> {
         let number = self.begin_reload();
         let applied = GatewayConfig::from_file(path)
             .map_err(|errors| errors.mistakes().to_vec())
@@ -218,24 +258,26 @@ impl AppState {
             .and_then(|config| {
                 self.reload_as(number, &config).map(|()| config).map_err(|error| vec![error.to_string()])
             });
-        let (counter, is_applied) = match applied {
+        let (counter, result) = match applied {
             Ok(config) => {
-                for warning in config.warnings().iter().chain(&self.not_applied(&config.server)) {
+                let mut warnings = config.warnings().to_vec();
+                warnings.extend(self.not_applied(&config.server));
+                for warning in &warnings {
                     warn!("{warning}");
                 }
                 info!(file = %path.display(), providers = config.providers.len(), "configuration reloaded");
-                (&self.metrics.reloads, true)
+                (&self.metrics.reloads, Ok(warnings))
             }
             Err(mistakes) => {
                 for mistake in &mistakes {
                     error!("{mistake}");
                 }
                 error!(file = %path.display(), "configuration not reloaded, the old one stays in force");
-                (&self.metrics.failed_reloads, false)
+                (&self.metrics.failed_reloads, Err(mistakes))
             }
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        is_applied
+        result
     }
 
     fn not_applied(&self, new: &ServerConfig) -> Vec<String> {
@@ -250,6 +292,15 @@ impl AppState {
         .filter(|(_, differs)| *differs)
         .map(|(field, _)| format!("server.{field} has changed, which takes effect after a restart"))
         .collect()
+    }
+
+    /// Says which file the configuration was read from, so that operators can have it read again. The first one counts.
+    pub fn set_file(&self, file: PathBuf) {
+        let _ = self.file.set(file);
+    }
+
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.file.get().map(PathBuf::as_path)
     }
 
     pub(crate) fn live(&self) -> Arc<Live> {
@@ -341,41 +392,12 @@ impl AppState {
     }
 }
 
-/// What is counted of one provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ProviderStats {
-    /// Requests that were sent to it, probes included.
-    pub requests: u64,
-    /// Those of them that have not ended.
-    pub in_flight: u64,
-    /// Those of them that were probes.
-    pub probes: u64,
-    /// Those of them that got a complete answer.
-    pub ok: u64,
-    /// How many ended in each other way, by the names that `docs/METRICS.md` lists.
-    pub other_outcomes: BTreeMap<&'static str, u64>,
-    /// Whether the gateway knows how long whole answers take, of any model.
-    pub has_learnt_answers: bool,
-    /// Whether it knows how long the beginnings of streams take, of any model.
-    pub has_learnt_streams: bool,
-}
-
-impl ProviderStats {
-    fn of(metrics: &ProviderMetrics, silence: Option<&Detectors>) -> Self {
-        let known = silence.map(Detectors::snapshots).unwrap_or_default();
-        let has_learnt = |wanted| known.iter().any(|(_, kind, snapshot)| *kind == wanted && snapshot.learnt);
-        let others = Outcome::VARIANTS.iter().filter(|outcome| **outcome != Outcome::Ok);
-        Self {
-            requests: metrics.asked(),
-            in_flight: metrics.in_flight(),
-            probes: metrics.probes(),
-            ok: metrics.outcome(Outcome::Ok),
-            other_outcomes: others.map(|it| (it.as_str(), metrics.outcome(*it))).collect(),
-            has_learnt_answers: has_learnt(AnswerKind::Whole),
-            has_learnt_streams: has_learnt(AnswerKind::Stream),
-        }
-    }
+/// What configurations have in common that follow each other.
+#[derive(Clone, Copy)]
+struct Parts<'a> {
+    breakers: &'a CircuitBreakerRegistry,
+    metrics: &'a Metrics,
+    listener: &'a Sender<Transition>,
 }
 
 impl Live {
@@ -383,10 +405,10 @@ impl Live {
         config: &GatewayConfig,
         tls: Tls,
         before: Option<&Live>,
-        breakers: &CircuitBreakerRegistry,
-        metrics: &Metrics,
+        parts: &Parts<'_>,
         cores: u64,
     ) -> Self {
+        let Parts { breakers, metrics, listener } = *parts;
         let cores = usize::try_from(cores).unwrap_or(usize::MAX);
         let same_tls = before.is_some_and(|before| before.tls.trusts_the_same(&tls));
         let provider = |config: &ProviderConfig| {
@@ -394,7 +416,7 @@ impl Live {
             match old {
                 Some(old) if same_tls && old.config == *config => Arc::clone(old),
                 _ => {
-                    let breaker = breaker_for(config, breakers);
+                    let breaker = breaker_for(config, breakers, listener);
                     let known = old.filter(|old| old.config.url == config.url).and_then(|old| old.silence.as_ref());
                     let is_served = |model: &str| config.models.contains_key(model);
                     let silence = config.silence.map(|settings| {
@@ -404,7 +426,8 @@ impl Live {
                         })
                     });
                     let old = old.map(|old| &**old);
-                    Arc::new(Provider::new(config.clone(), breaker, metrics.of(&config.name), silence, old))
+                    let metrics = metrics.of(&config.name);
+                    Arc::new(Provider::new(config.clone(), breaker, metrics, silence, listener, old))
                 }
             }
         };
@@ -420,7 +443,7 @@ impl Live {
         };
         let by_protocol = std::array::from_fn(|at| of_protocol(Protocol::VARIANTS[at]));
         let (server, failover, cooldowns) = (config.server.clone(), config.failover.clone(), config.cooldowns.clone());
-        Self { server, failover, cooldowns, providers, by_protocol, tls }
+        Self { server, strategy: config.strategy, failover, cooldowns, providers, by_protocol, tls }
     }
 }
 
@@ -429,10 +452,16 @@ fn no_providers(path: &Path) -> String {
 }
 
 /// The breaker that is registered under the provider's name, with the provider's settings.
-fn breaker_for(config: &ProviderConfig, breakers: &CircuitBreakerRegistry) -> Arc<CircuitBreaker> {
-    let breaker = breakers
-        .get(&config.name)
-        .unwrap_or_else(|| breakers.insert_breaker(CircuitBreaker::new(config.name.as_str(), config.breaker)));
+fn breaker_for(
+    config: &ProviderConfig,
+    breakers: &CircuitBreakerRegistry,
+    listener: &Sender<Transition>,
+) -> Arc<CircuitBreaker> {
+    let breaker = breakers.get(&config.name).unwrap_or_else(|| {
+        let breaker = breakers.insert_breaker(CircuitBreaker::new(config.name.as_str(), config.breaker));
+        breaker.attach(listener);
+        breaker
+    });
     breaker.set_config(config.breaker);
     breaker
 }

@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, request};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use super::{session, v1};
+use crate::proxy::admin;
 use crate::proxy::answer;
 use crate::proxy::core::Core;
 use crate::proxy::observe::health::HealthStatus;
@@ -69,7 +70,8 @@ const EXPOSED: [&str; 6] = [
 
 /// The operators' routes.
 pub(crate) fn of_operators(state: Arc<AppState>) -> Router {
-    finish(with_health(Router::new().route("/metrics", get(metrics))), state)
+    let router = admin::api::router(&state).route("/metrics", get(metrics));
+    finish(with_health(router), state)
 }
 
 fn with_health(router: Router<Arc<AppState>>) -> Router<Arc<AppState>> {

@@ -3,12 +3,13 @@
 //! Not here: when a line is written: `route::exchange`; the thread that writes it: `lines`.
 
 use std::io::Write as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::facts::Facts;
 use crate::proxy::outcome::{Outcome, Scope};
+use crate::proxy::wall_clock::{now, timestamp};
 
 /// One attempt, as the log shows it.
 #[derive(Clone, Copy)]
@@ -27,7 +28,7 @@ pub(crate) fn write<'a>(
 ) {
     let blamed = attempts.clone().filter(|attempt| attempt.outcome.is_failure()).map(|attempt| attempt.provider);
     let blamed: Vec<_> = blamed.collect();
-    write!(text, "{{\"time\":\"{}\"", now()).expect("a buffer takes everything");
+    write!(text, "{{\"time\":\"{}\"", timestamp(now())).expect("a buffer takes everything");
     put(text, ",\"id\":", facts.id.to_str().unwrap_or_default());
     put(text, ",\"method\":", facts.method.as_str());
     // The query is left out: it may hold secrets.
@@ -70,28 +71,4 @@ fn put(text: &mut Vec<u8>, key: &'static str, value: &(impl Serialize + ?Sized))
 /// In milliseconds, to a thousandth.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-#[expect(clippy::disallowed_methods, reason = "a log is read beside other logs, which go by the wall clock")]
-fn now() -> humantime::Rfc3339Timestamp {
-    timestamp(SystemTime::now())
-}
-
-/// A wall clock may be set to anything. The format has four digits for the year and begins with 1970.
-fn timestamp(at: SystemTime) -> humantime::Rfc3339Timestamp {
-    let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_millis(at.clamp(UNIX_EPOCH, last))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_setting_of_the_wall_clock_gives_a_valid_time() {
-        let day = Duration::from_secs(24 * 60 * 60);
-        assert_eq!(timestamp(UNIX_EPOCH - day).to_string(), "1970-01-01T00:00:00.000Z");
-        assert_eq!(timestamp(UNIX_EPOCH + day).to_string(), "1970-01-02T00:00:00.000Z");
-        assert_eq!(timestamp(UNIX_EPOCH + 4_000_000 * day).to_string(), "9999-12-31T23:59:59.000Z");
-    }
 }

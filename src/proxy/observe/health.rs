@@ -119,7 +119,7 @@ impl Health {
                 let of_model = models.entry((*model).to_owned()).or_default();
                 of_model.insert(kind.as_str(), CircuitHealth::of(snapshot));
             }
-            let hint = provider.finds_nothing().then_some("every answer is a 404: look at its url");
+            let hint = provider.hint();
             shown.insert(provider.name().to_owned(), ProviderHealth { circuit, key, keys, hint, models });
         }
         let status = match (all_closed, all_refuse) {
@@ -173,13 +173,13 @@ fn in_ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn passes(snapshot: &BreakerSnapshot) -> bool {
+pub(crate) fn passes(snapshot: &BreakerSnapshot) -> bool {
     matches!(snapshot.state, CircuitState::Closed | CircuitState::Disabled)
 }
 
 /// The state to show. The breaker itself becomes half-open only with the next call. If a load balancer kept that call
 /// away because of a 503 from here, the circuit would stay open for good.
-fn visible(snapshot: &BreakerSnapshot) -> CircuitState {
+pub(crate) fn visible(snapshot: &BreakerSnapshot) -> CircuitState {
     match snapshot.state {
         CircuitState::Open if snapshot.next_probe_in == Some(Duration::ZERO) => CircuitState::HalfOpen,
         state => state,

@@ -4,62 +4,16 @@
 
 mod page;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
-use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
+use crate::proxy::counts::{Buckets, Sharded, Tally, Times, count};
 use crate::proxy::outcome::Outcome;
-
-/// The bounds of the histograms, in seconds: from an answer of a cache to one of a model that thinks.
-const BOUNDS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
-
-/// Counts in several copies, which are added up when they are read. Two threads that count in one place fight over a
-/// cache line, which costs more than all the rest of counting.
-#[derive(Debug, Default)]
-struct Sharded<T>([CachePadded<T>; SHARDS]);
-
-const SHARDS: usize = 16;
-
-impl<T> Sharded<T> {
-    /// The copy for this thread. Threads share one only if there are more threads than copies.
-    fn mine(&self) -> &T {
-        static THREADS: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static MINE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
-        }
-        &self.0[MINE.with(|mine| *mine)]
-    }
-
-    fn sum(&self, of: impl Fn(&T) -> &AtomicU64) -> u64 {
-        self.0.iter().map(|shard| of(shard).load(Ordering::Relaxed)).sum()
-    }
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// A histogram of durations.
-#[derive(Debug, Default)]
-struct Times {
-    /// Not cumulated. The last bucket is for what is above the last bound.
-    buckets: [AtomicU64; BOUNDS.len() + 1],
-    micros: AtomicU64,
-}
-
-impl Times {
-    fn record(&self, time: Duration) {
-        let seconds = time.as_secs_f64();
-        count(&self.buckets[BOUNDS.partition_point(|bound| *bound < seconds)]);
-        self.micros.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-}
 
 /// The counts of one provider.
 #[derive(Debug, Default)]
@@ -133,6 +87,18 @@ impl ProviderMetrics {
         self.0.sum(|counts| &counts.outcomes[outcome as usize])
     }
 
+    pub(crate) fn tally(&self) -> Tally {
+        Tally::of(|outcome| self.outcome(outcome), || self.asked())
+    }
+
+    pub(crate) fn first_bytes(&self) -> Buckets {
+        self.0.buckets(|counts| &counts.first_byte)
+    }
+
+    pub(crate) fn rejections(&self) -> u64 {
+        self.0.sum(|counts| &counts.rejections)
+    }
+
     pub(crate) fn in_flight(&self) -> u64 {
         // In this order: a request that begins and ends in between must not make the result negative.
         let over = Outcome::VARIANTS.iter().map(|outcome| self.outcome(*outcome)).sum();
@@ -169,6 +135,8 @@ pub(crate) struct Metrics {
     closed: [AtomicU64; CloseReason::COUNT],
     pub(crate) reloads: AtomicU64,
     pub(crate) failed_reloads: AtomicU64,
+    /// How many requests went on from one provider to another.
+    moves: Mutex<HashMap<String, HashMap<String, u64>>>,
 }
 
 #[derive(Debug, Default)]
@@ -188,6 +156,28 @@ impl Metrics {
 
     pub(crate) fn keep_only(&self, is_kept: impl Fn(&str) -> bool) {
         self.providers.lock().retain(|name, _| is_kept(name));
+        let mut moves = self.moves.lock();
+        moves.retain(|from, _| is_kept(from));
+        moves.values_mut().for_each(|to| to.retain(|to, _| is_kept(to)));
+    }
+
+    /// A request went on from one provider to another, or was kept from it. That is rare enough for a lock.
+    pub(crate) fn move_on(&self, from: &str, to: &str) {
+        let mut moves = self.moves.lock();
+        match moves.get_mut(from).and_then(|moves| moves.get_mut(to)) {
+            Some(count) => *count += 1,
+            None => drop(moves.entry(from.to_owned()).or_default().insert(to.to_owned(), 1)),
+        }
+    }
+
+    /// How many there were, from whom to whom.
+    pub(crate) fn moves(&self) -> Vec<((String, String), u64)> {
+        let moves = self.moves.lock();
+        let of = |(from, to): (&String, &HashMap<String, u64>)| {
+            let of = |(to, count): (&String, &u64)| ((from.clone(), to.clone()), *count);
+            to.iter().map(of).collect::<Vec<_>>()
+        };
+        moves.iter().flat_map(of).collect()
     }
 
     pub(crate) fn begin(&self) {

@@ -125,6 +125,7 @@ impl Attempts {
         let provider = &self.local.providers[id.provider];
         provider.begin(started, is_probe, through_silence);
         provider.circuit(id).begin();
+        provider.circuits.counts(id.model).begin();
         let ticket = is_watched.then_some(id.kind).and_then(|kind| {
             let permit = permits.as_ref().map(|permits| &permits.circuit);
             self.watchers(id.provider)?.start(model, kind, &circuits(provider, id), permit, started)
@@ -211,9 +212,10 @@ impl Attempts {
         if let Some(mut turn) = attempt.turn.take() {
             turn.succeed();
         }
-        self.local.providers[attempt.circuit.provider]
-            .metrics
-            .first_byte(now.saturating_duration_since(attempt.started));
+        let provider = &self.local.providers[attempt.circuit.provider];
+        let took = now.saturating_duration_since(attempt.started);
+        provider.metrics.first_byte(took);
+        provider.circuits.counts(attempt.circuit.model).first_byte(took);
     }
 
     /// If the attempt is a probe, the probe has succeeded; the rest of the answer is judged as an ordinary call.
@@ -268,6 +270,7 @@ impl Attempts {
         let took = attempt.started.elapsed();
         attempt.ended = Some((outcome, took));
         provider.metrics.end(outcome, took);
+        provider.circuits.counts(id.model).end(outcome);
         let is_misplaced = provider.note_address(outcome);
         attempt.ticket = None;
         let turn = attempt.turn.take();
@@ -275,6 +278,10 @@ impl Attempts {
         let hash = || self.content.hash();
         let blamed = Blamed { provider, id, limits, key: attempt.key };
         let cooldown = blamed.tell(turn, attempt.permits.take(), outcome, later, hash, message);
+        if outcome.is_failure() || outcome.is_cooldown() || outcome == Outcome::Redirected {
+            let model = provider.circuits.name(id.model);
+            self.core.app.chronicle.note_failure(provider.name(), model, outcome, message);
+        }
         // Last: a subscriber that panics must leave nothing behind that others wait for.
         let (error_type, scope) = (outcome.as_str(), outcome.scope().as_str());
         if let Some(cooldown) = cooldown {

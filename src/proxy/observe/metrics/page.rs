@@ -11,7 +11,8 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use prometheus::{Encoder, TextEncoder};
 use strum::VariantArray;
 
-use super::{BOUNDS, CloseReason, Metrics, ProviderMetrics, Sharded, Times};
+use super::{CloseReason, Metrics, ProviderMetrics};
+use crate::proxy::counts::{BOUNDS, Sharded, Times};
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::Provider;
 use crate::proxy::silence::awaited;
@@ -235,11 +236,11 @@ impl Page {
         counts: &Sharded<T>,
         times: impl Fn(&T) -> &Times,
     ) {
-        let in_bucket = |index: usize| counts.sum(|counts| &times(counts).buckets[index]);
+        let of_bucket = counts.buckets(&times);
         let mut cumulated = 0;
         let mut buckets = Vec::new();
         for (index, bound) in BOUNDS.into_iter().enumerate() {
-            cumulated += in_bucket(index);
+            cumulated += of_bucket[index];
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(bound);
             bucket.set_cumulative_count(cumulated);
@@ -248,7 +249,7 @@ impl Page {
         let mut histogram = Histogram::default();
         histogram.set_bucket(buckets);
         // The encoder makes the last bucket, without a bound, of the count.
-        histogram.set_sample_count(cumulated + in_bucket(BOUNDS.len()));
+        histogram.set_sample_count(cumulated + of_bucket[BOUNDS.len()]);
         let micros = counts.sum(|counts| &times(counts).micros);
         histogram.set_sample_sum(Duration::from_micros(micros).as_secs_f64());
         let mut metric = Metric::default();

@@ -1,0 +1,202 @@
+//! What has happened lately: the transitions of every circuit, and the failures of every provider, for operators who
+//! look at them.
+//!
+//! Not here: how both are shown: `admin::view`.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, broadcast};
+
+use crate::proxy::answer::start_of;
+use crate::proxy::outcome::Outcome;
+use crate::proxy::wall_clock;
+use crate::{CircuitBreaker, Transition};
+
+/// How many transitions and how many failures of a provider are kept.
+const KEPT: usize = 20;
+
+/// How many transitions wait for [`Chronicle::follow`]. If more come at once, the oldest of them are missing.
+const WAITING: usize = 1024;
+
+/// A provider may send an error of any length.
+const MAX_MESSAGE: usize = 300;
+
+pub(crate) struct Chronicle {
+    told: broadcast::Sender<Arc<Change>>,
+    transitions: broadcast::Sender<Transition>,
+    /// Those that nobody has followed yet.
+    unread: Mutex<Option<broadcast::Receiver<Transition>>>,
+    /// By provider.
+    recent: Mutex<HashMap<String, Recent>>,
+    /// Wakes whoever keeps the state on a disk.
+    pub(crate) changed: Notify,
+}
+
+#[derive(Default)]
+struct Recent {
+    changes: VecDeque<Arc<Change>>,
+    failures: VecDeque<Failure>,
+    /// When each circuit entered its state, by the breaker's name.
+    since: HashMap<Arc<str>, SystemTime>,
+}
+
+/// A circuit's place, which the name of its breaker tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place<'a> {
+    pub(crate) provider: &'a str,
+    /// `None`: it is the provider's own, or that of one of its keys.
+    pub(crate) model: Option<&'a str>,
+    /// The kind of answer, or which key.
+    pub(crate) kind: Option<&'a str>,
+}
+
+impl<'a> Place<'a> {
+    /// Of `a`, `a, key 2` or `a, model, stream`. No provider's name has a space in it.
+    pub(crate) fn of(name: &'a str) -> Self {
+        let Some((provider, rest)) = name.split_once(", ") else {
+            return Self { provider: name, model: None, kind: None };
+        };
+        match rest.rsplit_once(", ") {
+            Some((model, kind)) => Self { provider, model: Some(model), kind: Some(kind) },
+            None => Self { provider, model: None, kind: Some(rest) },
+        }
+    }
+}
+
+/// A transition of a circuit.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) transition: Transition,
+}
+
+impl Change {
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place::of(&self.transition.breaker)
+    }
+}
+
+/// A request that a provider has failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) at: SystemTime,
+    pub(crate) model: String,
+    pub(crate) outcome: Outcome,
+    pub(crate) message: String,
+}
+
+impl Chronicle {
+    pub(crate) fn new() -> Self {
+        let (transitions, unread) = broadcast::channel(WAITING);
+        Self {
+            told: broadcast::channel(WAITING).0,
+            transitions,
+            unread: Mutex::new(Some(unread)),
+            recent: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Whom a new circuit tells of its transitions.
+    pub(crate) fn listener(&self) -> &broadcast::Sender<Transition> {
+        &self.transitions
+    }
+
+    /// Notes transitions, until it is dropped.
+    pub(crate) async fn follow(&self) {
+        let unread = self.unread.lock().take();
+        let mut transitions = unread.unwrap_or_else(|| self.transitions.subscribe());
+        loop {
+            match transitions.recv().await {
+                Ok(transition) => self.note(transition),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+            self.changed.notify_one();
+        }
+    }
+
+    fn note(&self, transition: Transition) {
+        let change = Arc::new(Change { transition });
+        let Transition { breaker, from, to, at, .. } = &change.transition;
+        {
+            let mut recent = self.recent.lock();
+            let recent = recent.entry(change.place().provider.to_owned()).or_default();
+            if from != to {
+                recent.since.insert(Arc::clone(breaker), *at);
+            }
+            push(&mut recent.changes, Arc::clone(&change));
+        }
+        // Nobody may be looking.
+        let _ = self.told.send(change);
+    }
+
+    /// Notes that a provider has failed a request.
+    pub(crate) fn note_failure(&self, provider: &str, model: &str, outcome: Outcome, message: &dyn fmt::Display) {
+        let message = start_of(&message.to_string(), MAX_MESSAGE).to_owned();
+        let failure = Failure { at: wall_clock::now(), model: model.to_owned(), outcome, message };
+        let mut recent = self.recent.lock();
+        match recent.get_mut(provider) {
+            Some(recent) => push(&mut recent.failures, failure),
+            None => push(&mut recent.entry(provider.to_owned()).or_default().failures, failure),
+        }
+    }
+
+    /// Transitions from now on.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Change>> {
+        self.told.subscribe()
+    }
+
+    /// The last transitions and failures of a provider, the newest first.
+    pub(crate) fn of(&self, provider: &str) -> (Vec<Arc<Change>>, Vec<Failure>) {
+        let recent = self.recent.lock();
+        let Some(recent) = recent.get(provider) else { return (Vec::new(), Vec::new()) };
+        (recent.changes.iter().rev().cloned().collect(), recent.failures.iter().rev().cloned().collect())
+    }
+
+    /// When a circuit entered its state. `None` if it has always been in it, or if nobody follows.
+    pub(crate) fn since(&self, breaker: &CircuitBreaker) -> Option<SystemTime> {
+        let name = breaker.shared_name();
+        self.recent.lock().get(Place::of(name).provider)?.since.get(name).copied()
+    }
+
+    pub(crate) fn keep_only(&self, is_kept: impl Fn(&str) -> bool) {
+        self.recent.lock().retain(|provider, _| is_kept(provider));
+    }
+}
+
+impl fmt::Debug for Chronicle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chronicle").finish_non_exhaustive()
+    }
+}
+
+
+fn push<T>(kept: &mut VecDeque<T>, new: T) {
+    if kept.len() == KEPT {
+        kept.pop_front();
+    }
+    kept.push_back(new);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_breaker_tells_its_place() {
+        let place = |name| {
+            let Place { provider, model, kind } = Place::of(name);
+            (provider, model, kind)
+        };
+        assert_eq!(place("a"), ("a", None, None));
+        assert_eq!(place("a, key 2"), ("a", None, Some("key 2")));
+        assert_eq!(place("a, m, whole"), ("a", Some("m"), Some("whole")));
+        assert_eq!(place("a, x, y, z, stream"), ("a", Some("x, y, z"), Some("stream")));
+        assert_eq!(place("a,, , whole"), ("a,", Some(""), Some("whole")));
+    }
+}
