@@ -15,13 +15,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::circuits::gate::{Gate, Place};
 use super::config::WhenAllOpen;
+use super::observe::access_log::Skip;
 use super::observe::lines::{LineWriter, Lines};
 use super::provider::{CircuitId, PerProvider, Provider};
 use super::silence::{Ticker, Watchers};
 use super::state::{AppState, Live};
 use super::timers::Timers;
 use super::upstream::{Resolver, Upstream};
-use crate::{CircuitBreaker, CircuitState, Permit, PermitType, Rejection, RejectionReason};
+use crate::{Cause, CircuitBreaker, CircuitState, Permit, PermitType, Rejection, RejectionReason};
 
 /// One core's part of the gateway.
 pub(crate) struct Core {
@@ -254,6 +255,24 @@ impl Refusal {
     pub(crate) fn ends_soon(self) -> bool {
         let ends_soon = |reason| matches!(reason, RejectionReason::ProbeInFlight | RejectionReason::Recovering);
         self.rejection.is_some_and(|rejection| ends_soon(rejection.reason()))
+    }
+
+    /// For the access log.
+    pub(crate) fn skip(self) -> Skip {
+        let Some(rejection) = self.rejection else { return Skip { scope: "model", cause: "full" } };
+        let cause = match (rejection.cause(), rejection.reason()) {
+            (Some(cause), _) => cause.as_str(),
+            (None, RejectionReason::ProbeInFlight) => "probe_in_flight",
+            (None, RejectionReason::Recovering) => "recovering",
+            (None, _) => "open",
+        };
+        let scope = match rejection.cause() {
+            _ if !self.by_provider => "model",
+            // Nothing but its key lets a provider cool down.
+            Some(Cause::Cooldown) => "key",
+            _ => "provider",
+        };
+        Skip { scope, cause }
     }
 
     /// Whether no place is free.

@@ -93,6 +93,8 @@ pub(crate) struct ModelCounts(Sharded<OfModel>);
 struct OfModel {
     asked: AtomicU64,
     outcomes: [AtomicU64; Outcome::COUNT],
+    tokens_in: AtomicU64,
+    tokens_out: AtomicU64,
     first_byte: Times,
 }
 
@@ -112,6 +114,18 @@ impl ModelCounts {
 
     pub(crate) fn outcome(&self, outcome: Outcome) -> u64 {
         self.0.sum(|counts| &counts.outcomes[outcome as usize])
+    }
+
+    /// Tokens that answers say they took.
+    pub(crate) fn tokens(&self, tokens_in: u64, tokens_out: u64) {
+        let mine = self.0.mine();
+        mine.tokens_in.fetch_add(tokens_in, Ordering::Relaxed);
+        mine.tokens_out.fetch_add(tokens_out, Ordering::Relaxed);
+    }
+
+    /// All of them, in and out.
+    pub(crate) fn all_tokens(&self) -> [u64; 2] {
+        [self.0.sum(|counts| &counts.tokens_in), self.0.sum(|counts| &counts.tokens_out)]
     }
 
     pub(crate) fn tally(&self) -> Tally {

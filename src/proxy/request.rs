@@ -2,6 +2,7 @@
 //!
 //! Not here: which providers may answer it: `state` and `route`.
 
+pub(crate) mod client;
 pub(crate) mod headers;
 pub(crate) mod ids;
 pub(crate) mod model;

@@ -2,7 +2,7 @@
 //!
 //! Not here: what an order does: `state::by_hand`; the form of what is shown: `view` and `shown`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,14 +27,11 @@ use crate::proxy::answer;
 use crate::proxy::circuits::AnswerKind;
 use crate::proxy::observe::figures;
 use crate::proxy::orders::{Given, Order};
+use crate::proxy::request::client::Peer;
 use crate::proxy::request::shown_token;
 use crate::proxy::state::AppState;
 use crate::proxy::state::by_hand::{Scope, Unknown};
 use crate::proxy::wall_clock;
-
-/// Who is connected.
-#[derive(Clone, Copy)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Who asks: the name of the token that was shown, if one has to be.
 #[derive(Clone)]

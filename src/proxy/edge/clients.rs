@@ -37,6 +37,7 @@ use crate::proxy::core::Core;
 use crate::proxy::observe::metrics::CloseReason;
 use crate::proxy::protocol::Protocol;
 use crate::proxy::request::has_a_host;
+use crate::proxy::request::client::Peer;
 use crate::proxy::request::session::is_asked_for;
 use crate::proxy::upstream::Chain;
 
@@ -54,7 +55,8 @@ pub(crate) async fn serve(core: Arc<Core>, mut handed: mpsc::UnboundedReceiver<A
                 continue;
             }
         };
-        let client = Client { core: Arc::clone(&core), routers: routers.clone() };
+        let peer = stream.peer_addr().ok().map(Peer);
+        let client = Client { core: Arc::clone(&core), routers: routers.clone(), peer };
         connections.serve(async move |drain| {
             if let Err(Early { error, reason }) = client.serve(stream, &drain).await {
                 debug!(error = %Chain(&*error), "a client's connection ended early");
@@ -112,6 +114,7 @@ impl Early {
 struct Client {
     core: Arc<Core>,
     routers: Routers,
+    peer: Option<Peer>,
 }
 
 impl Client {
@@ -181,13 +184,13 @@ impl Client {
         socket: Socket<T>,
         slot: Slot,
     ) -> impl Connection + Send + use<T> {
-        let service = service(&self.core, &self.routers, socket.is_served(), Some(slot));
+        let service = service(&self.core, &self.routers, self.peer, socket.is_served(), Some(slot));
         http(server, &self.core.timers).serve_connection(socket, service).with_upgrades()
     }
 
     fn http2<T: Transport>(&self, server: &ServerConfig, socket: Socket<T>) -> impl Connection + Send + use<T> {
         let Core { app, timers, .. } = &*self.core;
-        let (max_headers, service) = (server.max_headers, service(&self.core, &self.routers, socket.is_served(), None));
+        let (max_headers, service) = (server.max_headers, service(&self.core, &self.routers, self.peer, socket.is_served(), None));
         let service = service_fn(move |request: Request<Incoming>| -> WatchedAnswering {
             if request.headers().len() as u64 > max_headers {
                 return Box::pin(async { Ok(too_many_headers().map(Either::Right).map(Watched)) });
@@ -221,6 +224,7 @@ fn too_many_headers() -> Response<Body> {
 fn service(
     core: &Arc<Core>,
     routers: &Routers,
+    peer: Option<Peer>,
     is_served: Arc<AtomicBool>,
     slot: Option<Slot>,
 ) -> impl Service<Request<Incoming>, Response = Response<Either<ClientBody, Body>>, Error = Infallible, Future = Answering>
@@ -242,12 +246,15 @@ fn service(
         }
         let is_a_pages = || !core.local().server.cors_origins.is_empty();
         if request.headers().contains_key(header::ORIGIN) && is_a_pages() {
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
             let router = routers.pages.clone();
             Box::pin(async move { Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)) })
         } else if is_v1 && is_session {
-            Box::pin(session::serve(Arc::clone(&core), request, |answer| Ok(answer.map(Either::Left))))
+            Box::pin(session::serve(Arc::clone(&core), peer, request, |answer| Ok(answer.map(Either::Left))))
         } else if is_v1 {
-            Box::pin(v1::serve(Arc::clone(&core), request, |answer| Ok(answer.map(Either::Left))))
+            Box::pin(v1::serve(Arc::clone(&core), peer, request, |answer| Ok(answer.map(Either::Left))))
         } else {
             let router = routers.router.clone();
             Box::pin(async move { Ok(router.oneshot(request.map(Body::new)).await?.map(Either::Right)) })

@@ -29,10 +29,11 @@ pub(crate) fn of_clients(core: &Arc<Core>) -> Router {
     let state = Arc::clone(&core.app);
     let core = Arc::clone(core);
     let v1 = async move |request: Request| {
+        let peer = request.extensions().get().copied();
         if is_asked_for(&request) {
-            return session::serve(core.clone(), request, |answer| answer.map(Body::new)).await;
+            return session::serve(core.clone(), peer, request, |answer| answer.map(Body::new)).await;
         }
-        v1::serve(core.clone(), request, |answer| answer.map(Body::new)).await
+        v1::serve(core.clone(), peer, request, |answer| answer.map(Body::new)).await
     };
     let mut router = Router::new().route("/v1/{*path}", any(v1));
     if state.live().server.admin_listen.is_none() {

@@ -24,6 +24,7 @@ use crate::proxy::answer::{self, Code};
 use crate::proxy::core::{Core, Local};
 use crate::proxy::observe::facts::End;
 use crate::proxy::request::model::{self, Format, Named};
+use crate::proxy::request::client::Peer;
 use crate::proxy::request::session::{NOT_HTTP1, invalid_session};
 use crate::proxy::request::{self as asked, Prepared};
 use crate::proxy::route::attempts::AttemptId;
@@ -73,12 +74,13 @@ impl Opened {
 /// Answers a request for a session below `/v1/`.
 pub(crate) fn serve<B, R>(
     core: Arc<Core>,
+    peer: Option<Peer>,
     request: Request<B>,
     into: impl FnOnce(Response<ClientBody>) -> R,
 ) -> impl Future<Output = R> {
     let (mut head, _) = request.into_parts();
     let (client, slot) = (head.extensions.remove::<OnUpgrade>(), head.extensions.remove::<Slot>());
-    let mut exchange = Exchange::begin(core, &mut head);
+    let mut exchange = Exchange::begin(core, peer, &mut head);
     async move {
         let live = Arc::clone(exchange.attempts.local());
         let Some(client) = client else {

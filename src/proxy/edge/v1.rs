@@ -22,11 +22,13 @@ use crate::proxy::core::{Core, Local};
 use crate::proxy::observe::facts::End;
 use crate::proxy::protocol::Protocol;
 use crate::proxy::provider::Provider;
+use crate::proxy::request::client::Peer;
 use crate::proxy::request::ids;
 use crate::proxy::request::model::Format;
 use crate::proxy::request::upload::Rest;
 use crate::proxy::request::{self as asked, Prepared, Received};
 use crate::proxy::route::exchange::Exchange;
+use crate::proxy::route::explain::explain;
 use crate::proxy::route::failover::{Failover, Whose};
 use crate::proxy::route::judge::Answer;
 use crate::proxy::route::stream::Payload;
@@ -37,6 +39,7 @@ use crate::proxy::timers::within;
 /// more.
 pub(crate) fn serve<B, R>(
     core: Arc<Core>,
+    peer: Option<Peer>,
     request: Request<B>,
     into: impl FnOnce(Response<ClientBody>) -> R,
 ) -> impl Future<Output = R>
@@ -44,7 +47,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     let (mut head, body) = request.into_parts();
-    let mut exchange = Exchange::begin(core, &mut head);
+    let mut exchange = Exchange::begin(core, peer, &mut head);
     async move {
         let live = Arc::clone(exchange.attempts.local());
         let answer = match read(&live, &mut exchange, head, body).await {
@@ -82,13 +85,15 @@ pub(super) async fn route(
         Ok(Route { candidates, whose }) => {
             let mut failover = Failover::new(live, candidates, whose, exchange, request, rest);
             let found = failover.run().await;
-            match failover.finish(found) {
+            let has_failed = found.is_none();
+            let answer = match failover.finish(found) {
                 Answer { response, provider: None } => match response.into_parts() {
                     (head, Payload::Whole(body)) => own(exchange, Response::from_parts(head, body)),
                     (head, payload) => Answer { response: Response::from_parts(head, payload), provider: None },
                 },
                 answer => answer,
-            }
+            };
+            if has_failed { explain(exchange, answer) } else { answer }
         }
     }
 }
@@ -300,7 +305,7 @@ mod tests {
         let text = "[[providers]]\nname = 'a'\nurl = 'http://127.0.0.1:1/v1'\nmodels = ['m']";
         let core = Core::new(AppState::new(&GatewayConfig::from_toml(text).unwrap()).unwrap());
         let request = Request::post("/v1/x").body(Full::new(Bytes::new())).unwrap();
-        let future = serve(core, request, |answer| answer);
+        let future = serve(core, None, request, |answer| answer);
         let size = size_of_val(&future);
         assert!(size <= MAX_FUTURE, "{size}");
     }

@@ -2,11 +2,12 @@
 //!
 //! Not here: the line of the access log: `access_log`; the request's attempts: `route::attempts`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderName};
+use http::header::{CONNECTION, HeaderName, USER_AGENT};
 use http::{HeaderValue, Method, StatusCode, Uri, request, response};
 use serde::Serialize;
 use serde_json::Value;
@@ -35,6 +36,15 @@ pub(crate) enum End {
     ClientLeft,
 }
 
+/// How many tokens an answer took, as far as it says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) tokens_in: Option<u64>,
+    pub(crate) tokens_out: Option<u64>,
+    /// Of those in, how many came from a cache.
+    pub(crate) cached: Option<u64>,
+}
+
 /// What is told of a request, except for its attempts.
 pub(crate) struct Facts {
     pub(crate) started: Instant,
@@ -44,6 +54,10 @@ pub(crate) struct Facts {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) protocol: Protocol,
+    /// Whom it is from. `None` if that is not known, as in a server that the gateway is a part of.
+    pub(crate) client: Option<IpAddr>,
+    pub(crate) user_agent: Option<HeaderValue>,
+    pub(crate) usage: Usage,
     /// The place of the token that the client has shown.
     pub(crate) token: Option<usize>,
     /// The model's name for the log, cut where it is long.
@@ -68,7 +82,7 @@ pub(crate) struct Facts {
 impl Facts {
     /// Takes the client's id for the request, or sets a new one, which goes on to the provider as well.
     #[inline]
-    pub(crate) fn of(head: &mut request::Parts) -> Self {
+    pub(crate) fn of(head: &mut request::Parts, client: Option<IpAddr>) -> Self {
         let id = head.headers.get(&REQUEST_ID).filter(|id| is_usable(id)).cloned().unwrap_or_else(new_id);
         head.headers.insert(REQUEST_ID, id.clone());
         Self {
@@ -78,6 +92,9 @@ impl Facts {
             method: head.method.clone(),
             uri: head.uri.clone(),
             protocol: Protocol::of(head.uri.path(), &head.headers),
+            client,
+            user_agent: head.headers.get(&USER_AGENT).cloned(),
+            usage: Usage::default(),
             token: None,
             model: None,
             status: None,

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use crate::proxy::core::{Local, Permits};
-use crate::proxy::provider::CircuitId;
+use crate::proxy::observe::access_log::Skip;
+use crate::proxy::provider::{CircuitId, ProviderId};
 
 pub(crate) struct Candidate {
     pub(crate) id: CircuitId,
@@ -28,6 +29,7 @@ pub(crate) fn next_at_once(
     live: &Arc<Local>,
     untried: &mut Vec<Candidate>,
     refused: &mut Refused,
+    skipped: &mut Vec<(ProviderId, Skip)>,
 ) -> Option<(CircuitId, Permits)> {
     for at in 0..untried.len() {
         let Candidate { id, is_rejected } = untried[at];
@@ -45,6 +47,7 @@ pub(crate) fn next_at_once(
                         provider.metrics.reject();
                     }
                     untried[at].is_rejected = true;
+                    skipped.push((id.provider, refusal.skip()));
                 }
                 refused.is_full |= refusal.is_full();
                 let is_silent = || provider.circuit(id).is_silent();

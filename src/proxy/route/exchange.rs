@@ -16,6 +16,7 @@ use crate::proxy::observe::access_log;
 use crate::proxy::observe::facts::{End, Facts};
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::ProviderId;
+use crate::proxy::request::client::{Peer, client};
 
 pub(crate) struct Exchange {
     pub(crate) facts: Facts,
@@ -24,9 +25,12 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     #[inline]
-    pub(crate) fn begin(core: Arc<Core>, head: &mut request::Parts) -> Self {
+    pub(crate) fn begin(core: Arc<Core>, peer: Option<Peer>, head: &mut request::Parts) -> Self {
         core.app.metrics.begin();
-        Self { facts: Facts::of(head), attempts: Attempts::new(core) }
+        let attempts = Attempts::new(core);
+        let trusted = &attempts.local().server.trusted_proxies;
+        let client = peer.map(|Peer(peer)| client(peer.ip(), &head.headers, trusted));
+        Self { facts: Facts::of(head, client), attempts }
     }
 
     /// Puts the headers that tell of the request into its answer. `provider` is whose answer it is; `None` stands for
@@ -71,10 +75,15 @@ impl Drop for Exchange {
         }
         let core = self.attempts.core();
         core.app.metrics.end(self.facts.status, took);
-        if self.attempts.local().server.access_log
+        self.attempts.note_moves();
+        self.attempts.note_usage(self.facts.usage);
+        let server = &self.attempts.local().server;
+        if server.access_log
             && let Some(log) = core.log()
         {
-            log.push(|line| access_log::write(line, &self.facts, self.attempts.lines(), took));
+            let token = self.facts.token.map(|place| &*server.auth_tokens[place].name);
+            let attempts = &self.attempts;
+            log.push(|line| access_log::write(line, &self.facts, token, attempts.lines(), attempts.skipped(), took));
         }
     }
 }

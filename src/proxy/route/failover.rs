@@ -118,7 +118,8 @@ impl<'a> Failover<'a> {
     pub(crate) async fn run(&mut self) -> Option<Answer> {
         let found = loop {
             let at_once = if self.silent.is_empty() && self.may_ask() {
-                next_at_once(self.live, &mut self.untried, &mut Refused::default())
+                let skipped = &mut self.exchange.attempts.skipped;
+                next_at_once(self.live, &mut self.untried, &mut Refused::default(), skipped)
             } else {
                 None
             };
@@ -331,7 +332,7 @@ impl<'a> Failover<'a> {
         if !self.may_send_twice() {
             return None;
         }
-        let (id, permit) = next_at_once(self.live, &mut self.untried, refused)?;
+        let (id, permit) = next_at_once(self.live, &mut self.untried, refused, &mut self.exchange.attempts.skipped)?;
         if self.silent.is_empty() || self.send_twice() {
             return Some((id, permit));
         }

@@ -10,6 +10,7 @@ use super::ask::{Asked, ErrorReply, Reply};
 use super::blame;
 use super::exchange::Exchange;
 use super::stream::{JudgedStream, Payload};
+use super::usage;
 use crate::proxy::outcome::{Outcome, Scope};
 use crate::proxy::provider::ProviderId;
 use crate::proxy::{answer, later};
@@ -83,6 +84,7 @@ pub(crate) fn judge(asked: &Asked, reply: Reply, exchange: &mut Exchange, model:
         Reply::Whole(head, whole) => {
             exchange.attempts.first_byte(attempt);
             exchange.attempts.settle(attempt, Outcome::Ok, &"");
+            usage::of_answer(&mut exchange.facts.usage, &whole);
             if let Some(later) = later::used_up(&head.headers, blame::now) {
                 exchange.attempts.use_up(attempt, later);
             }

@@ -19,6 +19,7 @@ use super::exchange::Exchange;
 use super::meaning::Form;
 use super::receive::late;
 use super::sse::Events;
+use super::usage;
 use crate::proxy::body::pieces::size_with;
 use crate::proxy::config::Timeouts;
 use crate::proxy::observe::facts::End;
@@ -178,6 +179,7 @@ impl JudgedStream {
             }
             let passed = if let Some(events) = &mut self.events {
                 let (passed, error) = events.push(&chunk);
+                usage::of_pieces(&mut exchange.facts.usage, &passed);
                 // Comments, pings and empty deltas only keep the stream alive.
                 if self.pause.is_on() || self.pieces.as_ref().is_some_and(WatchedStream::has_pause) {
                     let has_content = events.has_content(&passed);
@@ -224,6 +226,7 @@ impl JudgedStream {
             return Poll::Ready(None);
         };
         let (rest, is_half) = events.finish();
+        usage::of_pieces(&mut exchange.facts.usage, &rest);
         if is_half {
             return self.break_off(exchange, Outcome::Cut, "the stream ended in the middle of an event or line");
         }
