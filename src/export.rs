@@ -8,6 +8,7 @@ mod snapshot;
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::serde::{Deserialize, Serialize};
@@ -61,6 +62,41 @@ pub struct ExportedError {
     pub message: String,
 }
 
+impl Exported {
+    pub(crate) fn of(snapshots: impl IntoIterator<Item = BreakerSnapshot>) -> Self {
+        let at = wall_clock();
+        let export = |snapshot: BreakerSnapshot| {
+            let is_exported =
+                matches!(snapshot.state, CircuitState::Open | CircuitState::HalfOpen | CircuitState::Disabled);
+            is_exported.then(|| ExportedBreaker {
+                name: snapshot.name.to_string(),
+                state: snapshot.state,
+                cause: snapshot.cause,
+                probe_at: snapshot.next_probe_in.map(|left| at + left),
+                error: snapshot.last_error.map(|error| ExportedError {
+                    error_type: error.error_type().to_owned(),
+                    message: error.message().to_owned(),
+                }),
+            })
+        };
+        Self { at, breakers: snapshots.into_iter().filter_map(export).collect() }
+    }
+
+    /// Restores those whose breakers `find` knows. Returns what was refused.
+    pub(crate) fn restore(
+        &self,
+        find: impl Fn(&ExportedBreaker) -> Option<Arc<CircuitBreaker>>,
+    ) -> Vec<RestoreError> {
+        let now = wall_clock();
+        let restore = |row: &ExportedBreaker| find(row).ok_or(Refused::Unknown)?.restore_from(row, self.at, now);
+        let refused = |row: &ExportedBreaker| {
+            let refused = restore(row).err()?;
+            Some(RestoreError { name: row.name.clone(), refused })
+        };
+        self.breakers.iter().filter_map(refused).collect()
+    }
+}
+
 impl CircuitBreakerRegistry {
     /// The circuits that are open, half-open or disabled: for a process that is about to end, so that the next one need
     /// not find out again what is down. A recovering circuit counts as closed. Counters are not exported: they begin
@@ -86,22 +122,7 @@ impl CircuitBreakerRegistry {
     /// # }
     /// ```
     pub fn export(&self) -> Exported {
-        let at = wall_clock();
-        let export = |snapshot: BreakerSnapshot| {
-            let is_exported =
-                matches!(snapshot.state, CircuitState::Open | CircuitState::HalfOpen | CircuitState::Disabled);
-            is_exported.then(|| ExportedBreaker {
-                name: snapshot.name.to_string(),
-                state: snapshot.state,
-                cause: snapshot.cause,
-                probe_at: snapshot.next_probe_in.map(|left| at + left),
-                error: snapshot.last_error.map(|error| ExportedError {
-                    error_type: error.error_type().to_owned(),
-                    message: error.message().to_owned(),
-                }),
-            })
-        };
-        Exported { at, breakers: self.snapshots().into_iter().filter_map(export).collect() }
+        Exported::of(self.snapshots())
     }
 
     /// Opens the circuits that were open, until the time at which they would have taken a probe; a half-open one takes
@@ -129,16 +150,7 @@ impl CircuitBreakerRegistry {
     /// ```
     #[must_use = "what is refused is not restored"]
     pub fn restore(&self, exported: &Exported) -> Vec<RestoreError> {
-        let now = wall_clock();
-        let restore = |row: &ExportedBreaker| {
-            let breaker = self.get(&row.name).ok_or(Refused::Unknown)?;
-            breaker.restore_from(row, exported.at, now)
-        };
-        let refused = |row: &ExportedBreaker| {
-            let refused = restore(row).err()?;
-            Some(RestoreError { name: row.name.clone(), refused })
-        };
-        exported.breakers.iter().filter_map(refused).collect()
+        exported.restore(|row| self.get(&row.name))
     }
 }
 

@@ -30,6 +30,7 @@ use subtle::ConstantTimeEq;
 pub use self::certificates::ServerTls;
 pub(crate) use self::certificates::{BadFile, WallClock};
 pub use self::limits::{Connections, Limits, Timeouts};
+pub(crate) use self::file::read_file;
 pub(crate) use self::pem::read_certificates;
 pub use self::network::Network;
 pub use self::server::ServerConfig;

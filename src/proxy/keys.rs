@@ -124,6 +124,11 @@ impl Keys {
         })
     }
 
+    /// That of each key.
+    pub(crate) fn breakers(&self) -> impl Iterator<Item = &Arc<CircuitBreaker>> {
+        self.keys.iter().map(|key| &key.breaker)
+    }
+
     /// The keys may have been replaced.
     pub(crate) fn forget(&self) {
         for key in &self.keys {

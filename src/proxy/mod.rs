@@ -23,6 +23,7 @@ mod edge;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod keeper;
 mod keys;
 mod later;
 mod observe;

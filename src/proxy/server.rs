@@ -21,6 +21,7 @@ use super::edge::accept::{accept_unless, places, widen_queue};
 use super::edge::cores::Cores;
 use super::edge::descriptors::Shares;
 use super::edge::{clients, operators, routes};
+use super::keeper::Keeper;
 use super::state::AppState;
 
 /// The clients' routes: everything below `/v1/`; and `/health`, `/ready` and `/metrics` if operators have no port of
@@ -59,6 +60,7 @@ pub async fn run_server(
     let shares = shares(&state)?;
     widen_queue(&listener)?;
     Certificates::watch(Arc::downgrade(&state), |state: &AppState| [&state.certificates, &state.admin_certificates])?;
+    let keeper = Keeper::new(&state);
     let cores = Cores::start(&state, clients::serve)?;
     // They end with this function.
     let mut beside = JoinSet::new();
@@ -73,6 +75,11 @@ pub async fn run_server(
     let (drained, stop_admin) = oneshot::channel::<()>();
     let admin =
         admin.map(|admin| tokio::spawn(operators::serve(Arc::clone(&state), admin, shares.operators, stop_admin)));
+    let keeper = keeper.map(Arc::new);
+    if let Some(keeper) = &keeper {
+        let keeper = Arc::clone(keeper);
+        beside.spawn(async move { keeper.run().await });
+    }
     let shutdown = async {
         shutdown.await;
         state.begin_drain();
@@ -90,6 +97,10 @@ pub async fn run_server(
         warn!("requests were still in flight when the drain limit ended");
     }
     drop(drained);
+    drop(beside);
+    if let Some(keeper) = keeper {
+        keeper.end().await;
+    }
     if let Some(admin) = admin {
         // An error says that it panicked, which has been logged.
         let _ = admin.await;

@@ -89,6 +89,24 @@ impl Detectors {
         Arc::clone(self.by_kind.lock().stalls.entry(model.into()).or_insert_with(new))
     }
 
+    /// What each detector has learnt, by model and kind of answer.
+    pub(crate) fn learnt_latencies(&self) -> Vec<(Box<str>, AnswerKind, Vec<(Duration, u32)>)> {
+        let by_kind = self.by_kind.lock();
+        let learnt = by_kind.answers.iter().map(|((model, kind), it)| (model.clone(), *kind, it.learnt_latencies()));
+        learnt.filter(|(.., latencies)| !latencies.is_empty()).collect()
+    }
+
+    /// Adds what another process has learnt, before any request is watched.
+    pub(crate) fn learn_from(
+        &self,
+        model: &str,
+        kind: AnswerKind,
+        breaker: &Arc<CircuitBreaker>,
+        latencies: &[(Duration, u32)],
+    ) {
+        self.of(model, kind, breaker).learn_from(latencies);
+    }
+
     /// When the newest of a model's answered requests was sent.
     pub(crate) fn newest_answer(&self, model: &str) -> Option<std::time::Instant> {
         let by_kind = self.by_kind.lock();

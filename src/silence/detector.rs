@@ -11,7 +11,7 @@ use crossbeam_utils::CachePadded;
 use super::ENOUGH;
 use super::config::{Bounds, Config};
 use super::epoch::Epoch;
-use super::latencies::Surprise;
+use super::latencies::{Latencies, Surprise};
 use super::pauses::Pauses;
 use super::published::{Published, Silent};
 use super::watcher::Watcher;
@@ -70,6 +70,49 @@ impl Detector {
         self.phi.store(config.phi.to_bits(), Ordering::Relaxed);
         self.bounds.set(config);
     }
+
+    /// How many answers took how long, of those that still count, rounded down: for another process to
+    /// [`learn_from`](Self::learn_from).
+    pub fn learnt_latencies(&self) -> Vec<(Duration, u32)> {
+        let cores: Vec<_> = self.cores.iter().map(|core| &core.latencies).collect();
+        let counted = Latencies::counted(&cores).into_iter();
+        counted.map(|(micros, count)| (Duration::from_micros(micros), count)).collect()
+    }
+
+    /// Adds what another process has learnt, so that [`FEW`](Self::FEW) answers are enough to raise an alarm. It does
+    /// nothing once there is a watcher.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use fusebox::CircuitBreaker;
+    /// use fusebox::silence::{Config, Detector};
+    ///
+    /// let breaker = Arc::new(CircuitBreaker::builder("openai").build()?);
+    /// let detector = Arc::new(Detector::new(breaker, Config::default(), 1));
+    /// detector.learn_from(&[(Duration::from_millis(20), 950), (Duration::from_millis(400), 50)]);
+    /// let snapshot = detector.snapshot(Instant::now());
+    /// assert!(snapshot.median < Duration::from_millis(25) && snapshot.p99 > Duration::from_millis(390));
+    /// assert!(!snapshot.learnt, "not before a few answers");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn learn_from(&self, latencies: &[(Duration, u32)]) {
+        let Some(first) = self.cores.first().filter(|_| self.cores.iter().all(|core| core.taken.load(Ordering::Relaxed) == 0)) else {
+            return;
+        };
+        let micros = |time: &Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let counted: Vec<_> = latencies.iter().map(|(time, count)| (micros(time), *count)).collect();
+        first.latencies.add_counted(&counted);
+        // The first answers may be slower than those of a process that has connections.
+        let known = self.answers().min(ENOUGH - Self::FEW);
+        self.learning.from.store(self.answers() - known, Ordering::Relaxed);
+    }
+
+    /// So many answers are enough for a detector that has [learnt](Self::learn_from) from another one.
+    pub const FEW: usize = 5;
 
     /// A watcher for another core. `None` if each core has one. Dropping a watcher makes room for another one.
     pub fn watcher(self: &Arc<Self>) -> Option<Watcher> {

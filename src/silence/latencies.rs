@@ -62,6 +62,27 @@ impl Latencies {
         self.answers.store(self.answers().wrapping_add(1), Ordering::Relaxed);
     }
 
+    /// How many answers took how long, by the shortest time of each bucket, in microseconds. Old ones and late ones
+    /// count as in [`Surprise`].
+    pub(super) fn counted(all: &[&Self]) -> Vec<(u64, u32)> {
+        let counted = |bucket: usize| {
+            let count = all.iter().flat_map(|it| [&it.counts[bucket], &it.late[bucket]]);
+            count.fold(0_u32, |sum, count| sum.saturating_add(count.load(Ordering::Relaxed)))
+        };
+        (0..BUCKETS).map(|bucket| (lower_edge(bucket), counted(bucket))).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Adds what another process has counted. No other thread may add meanwhile.
+    pub(super) fn add_counted(&self, counted: &[(u64, u32)]) {
+        for (micros, count) in counted {
+            let known = &self.counts[bucket(*micros)];
+            known.store(known.load(Ordering::Relaxed).saturating_add(*count), Ordering::Relaxed);
+        }
+        // So many that none fades at once.
+        let all = counted.iter().fold(0_usize, |sum, (_, count)| sum.saturating_add(*count as usize));
+        self.answers.store(self.answers().wrapping_add(all.min(HALF_LIFE - 1)), Ordering::Relaxed);
+    }
+
     /// How many answers were ever counted.
     #[inline]
     pub(super) fn answers(&self) -> usize {

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// No configuration and no list of certificates is this long.
+/// No configuration, no list of certificates and no state is this long.
 const MAX_BYTES: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Reads a file on a thread of its own. The thread is abandoned if it does not reach the end of the file in time.
-pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let (send, receive) = mpsc::channel();
     let path = path.to_owned();
     let read = move || {

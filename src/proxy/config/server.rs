@@ -3,7 +3,7 @@
 //! Not here: everything else in the file: `config::read`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
@@ -154,7 +154,7 @@ pub(super) fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
             section.warn(field, "has no effect without admin_listen");
         }
     }
-    server.state_file = section.text("state_file", "a path").map(|Text { value, .. }| PathBuf::from(value));
+    server.state_file = read_path(&mut section, "state_file");
     server.auth_tokens = read_tokens(&mut section, "auth_tokens");
     if server.auth_tokens.is_empty() && !server.listen.ip().is_loopback() {
         section.warn(
@@ -174,7 +174,7 @@ pub(super) fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
         server.ca_file = Some(file);
     }
     section.flag("access_log", &mut server.access_log);
-    server.access_log_file = section.text("access_log_file", "a path").map(|Text { value, .. }| PathBuf::from(value));
+    server.access_log_file = read_path(&mut section, "access_log_file");
     if section.has("access_log_file") && !server.access_log {
         section.warn("access_log_file", "has no effect, since access_log is false");
     }
@@ -220,6 +220,17 @@ fn read_cors(server: &mut Section<'_, '_>, origins: &mut Vec<HeaderValue>) {
         }
     }
     section.finish();
+}
+
+/// The path of a file that is to be written.
+fn read_path(section: &mut Section<'_, '_>, field: &'static str) -> Option<PathBuf> {
+    let Text { shown, value } = section.text(field, "a path")?;
+    let path = PathBuf::from(value);
+    let folder = path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    if path.is_dir() || path.file_name().is_none() || !folder.is_some_and(Path::is_dir) {
+        section.mistake(field, &shown, "the path of a file, in a folder that exists");
+    }
+    Some(path)
 }
 
 fn read_proxies(section: &mut Section<'_, '_>, proxies: &mut Vec<Network>) {
