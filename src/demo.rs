@@ -70,6 +70,7 @@ struct Stage {
     providers: [Arc<Simulated>; 2],
     gateway: SocketAddr,
     control: SocketAddr,
+    admin: SocketAddr,
     load: Arc<Load>,
 }
 
@@ -113,7 +114,9 @@ pub(crate) async fn simulate(options: Simulation, stop: impl Future<Output = ()>
 pub(crate) async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), Box<dyn Error>> {
     let port = options.port.unwrap_or(if options.outage.is_some() { 0 } else { 8080 });
     let gateway = bind(port).await?;
-    let control = bind(if port == 0 { 0 } else { port + 1 }).await?;
+    let beside = |distance| if port == 0 { 0 } else { port + distance };
+    let control = bind(beside(1)).await?;
+    let admin = bind(beside(2)).await?;
     let start = |name| Simulated::start(name, options.latency, || {});
     let providers = [start("primary")?, start("fallback")?];
     let config = GatewayConfig::from_toml(&config_text(&providers, options.latency))?;
@@ -125,10 +128,11 @@ pub(crate) async fn run(options: Options, stop: impl Future<Output = ()>) -> Res
         providers,
         gateway: gateway.local_addr()?,
         control: control.local_addr()?,
+        admin: admin.local_addr()?,
         load: Arc::new(Load::new(options.rate.unwrap_or(default_rate), options.stream_share)),
     };
     let (finish, finished) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(run_server(Arc::clone(&stage.state), gateway, None, async {
+    let server = tokio::spawn(run_server(Arc::clone(&stage.state), gateway, Some(admin), async {
         // An error says that the sender is gone, which means the same.
         let _ = finished.await;
     }));
@@ -206,7 +210,7 @@ fn control_router(providers: &[Arc<Simulated>; 2]) -> Router {
 }
 
 fn instructions(stage: &Stage, on_screen: bool) -> String {
-    let Stage { gateway, control, .. } = stage;
+    let Stage { gateway, control, admin, .. } = stage;
     let end = if on_screen { "q" } else { "Ctrl-C" };
     let faults = Fault::all().map(Fault::as_str).collect::<Vec<_>>().join(", ");
     format!(
@@ -216,8 +220,8 @@ ask       curl -i http://{gateway}/v1/chat/completions -H 'content-type: applica
                -d '{{\"model\": \"{MODEL}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'
 stream    curl -N http://{gateway}/v1/chat/completions -H 'content-type: application/json' \\
                -d '{{\"model\": \"{MODEL}\", \"stream\": true, \"messages\": []}}'
-health    curl http://{gateway}/health
-metrics   curl http://{gateway}/metrics
+look      http://{admin}/ in a browser, or fusebox ctl --url http://{admin} watch
+metrics   curl http://{admin}/metrics
 break     curl -X POST http://{control}/primary/500  (any of {faults})
 heal      curl -X POST http://{control}/primary/heal
 

@@ -1,6 +1,8 @@
 //! `fusebox`, the LLM gateway: it reads the arguments and the configuration, and runs what the library provides.
 
+mod ctl;
 mod demo;
+mod log_file;
 
 use std::future::Future;
 use std::io::Write;
@@ -11,6 +13,7 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use fusebox::proxy::{AppState, GatewayConfig, check_descriptors, log, look_online, run_server};
+use log_file::LogFile;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
@@ -99,6 +102,17 @@ Examples:
 
 It answers any model's chat completions, responses, embeddings and messages with the same few words.")]
     Simulate(demo::Simulation),
+    /// Look at a running gateway's circuits, and change them: the admin API.
+    #[command(after_help = "\
+Examples:
+  fusebox ctl circuits
+  fusebox ctl isolate primary --reason 'their incident 1234' --for 30m
+  fusebox ctl isolate primary gpt-4o stream --reason 'cut off since 12:00'
+  fusebox ctl release primary
+  FUSEBOX_ADMIN_TOKEN=... fusebox ctl --url https://gateway:8081 watch
+
+It needs server.admin_listen in the configuration of the gateway.")]
+    Ctl(ctl::Options),
     /// Print the completions for a shell.
     #[command(after_help = "\
 Examples:
@@ -166,6 +180,10 @@ fn main() -> ExitCode {
                 .map_err(Into::into)
                 .and_then(|told_to_end| run(Builder::new_current_thread(), demo::simulate(options, told_to_end))),
         ),
+        Command::Ctl(options) => {
+            let print = |text: &str| print(text.as_bytes());
+            exit_code(run(Builder::new_current_thread(), ctl::run(options, print)))
+        }
         Command::Init { file } => exit_code(init(&file)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -256,10 +274,20 @@ async fn serve(file: PathBuf, config: GatewayConfig) -> Outcome {
     #[cfg(unix)]
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     check_descriptors(&config.server)?;
-    let state = AppState::with_access_log(&config, standard_output()?)?;
+    let log_file = config.server.access_log_file.as_deref().map(LogFile::open).transpose()?;
+    let state = match &log_file {
+        Some(log) => AppState::with_access_log(&config, log.writer())?,
+        None => AppState::with_access_log(&config, standard_output()?)?,
+    };
     state.set_file(file.clone());
     // Before "listening" is logged: until signals are handled, SIGHUP ends the process.
-    let told_to_end = on_signals(reload(Arc::clone(&state), file))?;
+    let told_to_end = on_signals({
+        let reload = reload(Arc::clone(&state), file);
+        move || {
+            log_file.iter().for_each(LogFile::reopen);
+            reload();
+        }
+    })?;
     let listener = bind("server.listen", config.server.listen).await?;
     let admin = match config.server.admin_listen {
         Some(address) => Some(bind("server.admin_listen", address).await?),

@@ -29,7 +29,7 @@ pub(crate) async fn tell(app: Arc<AppState>) {
         seconds.tick().await;
         {
             let live = app.live();
-            app.figures.sample(live.providers.iter().map(|provider| &**provider), app.metrics.moves().into_iter());
+            app.figures.sample(&app.metrics, live.providers.iter().map(|provider| &**provider));
         }
         // One text for all of them.
         if app.pages.receiver_count() > 0 {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::proxy::circuits::AnswerKind;
 use crate::proxy::counts::Tally;
 use crate::proxy::observe::chronicle::{Change, Failure};
-use crate::proxy::observe::figures::{Minute, Second};
+use crate::proxy::observe::figures::{CLIENTS, Minute, Second};
 use crate::proxy::observe::health::{HealthStatus, passes, visible};
 use crate::proxy::orders::{Given, Order, Target};
 use crate::proxy::provider::Provider;
@@ -25,6 +25,8 @@ pub(crate) struct View {
     version: &'static str,
     status: HealthStatus,
     draining: bool,
+    /// What all clients together get, whichever provider answers.
+    clients: Traffic,
     /// In the order of the configuration.
     providers: Vec<ProviderView>,
     failovers: Vec<MoveView>,
@@ -116,6 +118,7 @@ struct Traffic {
     /// In a second, as the mean of the last ten.
     per_second: Rates,
     #[serde(skip_serializing_if = "Option::is_none")]
+    /// Of all clients' requests: of the whole answer.
     first_byte_ms: Option<Quantiles>,
     /// For each of the last seconds `[ok, failed, other]`, the oldest first; only the last one in events.
     seconds: Vec<[u64; 3]>,
@@ -204,6 +207,7 @@ impl View {
             version: env!("CARGO_PKG_VERSION"),
             status: app.health().status,
             draining: app.is_draining(),
+            clients: sight.traffic(app.metrics.tally(), app.figures.minute(CLIENTS, None, &app.metrics.times())),
             providers: live.providers.iter().map(|provider| sight.provider(provider)).collect(),
             failovers: moves
                 .map(|(from, to, last_minute, total)| MoveView { from, to, last_minute, total })

@@ -9,10 +9,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::proxy::counts::{BOUNDS, Buckets, Tally, quantile};
+use crate::proxy::observe::metrics::Metrics;
 use crate::proxy::provider::Provider;
 
 /// How many seconds are kept.
 pub(crate) const KEPT: usize = 60;
+
+/// No provider is called so.
+pub(crate) const CLIENTS: &str = "";
 
 /// The figures of providers and their models.
 #[derive(Default)]
@@ -21,7 +25,7 @@ pub(crate) struct Figures(Mutex<Sampled>);
 #[derive(Default)]
 struct Sampled {
     seconds: u64,
-    /// By provider and model. The provider's own have no model.
+    /// By provider and model. The provider's own have no model, and those of all clients an empty name.
     tracks: HashMap<(String, Option<String>), Track>,
     /// How many requests went on from one provider to another, in each second.
     moves: BTreeMap<(String, String), Moves>,
@@ -66,12 +70,8 @@ pub(crate) struct Minute {
 }
 
 impl Figures {
-    /// To be called each second. `moves` are counts of requests that went on from one provider to another.
-    pub(crate) fn sample<'a>(
-        &self,
-        providers: impl Iterator<Item = &'a Provider>,
-        moves: impl Iterator<Item = ((String, String), u64)>,
-    ) {
+    /// To be called each second.
+    pub(crate) fn sample<'a>(&self, metrics: &Metrics, providers: impl Iterator<Item = &'a Provider>) {
         let mut sampled = self.0.lock();
         let before = std::mem::take(&mut *sampled);
         sampled.seconds = before.seconds + 1;
@@ -85,6 +85,7 @@ impl Figures {
             }
             sampled.tracks.insert(key, track);
         };
+        track((CLIENTS.to_owned(), None), metrics.tally(), metrics.times());
         for provider in providers {
             let name = provider.name();
             track((name.to_owned(), None), provider.metrics.tally(), provider.metrics.first_bytes());
@@ -92,7 +93,7 @@ impl Figures {
                 track((name.to_owned(), Some(model.to_owned())), counts.tally(), counts.first_bytes());
             }
         }
-        for (between, all) in moves {
+        for (between, all) in metrics.moves() {
             let mut moves = old_moves.remove(&between).unwrap_or_default();
             push(&mut moves.seconds, all.saturating_sub(moves.all));
             moves.all = all;

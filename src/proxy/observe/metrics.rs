@@ -188,6 +188,17 @@ impl Metrics {
         count(&self.closed[reason as usize]);
     }
 
+    /// How requests of clients have ended: with an answer, with a 5xx, or in another way.
+    pub(crate) fn tally(&self) -> Tally {
+        let class = |index: usize| self.requests.sum(|counts| &counts.classes[index]);
+        let (ok, failed, other) = ((1..=3).map(class).sum(), class(5), class(0) + class(4));
+        Tally { ok, failed, other, asked: self.requests.sum(|counts| &counts.begun) }
+    }
+
+    pub(crate) fn times(&self) -> Buckets {
+        self.requests.buckets(|counts| &counts.times)
+    }
+
     /// To be called once for each [`begin`](Self::begin).
     pub(crate) fn end(&self, status: Option<u16>, took: Duration) {
         let mine = self.requests.mine();
