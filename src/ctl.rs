@@ -33,10 +33,10 @@ const MAX_ANSWER: usize = 64 << 20;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Where the operators' port is. Default: $FUSEBOX_ADMIN_URL, or http://127.0.0.1:8081.
+    /// Where the operators' port is. Default: `$FUSEBOX_ADMIN_URL`, or `http://127.0.0.1:8081`.
     #[arg(long, global = true)]
     url: Option<String>,
-    /// A file with the token. Default: the variable $FUSEBOX_ADMIN_TOKEN, if the gateway has admin_tokens.
+    /// A file with the token. Default: the variable `$FUSEBOX_ADMIN_TOKEN`. Needed if the gateway has `admin_tokens`.
     #[arg(long, global = true)]
     token_file: Option<PathBuf>,
     /// A PEM file of authorities that are trusted in addition to the public ones.
@@ -281,8 +281,7 @@ fn pretty(said: &Value) -> String {
     serde_json::to_string_pretty(said).expect("it came as JSON") + "\n"
 }
 
-const HEADS: [&str; 9] =
-    ["CIRCUIT", "STATE", "WHY", "SINCE", "AGAIN IN", "OK/S", "FAILED/S", "P50/P99", "IN FLIGHT"];
+const HEADS: [&str; 9] = ["CIRCUIT", "STATE", "WHY", "SINCE", "AGAIN IN", "OK/S", "FAILED/S", "P50/P99", "IN FLIGHT"];
 
 /// A line for each provider and each of its models that was asked for or is not closed.
 fn table(said: &Value) -> String {
@@ -342,7 +341,9 @@ fn row(name: &str, circuit: &Value, traffic: &Value) -> [String; 9] {
 
 /// A provider's text may hold what a terminal obeys.
 fn clean(text: &str) -> String {
-    text.chars().flat_map(|it| if it.is_control() { it.escape_default().collect::<Vec<_>>() } else { vec![it] }).collect()
+    text.chars()
+        .flat_map(|it| if it.is_control() { it.escape_default().collect::<Vec<_>>() } else { vec![it] })
+        .collect()
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, String> {

@@ -83,10 +83,7 @@ impl Exported {
     }
 
     /// Restores those whose breakers `find` knows. Returns what was refused.
-    pub(crate) fn restore(
-        &self,
-        find: impl Fn(&ExportedBreaker) -> Option<Arc<CircuitBreaker>>,
-    ) -> Vec<RestoreError> {
+    pub(crate) fn restore(&self, find: impl Fn(&ExportedBreaker) -> Option<Arc<CircuitBreaker>>) -> Vec<RestoreError> {
         let now = wall_clock();
         let restore = |row: &ExportedBreaker| find(row).ok_or(Refused::Unknown)?.restore_from(row, self.at, now);
         let refused = |row: &ExportedBreaker| {

@@ -1,5 +1,5 @@
-//! The file that requests are logged to, if it is not standard output. It is opened again at SIGHUP, so that the old one
-//! can be moved away (`logrotate(8)`).
+//! The file that requests are logged to, if it is not standard output. It is opened again at SIGHUP, so that the old
+//! one can be moved away (`logrotate(8)`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -59,7 +59,9 @@ impl Write for Writer {
                     self.file = Ok(BufWriter::new(new));
                 }
                 // The old file is better than none.
-                Err(error) => tracing::warn!(file = %self.path.display(), %error, "the access log's file cannot be opened again"),
+                Err(error) => {
+                    tracing::warn!(file = %self.path.display(), %error, "the access log's file cannot be opened again");
+                }
             }
         }
         self.file()?.write(text)

@@ -112,7 +112,7 @@ Examples:
   FUSEBOX_ADMIN_TOKEN=... fusebox ctl --url https://gateway:8081 watch
 
 It needs server.admin_listen in the configuration of the gateway.")]
-    Ctl(ctl::Options),
+    Ctl(Box<ctl::Options>),
     /// Print the completions for a shell.
     #[command(after_help = "\
 Examples:
@@ -182,7 +182,7 @@ fn main() -> ExitCode {
         ),
         Command::Ctl(options) => {
             let print = |text: &str| print(text.as_bytes());
-            exit_code(run(Builder::new_current_thread(), ctl::run(options, print)))
+            exit_code(run(Builder::new_current_thread(), ctl::run(*options, print)))
         }
         Command::Init { file } => exit_code(init(&file)),
         Command::Completions { shell } => {

@@ -259,7 +259,14 @@ mod tests {
         let config = GatewayConfig::from_toml(&crate::demo::config_text(&providers, Latency::Short)).unwrap();
         let nowhere = "127.0.0.1:1".parse().unwrap();
         let state = AppState::new(&config).unwrap();
-        Stage { state, providers, gateway: nowhere, control: nowhere, load: Arc::new(Load::new(10, 0.5)) }
+        Stage {
+            state,
+            providers,
+            gateway: nowhere,
+            control: nowhere,
+            admin: nowhere,
+            load: Arc::new(Load::new(10, 0.5)),
+        }
     }
 
     fn drawn(stage: &Stage, width: u16) -> String {

@@ -1,4 +1,5 @@
-//! The certificate that new connections of clients or operators are served with, and looking whether its files have changed.
+//! The certificate that new connections of clients or operators are served with, and looking whether its files have
+//! changed.
 //!
 //! Not here: reading the files: `config::certificates`; handshakes: `edge::clients`.
 
@@ -117,7 +118,10 @@ impl Certificates {
         let watch = move || {
             let mut last = <[Stamps; 2]>::default();
             while let Some(owner) = owner.upgrade() {
-                certificates(&owner).into_iter().zip(&mut last).for_each(|(certificates, last)| certificates.look(last));
+                certificates(&owner)
+                    .into_iter()
+                    .zip(&mut last)
+                    .for_each(|(certificates, last)| certificates.look(last));
                 drop(owner);
                 thread::park_timeout(LOOK_EVERY);
             }

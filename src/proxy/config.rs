@@ -29,10 +29,10 @@ use subtle::ConstantTimeEq;
 
 pub use self::certificates::ServerTls;
 pub(crate) use self::certificates::{BadFile, WallClock};
-pub use self::limits::{Connections, Limits, Timeouts};
 pub(crate) use self::file::read_file;
-pub(crate) use self::pem::read_certificates;
+pub use self::limits::{Connections, Limits, Timeouts};
 pub use self::network::Network;
+pub(crate) use self::pem::read_certificates;
 pub use self::server::ServerConfig;
 pub use self::token::Token;
 use super::protocol::{Protocol, Protocols};
@@ -268,14 +268,21 @@ impl fmt::Display for GatewayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use humantime::format_duration as time;
         let server = &self.server;
-        let with_tls = match &server.tls {
+        let with_tls = |tls: &Option<ServerTls>| match tls {
             None => "",
             Some(ServerTls { client_ca: None, .. }) => " with TLS",
             Some(_) => " with TLS, for clients with a certificate",
         };
-        writeln!(f, "listen    {}{with_tls}", server.listen)?;
+        writeln!(f, "listen    {}{}", server.listen, with_tls(&server.tls))?;
         if let Some(admin) = server.admin_listen {
-            writeln!(f, "admin     {admin}")?;
+            writeln!(f, "admin     {admin}{}", with_tls(&server.admin_tls))?;
+            match server.admin_tokens.len() {
+                0 => writeln!(f, "operators anybody who reaches that address")?,
+                tokens => writeln!(f, "operators with one of {tokens} tokens")?,
+            }
+        }
+        if let Some(file) = &server.state_file {
+            writeln!(f, "state     kept in {}", Escaped(file.display()))?;
         }
         match server.auth_tokens.len() {
             0 => writeln!(f, "clients   anybody")?,

@@ -132,6 +132,10 @@ impl ModelCounts {
         Tally::of(|outcome| self.outcome(outcome), || self.0.sum(|counts| &counts.asked))
     }
 
+    pub(crate) fn first_byte_sum(&self) -> Duration {
+        Duration::from_micros(self.0.sum(|counts| &counts.first_byte.micros))
+    }
+
     pub(crate) fn first_bytes(&self) -> Buckets {
         self.0.buckets(|counts| &counts.first_byte)
     }

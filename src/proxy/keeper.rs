@@ -1,5 +1,5 @@
-//! State that outlasts the process: `[server] state_file`. Circuits that are open, keys that are out, orders by hand and
-//! how long answers take are written when a circuit changes, once a second at most, and read at the start.
+//! State that outlasts the process: `[server] state_file`. Circuits that are open, keys that are out, orders by hand
+//! and how long answers take are written when a circuit changes, once a second at most, and read at the start.
 //!
 //! Nothing in the file is needed. A file that is missing, broken, or of another gateway is said to be so, and ignored.
 //!
@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use super::circuits::AnswerKind;
 use super::config::read_file;
+use super::keys::Keys;
 use super::observe::chronicle::Place;
 use super::orders::{Given, Order, Target};
 use super::provider::Provider;
@@ -97,7 +98,9 @@ impl Keeper {
         let file = app.live().server.state_file.clone()?;
         match read_file(&file) {
             Ok(text) => restore(app, &file, &text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => info!(file = %file.display(), "there is no state to restore"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                info!(file = %file.display(), "there is no state to restore");
+            }
             Err(error) => warn!(file = %file.display(), %error, "the state is not restored"),
         }
         Some(Self { app: Arc::clone(app), file })
@@ -164,7 +167,7 @@ impl Kept {
         for provider in live.providers.iter() {
             snapshots.push(provider.breaker.snapshot());
             snapshots.extend(provider.circuits.known().map(|(.., circuit)| circuit.breaker.snapshot()));
-            snapshots.extend(provider.keys.iter().flat_map(|keys| keys.breakers()).map(|breaker| breaker.snapshot()));
+            snapshots.extend(provider.keys.iter().flat_map(Keys::breakers).map(|breaker| breaker.snapshot()));
             for (model, kind, counts) in provider.silence.iter().flat_map(|detectors| detectors.learnt_latencies()) {
                 let (provider, model, kind) = (provider.name().to_owned(), model.into(), kind.as_str().to_owned());
                 let counts = counts.into_iter().map(|(time, count)| (micros(time), count)).collect();
@@ -196,7 +199,6 @@ impl KeptProvider {
         let mut hasher = DefaultHasher::new();
         provider.name().hash(&mut hasher);
         provider.config.api_keys.iter().for_each(|key| key.expose().hash(&mut hasher));
-        #[expect(clippy::cast_possible_truncation, reason = "a small part is enough")]
         let keys = (hasher.finish() & 0xffff) as u32;
         Self { url: provider.config.url.to_string(), keys }
     }
@@ -221,6 +223,12 @@ fn restore(app: &AppState, file: &Path, text: &[u8]) {
         let provider = &live.providers[id];
         (kept.url == provider.config.url.to_string()).then_some((kept, provider))
     };
+    for (name, kept) in &kept.providers {
+        let now = live.providers.find(|known| known.name() == name).map(|id| &live.providers[id].config.url);
+        if now.is_some_and(|url| url.to_string() != kept.url) {
+            info!(provider = %Escaped(name), "a provider is not restored: its url is another one");
+        }
+    }
     let orders = restore_orders(app, &kept, |name| known(name).is_some());
     // Carried out already, or over: the order says more than the circuit.
     let is_ordered = |row: &ExportedBreaker| {
@@ -239,7 +247,7 @@ fn restore(app: &AppState, file: &Path, text: &[u8]) {
         }
         match (model, kind) {
             (None, None) => Some(Arc::clone(&provider.breaker)),
-            (None, Some(_)) => provider.keys.iter().flat_map(|keys| keys.breakers()).find(|it| it.name() == row.name).cloned(),
+            (None, Some(_)) => provider.keys.iter().flat_map(Keys::breakers).find(|it| it.name() == row.name).cloned(),
             (Some(model), kind) => {
                 let kind = AnswerKind::VARIANTS.iter().find(|it| Some(it.as_str()) == kind)?;
                 Some(Arc::clone(&provider.circuits.of(provider.circuits.find(model)?, *kind).breaker))
@@ -301,7 +309,8 @@ fn restore_latencies(kept: &Kept, known: impl Fn(&str) -> Option<Arc<Provider>>)
         let (Some(detectors), Some(id)) = (&provider.silence, provider.circuits.find(&kept.model)) else {
             return false;
         };
-        let counts: Vec<_> = kept.counts.iter().map(|(micros, count)| (Duration::from_micros(*micros), *count)).collect();
+        let counts: Vec<_> =
+            kept.counts.iter().map(|(micros, count)| (Duration::from_micros(*micros), *count)).collect();
         detectors.learn_from(&kept.model, *kind, &provider.circuits.of(id, *kind).breaker, &counts);
         true
     });

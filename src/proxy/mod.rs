@@ -3,9 +3,11 @@
 //! Its floors, from the client to the provider. Each knows those below it, and a test holds the order:
 //!
 //! - `server`, `edge`: accepting connections, and serving them on the cores' threads;
+//! - `admin`: what operators see and do;
 //! - `route`: the way of a request: choosing a provider, asking it, judging its answer, passing it on;
 //! - `core`, `state`, `provider`, `circuits`: what requests share, and how it is replaced while they are under way;
-//! - `observe`: the access log, the log, metrics, health;
+//! - `keeper`, `orders`: what outlasts the process, and orders by hand;
+//! - `observe`: the access log, the log, metrics, health, and what has happened lately;
 //! - `silence`: watching providers that do not answer;
 //! - `upstream`: connections to providers;
 //! - `request`: what a client asks for;

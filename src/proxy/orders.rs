@@ -76,7 +76,8 @@ impl Orders {
     pub(crate) fn take_ended(&self, now: SystemTime) -> Vec<(Target, Given)> {
         let mut given = self.given.lock();
         let has_ended = |given: &Given| given.until.is_some_and(|until| until <= now);
-        let ended: Vec<_> = given.iter().filter(|(_, given)| has_ended(given)).map(|(target, _)| target.clone()).collect();
+        let ended: Vec<_> =
+            given.iter().filter(|(_, given)| has_ended(given)).map(|(target, _)| target.clone()).collect();
         ended.into_iter().filter_map(|target| given.remove_entry(&target)).collect()
     }
 

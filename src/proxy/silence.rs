@@ -36,6 +36,9 @@ pub(crate) fn awaited(kind: AnswerKind) -> &'static str {
     if kind == AnswerKind::Whole { "answer" } else { kind.as_str() }
 }
 
+/// How many answers took how long.
+pub(crate) type Latencies = Vec<(Duration, u32)>;
+
 /// The detectors of one provider, for all cores.
 pub(crate) struct Detectors {
     provider: String,
@@ -90,7 +93,7 @@ impl Detectors {
     }
 
     /// What each detector has learnt, by model and kind of answer.
-    pub(crate) fn learnt_latencies(&self) -> Vec<(Box<str>, AnswerKind, Vec<(Duration, u32)>)> {
+    pub(crate) fn learnt_latencies(&self) -> Vec<(Box<str>, AnswerKind, Latencies)> {
         let by_kind = self.by_kind.lock();
         let learnt = by_kind.answers.iter().map(|((model, kind), it)| (model.clone(), *kind, it.learnt_latencies()));
         learnt.filter(|(.., latencies)| !latencies.is_empty()).collect()

@@ -22,9 +22,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+pub use self::stats::ProviderStats;
 use super::body::budget::Budget;
 use super::certificates::{Certificates, Whose};
-pub use self::stats::ProviderStats;
 use super::circuits::{AnswerKind, Circuits, ModelId};
 use super::config::{Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, ServerConfig, Strategy};
 use super::observe::chronicle::Chronicle;
@@ -33,6 +33,7 @@ use super::observe::health::Health;
 use super::observe::lines::LineWriter;
 use super::observe::log;
 use super::observe::metrics::Metrics;
+use super::observe::metrics::page::Held;
 use super::orders::Orders;
 use super::owners::Owners;
 use super::protocol::Protocol;
@@ -335,7 +336,8 @@ impl AppState {
     pub(crate) fn encode_metrics(&self) -> Vec<u8> {
         let lost = self.access_log().map_or(0, LineWriter::lost);
         let live = self.live();
-        self.metrics.encode(live.providers.iter().map(|provider| &**provider), lost, log::lost(), self.budget.held())
+        let held = Held { held: self.budget.held(), max: live.server.max_held_bytes };
+        self.metrics.encode(live.providers.iter().map(|provider| &**provider), lost, log::lost(), held)
     }
 
     /// What is counted of a provider since the gateway began, as `/metrics` shows it. `None` if there is no such
@@ -401,13 +403,7 @@ struct Parts<'a> {
 }
 
 impl Live {
-    fn new(
-        config: &GatewayConfig,
-        tls: Tls,
-        before: Option<&Live>,
-        parts: &Parts<'_>,
-        cores: u64,
-    ) -> Self {
+    fn new(config: &GatewayConfig, tls: Tls, before: Option<&Live>, parts: &Parts<'_>, cores: u64) -> Self {
         let Parts { breakers, metrics, listener } = *parts;
         let cores = usize::try_from(cores).unwrap_or(usize::MAX);
         let same_tls = before.is_some_and(|before| before.tls.trusts_the_same(&tls));

@@ -100,7 +100,9 @@ impl Detector {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn learn_from(&self, latencies: &[(Duration, u32)]) {
-        let Some(first) = self.cores.first().filter(|_| self.cores.iter().all(|core| core.taken.load(Ordering::Relaxed) == 0)) else {
+        let Some(first) =
+            self.cores.first().filter(|_| self.cores.iter().all(|core| core.taken.load(Ordering::Relaxed) == 0))
+        else {
             return;
         };
         let micros = |time: &Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);

@@ -8,7 +8,7 @@ use http::Response;
 
 use crate::support::{Provider, answer, nobody, soon, temp_path};
 
-const COMMANDS: [&str; 7] = ["serve", "check", "init", "demo", "simulate", "completions", "man"];
+const COMMANDS: [&str; 8] = ["serve", "check", "init", "demo", "simulate", "ctl", "completions", "man"];
 
 /// A folder that is gone with the test.
 struct Folder(PathBuf);

@@ -53,7 +53,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
         "1: strategy is \"random\", expected \"priority\" or \"cheapest\"",
         "2: retries is unknown, expected one of strategy, server, connections, timeouts, limits, breaker, silence, failover, cooldown, providers",
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
-        "5: server.port is unknown, expected one of listen, cores, admin_listen, auth_tokens, tls, allow_provider_header, cors, ca_file, access_log, max_body_bytes, \
+        "5: server.port is unknown, expected one of listen, cores, admin_listen, admin_tls, admin_tokens, state_file, auth_tokens, tls, trusted_proxies, allow_provider_header, cors, ca_file, access_log, access_log_file, max_body_bytes, \
          replay_body_bytes, search_body_bytes, replay_answer_bytes, max_message_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
          body_timeout, write_timeout, heartbeat_after, heartbeat, drain_delay, drain_limit",
         "6: server.auth_tokens[0] is \"${FUSEBOX_TEST_UNSET}\", which is not set, expected that environment variable",
@@ -208,7 +208,12 @@ fn the_example_file_documents_every_setting_and_loads() {
             .replace("ca_file = ", "# ")
             .replace("ceiling = ", "# ")
             .replace("cors = ", "# ")
-            .replace("tls = ", "# ")
+            .replace("admin_tls = ", "# ")
+            .replace("\ntls = ", "\n# ")
+            .replace("admin_tokens = ", "# ")
+            .replace("state_file = ", "# ")
+            .replace("trusted_proxies = ", "# ")
+            .replace("access_log_file = ", "# ")
             .replace("api_keys = ", "# ")
             .replace("max_attempts = ", "# ")
             .replace("fallback_on", "# ")
@@ -254,7 +259,7 @@ fn the_configuration_for_kubernetes_loads() {
     let lines = text.lines().take_while(|line| *line != "---");
     let text: String = lines.map(|line| line.strip_prefix("    ").unwrap_or(line).to_owned() + "\n").collect();
     let key = TempFile::new("kubernetes", "key\n");
-    let files = ["token", "openai", "azure"].map(|name| format!("/run/secrets/fusebox/{name}"));
+    let files = ["token", "admin", "openai", "azure"].map(|name| format!("/run/secrets/fusebox/{name}"));
     let text = files.iter().fold(text, |text, file| text.replace(file, key.to_str().unwrap()));
     let config = GatewayConfig::from_toml(&text).unwrap();
     assert_eq!((config.providers.len(), config.warnings()), (2, &[][..]));

@@ -24,13 +24,13 @@ use crate::support::{
 };
 
 /// An authority, and the files of a gateway.
-struct Files {
+pub(crate) struct Files {
     authority: CertifiedIssuer<'static, KeyPair>,
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 impl Files {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -43,7 +43,7 @@ impl Files {
     }
 
     /// A certificate of the authority, and its key.
-    fn sign(&self) -> (CertificateDer<'static>, String, KeyPair) {
+    pub(crate) fn sign(&self) -> (CertificateDer<'static>, String, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
         let cert = params.signed_by(&key, &self.authority).unwrap();

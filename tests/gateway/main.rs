@@ -1,6 +1,7 @@
 //! The gateway, from the outside: real sockets on loopback, providers that fail on demand.
 #![cfg(feature = "proxy")]
 
+mod admin;
 mod anthropic;
 mod blame;
 mod clients;
@@ -8,6 +9,7 @@ mod command_line;
 mod compose;
 mod config;
 mod connections;
+mod ctl;
 mod failover;
 mod health;
 mod heartbeat;
@@ -16,6 +18,7 @@ mod http2;
 mod ids;
 mod inbound;
 mod inside;
+mod kept;
 mod keys;
 mod limits;
 mod machine;
@@ -33,5 +36,6 @@ mod support;
 mod telling;
 mod tls;
 mod uploads;
+mod who;
 mod whole;
 mod wire;

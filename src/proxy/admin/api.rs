@@ -1,4 +1,5 @@
-//! The routes of the admin API, and who may use them. `docs/admin.openapi.json` describes them; a test compares the two.
+//! The routes of the admin API, and who may use them. `docs/admin.openapi.json` describes them; a test compares the
+//! two.
 //!
 //! Not here: what an order does: `state::by_hand`; the form of what is shown: `view` and `shown`.
 
@@ -160,10 +161,7 @@ const ACTIONS: [(&str, Action); 4] = [
 ];
 
 /// `POST /admin/v1/circuits/{provider}[/{model}[/{kind}]]/{action}`.
-async fn order(
-    State(app): State<Arc<AppState>>,
-    request: Request,
-) -> Result<Response, Refused> {
+async fn order(State(app): State<Arc<AppState>>, request: Request) -> Result<Response, Refused> {
     let not_found = |message: String| Refused(StatusCode::NOT_FOUND, message);
     let path = request.uri().path().strip_prefix("/admin/v1/circuits/").unwrap_or_default();
     let parts: Vec<_> = path.split('/').map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned()).collect();
@@ -179,8 +177,7 @@ async fn order(
         let found = AnswerKind::VARIANTS.iter().find(|it| it.as_str() == kind).copied();
         found.ok_or_else(|| not_found(format!("The kind is {kind:?}, expected whole, stream, count or session.")))
     });
-    let scope =
-        Scope { provider: &circuit[0], model: circuit.get(1).map(String::as_str), kind: kind.transpose()? };
+    let scope = Scope { provider: &circuit[0], model: circuit.get(1).map(String::as_str), kind: kind.transpose()? };
     let (operator, peer) = who(&request);
     let wish = read(request).await?;
     let unknown = |unknown| {
@@ -274,7 +271,8 @@ impl Wish {
             (Some(_), Some(_)) => return Err(bad("for and until are both there, expected one of them")),
             (Some(text), None) => {
                 let length = humantime::parse_duration(text);
-                let length = length.map_err(|_| bad(&format!("for is {text:?}, expected a duration such as \"30m\"")))?;
+                let length =
+                    length.map_err(|_| bad(&format!("for is {text:?}, expected a duration such as \"30m\"")))?;
                 if !(Duration::from_secs(1)..=MAX_ORDER).contains(&length) {
                     return Err(bad(&format!("for is {text:?}, expected {expected}")));
                 }

@@ -2,9 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::proxy::config::{
-    Limits, ProviderConfig, ServerConfig, ServerTls, Strategy, Timeouts, Token, WhenAllOpen,
-};
+use crate::proxy::config::{Limits, ProviderConfig, ServerConfig, ServerTls, Strategy, Timeouts, Token, WhenAllOpen};
 use crate::proxy::protocol::Protocols;
 use crate::proxy::state::Live;
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::proxy::circuits::AnswerKind;
 use crate::proxy::counts::Tally;
+use crate::proxy::keys::Keys;
 use crate::proxy::observe::chronicle::{Change, Failure};
 use crate::proxy::observe::figures::{CLIENTS, Minute, Second};
 use crate::proxy::observe::health::{HealthStatus, passes, visible};
@@ -207,11 +208,9 @@ impl View {
             version: env!("CARGO_PKG_VERSION"),
             status: app.health().status,
             draining: app.is_draining(),
-            clients: sight.traffic(app.metrics.tally(), app.figures.minute(CLIENTS, None, &app.metrics.times())),
+            clients: sight.traffic(app.metrics.tally(), &app.figures.minute(CLIENTS, None, &app.metrics.times())),
             providers: live.providers.iter().map(|provider| sight.provider(provider)).collect(),
-            failovers: moves
-                .map(|(from, to, last_minute, total)| MoveView { from, to, last_minute, total })
-                .collect(),
+            failovers: moves.map(|(from, to, last_minute, total)| MoveView { from, to, last_minute, total }).collect(),
         }
     }
 }
@@ -232,9 +231,9 @@ impl Sight<'_> {
         let buckets = provider.metrics.first_bytes();
         let traffic = Traffic {
             rejected: Some(provider.metrics.rejections()),
-            ..self.traffic(provider.metrics.tally(), self.app.figures.minute(name, None, &buckets))
+            ..self.traffic(provider.metrics.tally(), &self.app.figures.minute(name, None, &buckets))
         };
-        let out = provider.keys.iter().flat_map(|keys| keys.out());
+        let out = provider.keys.iter().flat_map(Keys::out);
         ProviderView {
             provider: name.to_owned(),
             url: provider.config.url.to_string(),
@@ -271,9 +270,9 @@ impl Sight<'_> {
             let counts = provider.circuits.find(model).and_then(|id| provider.circuits.known_counts(id));
             let traffic = counts.map(|counts| {
                 let minute = self.app.figures.minute(provider.name(), Some(model), &counts.first_bytes());
-                self.traffic(counts.tally(), minute)
+                self.traffic(counts.tally(), &minute)
             });
-            let traffic = traffic.unwrap_or_else(|| self.traffic(Tally::default(), Minute::default()));
+            let traffic = traffic.unwrap_or_else(|| self.traffic(Tally::default(), &Minute::default()));
             ModelView { model: model.to_owned(), traffic, circuits: circuits.collect() }
         };
         let is_used = |name: &str| known.iter().any(|(known, ..)| *known == name);
@@ -307,14 +306,12 @@ impl Sight<'_> {
         }
     }
 
-    fn traffic(&self, tally: Tally, minute: Minute) -> Traffic {
+    fn traffic(&self, tally: Tally, minute: &Minute) -> Traffic {
         let skipped = minute.seconds.len().saturating_sub(self.seconds);
         let shown = minute.seconds[skipped..].iter().map(|second| [second.ok, second.failed, second.other]);
         let lately = minute.seconds.iter().rev().take(10);
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let mean = |of: fn(&Second) -> u64| {
-            lately.clone().map(of).sum::<u64>() as f64 / lately.len().max(1) as f64
-        };
+        let mean = |of: fn(&Second) -> u64| lately.clone().map(of).sum::<u64>() as f64 / lately.len().max(1) as f64;
         Traffic {
             in_flight: tally.in_flight(),
             asked: tally.asked,

@@ -68,9 +68,8 @@ mod tests {
 
     #[test]
     fn a_network_contains_the_addresses_that_begin_with_its_bits() {
-        let is_in = |network: &str, address: &str| {
-            network.parse::<Network>().unwrap().contains(address.parse().unwrap())
-        };
+        let is_in =
+            |network: &str, address: &str| network.parse::<Network>().unwrap().contains(address.parse().unwrap());
         assert!(is_in("0.0.0.0/0", "203.0.113.9") && is_in("::/0", "2001:db8::1"));
         assert!(!is_in("0.0.0.0/0", "2001:db8::1"), "the other family");
         assert!(is_in("192.168.1.7", "192.168.1.7") && !is_in("192.168.1.7", "192.168.1.6"));

@@ -13,9 +13,7 @@ use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_keys, read_query};
 use super::server::read_server;
 use super::url::{is_private, read_url, warn_of_path};
-use super::{
-    Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, ProviderConfig, Strategy, Timeouts,
-};
+use super::{Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, ProviderConfig, Strategy, Timeouts};
 use crate::proxy::protocol::{Protocol, Protocols};
 use crate::{Config, ConfigBuilder, ConfigError, silence};
 

@@ -36,8 +36,8 @@ use crate::proxy::config::ServerConfig;
 use crate::proxy::core::Core;
 use crate::proxy::observe::metrics::CloseReason;
 use crate::proxy::protocol::Protocol;
-use crate::proxy::request::has_a_host;
 use crate::proxy::request::client::Peer;
+use crate::proxy::request::has_a_host;
 use crate::proxy::request::session::is_asked_for;
 use crate::proxy::upstream::Chain;
 
@@ -190,7 +190,8 @@ impl Client {
 
     fn http2<T: Transport>(&self, server: &ServerConfig, socket: Socket<T>) -> impl Connection + Send + use<T> {
         let Core { app, timers, .. } = &*self.core;
-        let (max_headers, service) = (server.max_headers, service(&self.core, &self.routers, self.peer, socket.is_served(), None));
+        let (max_headers, service) =
+            (server.max_headers, service(&self.core, &self.routers, self.peer, socket.is_served(), None));
         let service = service_fn(move |request: Request<Incoming>| -> WatchedAnswering {
             if request.headers().len() as u64 > max_headers {
                 return Box::pin(async { Ok(too_many_headers().map(Either::Right).map(Watched)) });

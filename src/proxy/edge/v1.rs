@@ -310,6 +310,6 @@ mod tests {
         assert!(size <= MAX_FUTURE, "{size}");
     }
 
-    /// Its size on 64-bit Linux, 2,296 bytes, and room for two words.
-    const MAX_FUTURE: usize = 2312;
+    /// Its size on 64-bit Linux, 2,448 bytes, and room for two words.
+    const MAX_FUTURE: usize = 2464;
 }

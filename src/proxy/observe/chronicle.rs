@@ -175,7 +175,6 @@ impl fmt::Debug for Chronicle {
     }
 }
 
-
 fn push<T>(kept: &mut VecDeque<T>, new: T) {
     if kept.len() == KEPT {
         kept.pop_front();

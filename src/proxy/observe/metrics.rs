@@ -2,7 +2,7 @@
 //!
 //! Not here: how the counts are shown: `page`.
 
-mod page;
+pub(crate) mod page;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

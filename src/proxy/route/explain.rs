@@ -28,13 +28,10 @@ pub(crate) fn explain(exchange: &Exchange, answer: Answer) -> Answer {
 fn explained(exchange: &Exchange, headers: &HeaderMap, body: &[u8]) -> Option<Bytes> {
     let mut body: Value = serde_json::from_slice(body).ok()?;
     let error = body.get_mut("error")?.as_object_mut()?;
-    let attempt = |AttemptLine { provider, outcome, took, .. }: AttemptLine<'_>| {
-        json!({"provider": provider, "outcome": outcome.as_str(), "ms": took.as_millis()})
-    };
-    let skipped = |SkippedLine { provider, skip }: SkippedLine<'_>| {
-        json!({"provider": provider, "scope": skip.scope, "cause": skip.cause})
-    };
-    let seconds: Option<u64> = headers.get(header::RETRY_AFTER).and_then(|value: &HeaderValue| value.to_str().ok()?.parse().ok());
+    let attempt = |AttemptLine { provider, outcome, took, .. }: AttemptLine<'_>| json!({"provider": provider, "outcome": outcome.as_str(), "ms": took.as_millis()});
+    let skipped = |SkippedLine { provider, skip }: SkippedLine<'_>| json!({"provider": provider, "scope": skip.scope, "cause": skip.cause});
+    let seconds: Option<u64> =
+        headers.get(header::RETRY_AFTER).and_then(|value: &HeaderValue| value.to_str().ok()?.parse().ok());
     let said = json!({
         "attempts": exchange.attempts.lines().map(attempt).collect::<Vec<_>>(),
         "skipped": exchange.attempts.skipped().map(skipped).collect::<Vec<_>>(),

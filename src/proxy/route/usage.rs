@@ -67,7 +67,9 @@ mod tests {
 
     fn read(pieces: &[&str]) -> (Option<u64>, Option<u64>, Option<u64>) {
         let mut usage = Usage::default();
-        pieces.iter().for_each(|piece| of_pieces(&mut usage, piece.as_bytes()));
+        for piece in pieces {
+            of_pieces(&mut usage, piece.as_bytes());
+        }
         (usage.tokens_in, usage.tokens_out, usage.cached)
     }
 

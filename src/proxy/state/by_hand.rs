@@ -156,4 +156,3 @@ fn release(breaker: &CircuitBreaker) -> bool {
     }
     is_ordered
 }
-

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
+#[cfg(target_os = "linux")]
+use prometheus::{core::Collector, process_collector::ProcessCollector};
 use strum::VariantArray;
 
 use super::{CloseReason, Metrics, ProviderMetrics};
-use crate::proxy::counts::{BOUNDS, Sharded, Times};
+use crate::proxy::counts::{BOUNDS, Buckets, Sharded, Times};
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::Provider;
 use crate::proxy::silence::awaited;
@@ -26,14 +28,21 @@ impl Metrics {
         providers: impl Iterator<Item = &'a Provider>,
         access_log_lines_lost: u64,
         log_lines_lost: u64,
-        held_bytes: u64,
+        memory: Held,
     ) -> Vec<u8> {
         let mut page = Page::default();
         self.encode_gateway(&mut page, access_log_lines_lost, log_lines_lost);
         let help = "Bytes of bodies and answers that are held in memory.";
-        page.gauge("fusebox_held_bytes", help, &[], float(held_bytes));
+        page.gauge("fusebox_held_bytes", help, &[], float(memory.held));
+        page.gauge("fusebox_held_bytes_limit", "How many may be held.", &[], float(memory.max));
+        for ((from, to), count) in self.moves() {
+            let help = "Requests that one provider would have been asked for, and another one answered.";
+            page.count("fusebox_failovers_total", help, &[("from", &*from), ("to", &*to)], count);
+        }
+        let mut shut = Shut::default();
         for provider in providers {
-            encode_circuits(&mut page, provider);
+            encode_circuits(&mut page, provider, &mut shut);
+            encode_models(&mut page, provider);
             let detectors = provider.silence.iter().flat_map(|detectors| detectors.snapshots());
             for (model, kind, silence) in detectors {
                 let labels = [("provider", provider.name()), ("model", &*model), ("awaited", awaited(kind))];
@@ -46,13 +55,21 @@ impl Metrics {
         for (name, metrics) in &*self.providers.lock() {
             encode_provider(&mut page, name, metrics);
         }
-        let families: Vec<_> = page.0.into_values().collect();
+        for ((scope, cause), count) in shut.0 {
+            let help = "Circuits that are not closed, by whose they are and why they opened.";
+            page.gauge("fusebox_circuits_not_closed", help, &[("scope", scope), ("cause", cause)], float(count));
+        }
+        let mut families: Vec<_> = page.0.into_values().collect();
+        #[cfg(target_os = "linux")]
+        families.extend(ProcessCollector::for_self().collect());
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text).expect("names are valid, and each family has metrics");
         text
     }
 
     fn encode_gateway(&self, page: &mut Page, access_log_lines_lost: u64, log_lines_lost: u64) {
+        let help = "1 for the version that runs.";
+        page.gauge("fusebox_build_info", help, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
         let class = |index: usize| self.requests.sum(|counts| &counts.classes[index]);
         let over: u64 = (0..6).map(class).sum();
         for (index, name) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
@@ -87,11 +104,71 @@ impl Metrics {
 /// Those that open a circuit of the gateway.
 const CAUSES: [Cause; 4] = [Cause::Failures, Cause::Silence, Cause::Cooldown, Cause::Isolated];
 
-fn encode_circuits(page: &mut Page, provider: &Provider) {
+/// Memory for bodies and answers.
+#[derive(Clone, Copy)]
+pub(crate) struct Held {
+    pub(crate) held: u64,
+    pub(crate) max: u64,
+}
+
+/// How many circuits are not closed, by scope and cause.
+struct Shut(BTreeMap<(&'static str, &'static str), u64>);
+
+impl Default for Shut {
+    /// All that there may be, so that an alert finds a 0.
+    fn default() -> Self {
+        let of = |scope: &'static str| CAUSES.map(|cause| ((scope, cause.as_str()), 0));
+        Self(["provider", "model", "key"].into_iter().flat_map(of).collect())
+    }
+}
+
+impl Shut {
+    fn add(&mut self, scope: &'static str, breaker: &BreakerSnapshot) {
+        if matches!(breaker.state, CircuitState::Open | CircuitState::HalfOpen) {
+            // Why a half-open one was open is not kept.
+            let cause = breaker.cause.map_or("probing", Cause::as_str);
+            *self.0.entry((scope, cause)).or_default() += 1;
+        }
+    }
+}
+
+/// Models that were asked for. Their names are those of the configuration.
+fn encode_models(page: &mut Page, provider: &Provider) {
+    for (model, counts) in provider.circuits.all_counts() {
+        let labels = [("provider", provider.name()), ("model", model)];
+        let and = |more| [labels[0], labels[1], more];
+        for outcome in Outcome::VARIANTS {
+            let count = counts.outcome(*outcome);
+            if count > 0 {
+                let help = "Attempts that have ended, by model and outcome.";
+                page.count("fusebox_model_attempts_total", help, &and(("outcome", outcome.as_str())), count);
+            }
+        }
+        let help = "Requests for the model that were sent to the provider and are not over.";
+        page.gauge("fusebox_model_attempts_in_flight", help, &labels, float(counts.tally().in_flight()));
+        for (direction, count) in ["in", "out"].into_iter().zip(counts.all_tokens()) {
+            let help = "Tokens that answers say they took.";
+            page.count("fusebox_tokens_total", help, &and(("direction", direction)), count);
+        }
+        let help = "From sending a request for the model to its first byte, as fusebox_first_byte_seconds.";
+        page.histogram(
+            "fusebox_model_first_byte_seconds",
+            help,
+            &labels,
+            &counts.first_bytes(),
+            counts.first_byte_sum(),
+        );
+    }
+}
+
+fn encode_circuits(page: &mut Page, provider: &Provider, shut: &mut Shut) {
     let name = ("provider", provider.name());
-    encode_breaker(page, &[name], &provider.breaker.snapshot());
+    let own = provider.breaker.snapshot();
+    shut.add(if own.cause == Some(Cause::Cooldown) { "key" } else { "provider" }, &own);
+    encode_breaker(page, &[name], &own);
     for (model, kind, circuit) in provider.circuits.known() {
         let breaker = circuit.breaker.snapshot();
+        shut.add("model", &breaker);
         // A provider may have a thousand models, nearly all of which have nothing to tell.
         if breaker.state != CircuitState::Closed || breaker.failure_count > 0 || breaker.trip_count > 0 {
             encode_breaker(page, &[name, ("model", model), ("answer", kind.as_str())], &breaker);
@@ -126,6 +203,9 @@ fn encode_breaker(page: &mut Page, of: &[(&str, &str)], breaker: &BreakerSnapsho
     let help = "Time until the open circuit takes a probe; 0 if it is not open.";
     let next = breaker.next_probe_in.unwrap_or_default().as_secs_f64();
     page.gauge("fusebox_circuit_probe_in_seconds", help, of, next);
+    let help = "Time until the open circuit takes a probe, if it is open because of a cooldown; 0 if not.";
+    let cooldown = if breaker.cause == Some(Cause::Cooldown) { next } else { 0.0 };
+    page.gauge("fusebox_circuit_cooldown_seconds", help, of, cooldown);
     let waiters = float(breaker.waiters as u64);
     page.gauge("fusebox_circuit_waiters", "Requests that wait for the probe.", of, waiters);
     let help = "Times the circuit went from closed or recovering to open.";
@@ -236,7 +316,18 @@ impl Page {
         counts: &Sharded<T>,
         times: impl Fn(&T) -> &Times,
     ) {
-        let of_bucket = counts.buckets(&times);
+        let micros = counts.sum(|counts| &times(counts).micros);
+        self.histogram(name, help, labels, &counts.buckets(&times), Duration::from_micros(micros));
+    }
+
+    fn histogram(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        labels: &[(&str, &str)],
+        of_bucket: &Buckets,
+        sum: Duration,
+    ) {
         let mut cumulated = 0;
         let mut buckets = Vec::new();
         for (index, bound) in BOUNDS.into_iter().enumerate() {
@@ -250,8 +341,7 @@ impl Page {
         histogram.set_bucket(buckets);
         // The encoder makes the last bucket, without a bound, of the count.
         histogram.set_sample_count(cumulated + of_bucket[BOUNDS.len()]);
-        let micros = counts.sum(|counts| &times(counts).micros);
-        histogram.set_sample_sum(Duration::from_micros(micros).as_secs_f64());
+        histogram.set_sample_sum(sum.as_secs_f64());
         let mut metric = Metric::default();
         metric.set_histogram(histogram);
         self.add(name, help, MetricType::HISTOGRAM, labels, metric);
