@@ -192,8 +192,8 @@ async fn a_failure_that_finds_the_ramp_over_ends_it_and_then_counts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cooldown_that_finds_the_ramp_over_shows_the_row_that_no_call_has_ended() {
-    let breaker = recovering(|config| config.failure_threshold(3)).await;
-    passing(&breaker).await.failure("5xx", "on the ramp");
+    let breaker = recovering(|config| config.failure_threshold(3).ramp_from(100)).await;
+    fail(&breaker, "5xx");
     advance(RAMP).await;
     assert_eq!((breaker.state(), breaker.failure_count()), (CircuitState::Closed, 1));
     assert!(breaker.trip_for(SECOND, "429", "busy"));

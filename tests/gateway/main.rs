@@ -23,6 +23,7 @@ mod keys;
 mod limits;
 mod machine;
 mod marks;
+mod observing;
 mod passing;
 mod peers;
 mod program;
