@@ -13,6 +13,7 @@ mod section;
 mod sent;
 mod server;
 mod token;
+mod traces;
 mod url;
 mod variables;
 
@@ -35,6 +36,7 @@ pub use self::network::Network;
 pub(crate) use self::pem::read_certificates;
 pub use self::server::ServerConfig;
 pub use self::token::Token;
+pub use self::traces::TracesConfig;
 use super::protocol::{Protocol, Protocols};
 use crate::error::Escaped;
 use crate::{Config, silence};
@@ -67,6 +69,11 @@ impl Secret {
     /// `None` if the text cannot be sent as a token in a header.
     pub(crate) fn new(text: String) -> Option<Self> {
         (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then_some(Self(text))
+    }
+
+    /// For a value that is checked elsewhere.
+    pub(crate) fn any(text: String) -> Self {
+        Self(text)
     }
 
     /// Takes the same time wherever the two differ. Only the length can be found out by timing.
@@ -124,6 +131,8 @@ pub struct GatewayConfig {
     pub failover: FailoverConfig,
     /// How long a provider is not asked that asks to wait.
     pub cooldowns: Cooldowns,
+    /// Where traces are sent. `None`: nowhere.
+    pub traces: Option<TracesConfig>,
     /// The providers, in the order of the file.
     pub providers: Vec<ProviderConfig>,
     warnings: Vec<String>,
@@ -280,6 +289,9 @@ impl fmt::Display for GatewayConfig {
                 0 => writeln!(f, "operators anybody who reaches that address")?,
                 tokens => writeln!(f, "operators with one of {tokens} tokens")?,
             }
+        }
+        if let Some(traces) = &self.traces {
+            writeln!(f, "traces    {} of the requests to {}", traces.sample, traces.endpoint)?;
         }
         if let Some(file) = &server.state_file {
             writeln!(f, "state     kept in {}", Escaped(file.display()))?;

@@ -41,13 +41,15 @@ mod server;
 mod silence;
 mod state;
 mod timers;
+#[cfg(feature = "otel")]
+mod traces;
 mod upstream;
 mod wall_clock;
 
 pub use circuits::AnswerKind;
 pub use config::{
     ConfigErrors, Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, Network, ProviderConfig, Secret,
-    ServerConfig, ServerTls, Strategy, Timeouts, Token, WhenAllOpen,
+    ServerConfig, ServerTls, Strategy, Timeouts, Token, TracesConfig, WhenAllOpen,
 };
 pub use later::retry_after;
 pub use observe::health::{CircuitHealth, Health, HealthStatus, KeyHealth, ProviderHealth};

@@ -23,6 +23,8 @@ use super::edge::descriptors::Shares;
 use super::edge::{clients, operators, routes};
 use super::keeper::Keeper;
 use super::state::AppState;
+#[cfg(feature = "otel")]
+use super::traces::export::Traces;
 
 /// The clients' routes: everything below `/v1/`; and `/health`, `/ready` and `/metrics` if operators have no port of
 /// their own.
@@ -60,6 +62,8 @@ pub async fn run_server(
     let shares = shares(&state)?;
     widen_queue(&listener)?;
     Certificates::watch(Arc::downgrade(&state), |state: &AppState| [&state.certificates, &state.admin_certificates])?;
+    #[cfg(feature = "otel")]
+    let traces = start_traces(&state)?;
     let keeper = Keeper::new(&state);
     let cores = Cores::start(&state, clients::serve)?;
     // They end with this function.
@@ -98,6 +102,10 @@ pub async fn run_server(
     }
     drop(drained);
     drop(beside);
+    #[cfg(feature = "otel")]
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     if let Some(keeper) = keeper {
         keeper.end().await;
     }
@@ -106,6 +114,17 @@ pub async fn run_server(
         let _ = admin.await;
     }
     Ok(())
+}
+
+/// `None` if the configuration names no collector.
+#[cfg(feature = "otel")]
+fn start_traces(state: &AppState) -> io::Result<Option<Arc<Traces>>> {
+    let live = state.live();
+    let Some(config) = &live.traces else { return Ok(None) };
+    let traces = Arc::new(Traces::start(config, &live.tls).map_err(io::Error::other)?);
+    // It is served once.
+    let _ = state.traces.set(Arc::clone(&traces));
+    Ok(Some(traces))
 }
 
 fn shares(state: &AppState) -> io::Result<Shares> {

@@ -39,6 +39,8 @@ use super::owners::Owners;
 use super::protocol::Protocol;
 use super::provider::{PerProvider, Provider, ProviderId};
 use super::silence::Detectors;
+#[cfg(feature = "otel")]
+use super::traces::export::Traces;
 use super::upstream::{Resolver, SetupError, Tls};
 use crate::error::Escaped;
 use crate::{CircuitBreaker, CircuitBreakerRegistry, Transition};
@@ -72,6 +74,9 @@ pub struct AppState {
     pub(crate) pages: watch::Sender<Arc<str>>,
     /// One place: for the reload that an operator has asked for.
     pub(crate) reloading: Arc<Semaphore>,
+    /// Set when the gateway is served, if traces are sent.
+    #[cfg(feature = "otel")]
+    pub(crate) traces: OnceLock<Arc<Traces>>,
     /// The file that the configuration was read from.
     file: OnceLock<PathBuf>,
     /// For the settings that a reload does not change.
@@ -84,6 +89,8 @@ pub(crate) struct Live {
     pub(crate) strategy: Strategy,
     pub(crate) failover: FailoverConfig,
     pub(crate) cooldowns: Cooldowns,
+    #[cfg(feature = "otel")]
+    pub(crate) traces: Option<super::config::TracesConfig>,
     pub(crate) providers: PerProvider<Arc<Provider>>,
     by_protocol: [OfProtocol; Protocol::COUNT],
     pub(crate) tls: Tls,
@@ -184,6 +191,8 @@ impl AppState {
             figures: Figures::default(),
             pages: watch::Sender::new(Arc::from("")),
             reloading: Arc::new(Semaphore::new(1)),
+            #[cfg(feature = "otel")]
+            traces: OnceLock::new(),
             file: OnceLock::new(),
             started_with: config.server.clone(),
         }))
@@ -191,7 +200,8 @@ impl AppState {
 
     /// Applies another configuration. Requests under way keep the one they began with, and no client's connection is
     /// closed. A provider of the same name keeps its breaker's state; one whose settings are unchanged keeps its
-    /// connections as well. `listen`, `cores`, `admin_listen` and `max_connections` are not applied.
+    /// connections as well. `listen`, `cores`, `admin_listen`,
+    /// `max_connections`, `state_file`, `access_log_file` and `[traces]` are not applied.
     ///
     /// # Errors
     ///
@@ -288,6 +298,8 @@ impl AppState {
             ("cores", old.cores != new.cores),
             ("admin_listen", old.admin_listen != new.admin_listen),
             ("max_connections", old.max_connections != new.max_connections),
+            ("state_file", old.state_file != new.state_file),
+            ("access_log_file", old.access_log_file != new.access_log_file),
         ]
         .iter()
         .filter(|(_, differs)| *differs)
@@ -439,7 +451,17 @@ impl Live {
         };
         let by_protocol = std::array::from_fn(|at| of_protocol(Protocol::VARIANTS[at]));
         let (server, failover, cooldowns) = (config.server.clone(), config.failover.clone(), config.cooldowns.clone());
-        Self { server, strategy: config.strategy, failover, cooldowns, providers, by_protocol, tls }
+        Self {
+            server,
+            strategy: config.strategy,
+            failover,
+            cooldowns,
+            #[cfg(feature = "otel")]
+            traces: config.traces.clone(),
+            providers,
+            by_protocol,
+            tls,
+        }
     }
 }
 

@@ -76,6 +76,8 @@ const FLOORS: &[&[&str]] = &[
     &["proxy::observe::chronicle"],
     &["proxy::observe::health"],
     &["proxy::observe"],
+    // traces of requests (feature "otel"),
+    &["proxy::traces"],
     // what requests share,
     &["proxy::certificates"],
     &["proxy::state"],

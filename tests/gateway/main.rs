@@ -36,6 +36,8 @@ mod streams;
 mod support;
 mod telling;
 mod tls;
+#[cfg(feature = "otel")]
+mod traces;
 mod uploads;
 mod who;
 mod whole;

@@ -12,6 +12,7 @@ use toml::de::DeTable;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_keys, read_query};
 use super::server::read_server;
+use super::traces::read_traces;
 use super::url::{is_private, read_url, warn_of_path};
 use super::{Connections, Cooldowns, FailoverConfig, GatewayConfig, Limits, ProviderConfig, Strategy, Timeouts};
 use crate::proxy::protocol::{Protocol, Protocols};
@@ -42,6 +43,8 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     let (silence_at, silence) = root.table("silence");
     let (failover_at, failover) = root.table("failover");
     let (cooldown_at, cooldown) = root.table("cooldown");
+    let (traces_at, traces) = root.table("traces");
+    let has_traces = root.has("traces");
     let providers = root.tables("providers");
     if providers.is_empty() {
         root.warn("providers", "are missing: every request will be answered 404");
@@ -57,12 +60,14 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     read_breaker(Section::new("breaker.".into(), breaker_at, breaker, &mut report), &mut defaults.breaker);
     read_silence(Section::new("silence.".into(), silence_at, silence, &mut report), &mut defaults.silence);
     let cooldowns = read_cooldowns(Section::new("cooldown.".into(), cooldown_at, cooldown, &mut report));
+    let traces = read_traces(Section::new("traces.".into(), traces_at, traces, &mut report), has_traces);
     let mut names = HashSet::new();
     let mut config = GatewayConfig {
         server,
         strategy,
         failover: FailoverConfig::default(),
         cooldowns,
+        traces,
         providers: Vec::new(),
         warnings: Vec::new(),
     };

@@ -337,6 +337,11 @@ impl<'r, 'i> Section<'r, 'i> {
         self.number(field, "a price, 0 or more", parse)
     }
 
+    pub(super) fn share(&mut self, field: &'static str) -> Option<f64> {
+        let parse = |text: &str| text.parse().ok().filter(|share: &f64| (0.0..=1.0).contains(share));
+        self.number(field, "a share, 0 to 1", parse)
+    }
+
     pub(super) fn pieces_per_second(&mut self, field: &'static str) -> Option<f64> {
         let parse = |text: &str| text.parse().ok().filter(|rate: &f64| (0.001..=1000.0).contains(rate));
         self.number(field, "pieces per second, 0.001 to 1000", parse)

@@ -36,6 +36,9 @@ use crate::proxy::upstream::{Chain, RequestBody, SendError, Upstream, UpstreamBo
 pub(crate) struct Question {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) request: Arc<Prepared>,
+    /// Its head as this provider is to have it. `None`: as it is in the request.
+    #[cfg(feature = "otel")]
+    pub(crate) head: Option<Box<http::request::Parts>>,
     /// Which of the provider's keys is sent.
     pub(crate) key: usize,
     pub(crate) body: RequestBody,
@@ -150,12 +153,18 @@ fn reply(provider: Arc<Provider>, mut question: Question) -> impl Future<Output 
 /// Sends a request, and waits for the head of its answer.
 async fn send(question: &mut Question, timeouts: &Timeouts) -> Result<Response<UpstreamBody>, Reply> {
     let Question { upstream, request, key, body, progress, started, timer, .. } = question;
+    #[cfg(feature = "otel")]
+    let head = &question.head;
     let body = std::mem::replace(body, RequestBody::Whole(Parts::default()));
     // While the client still sends the body, the provider is not late.
     let since = || since(*started, progress.as_deref());
     let limit = first_limit(request, timeouts);
     let until = || since() + limit;
-    let sent = within(timer, until, pin!(upstream.send(&request.head, *key, body))).await;
+    #[cfg(not(feature = "otel"))]
+    let head = &request.head;
+    #[cfg(feature = "otel")]
+    let head = head.as_deref().unwrap_or(&request.head);
+    let sent = within(timer, until, pin!(upstream.send(head, *key, body))).await;
     if let Some(fault) = progress.as_ref().and_then(|progress| progress.fault()) {
         return Err(Reply::ClientFault(fault.answer()));
     }

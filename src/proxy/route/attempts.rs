@@ -26,6 +26,8 @@ use crate::proxy::provider::{CircuitId, Provider, ProviderId};
 use crate::proxy::request::Prepared;
 use crate::proxy::silence::{Ticket, Watchers};
 use crate::proxy::timers::Timer;
+#[cfg(feature = "otel")]
+use crate::proxy::traces::Traced;
 use crate::silence::WatchedStream;
 
 /// An attempt's place among those of its request.
@@ -35,6 +37,8 @@ pub(crate) struct AttemptId(usize);
 struct Attempt {
     circuit: CircuitId,
     started: Instant,
+    #[cfg(feature = "otel")]
+    is_probe: bool,
     /// Whether it was sent to a silent provider, without permits, because no other candidate was left.
     through_silence: bool,
     /// `None` once they are resolved.
@@ -56,6 +60,8 @@ pub(crate) struct Attempts {
     /// Candidates that were not asked.
     pub(crate) skipped: Vec<(ProviderId, Skip)>,
     content: Content,
+    #[cfg(feature = "otel")]
+    pub(crate) traced: Traced,
 }
 
 /// What the request consists of, to know it again if its client sends it again.
@@ -87,7 +93,15 @@ impl Content {
 impl Attempts {
     /// For a request that is served by `core`. It keeps the configuration that it begins with.
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { local: core.local(), core, all: Vec::new(), skipped: Vec::new(), content: Content::Unknown }
+        Self {
+            local: core.local(),
+            core,
+            all: Vec::new(),
+            skipped: Vec::new(),
+            content: Content::Unknown,
+            #[cfg(feature = "otel")]
+            traced: Traced::default(),
+        }
     }
 
     /// Says what the request consists of, if its whole body is there.
@@ -137,7 +151,18 @@ impl Attempts {
         let permits = permits.map(Permits::cancel_on_drop);
         let turn = provider.keys.as_ref().map(|keys| keys.turn(id.model, started));
         let key = turn.as_ref().map_or(0, |turn| turn.key);
-        self.all.push(Attempt { circuit: id, started, through_silence, permits, turn, key, ticket, ended: None });
+        self.all.push(Attempt {
+            circuit: id,
+            started,
+            #[cfg(feature = "otel")]
+            is_probe,
+            through_silence,
+            permits,
+            turn,
+            key,
+            ticket,
+            ended: None,
+        });
         AttemptId(self.all.len() - 1)
     }
 
@@ -207,8 +232,8 @@ impl Attempts {
     }
 
     /// Notes that a good answer begins.
-    pub(crate) fn first_byte(&mut self, AttemptId(attempt): AttemptId) {
-        let attempt = &mut self.all[attempt];
+    pub(crate) fn first_byte(&mut self, AttemptId(at): AttemptId) {
+        let attempt = &mut self.all[at];
         let now = Instant::now();
         if let Some(mut ticket) = attempt.ticket.take() {
             ticket.answered(now);
@@ -219,6 +244,8 @@ impl Attempts {
         let provider = &self.local.providers[attempt.circuit.provider];
         let took = now.saturating_duration_since(attempt.started);
         provider.metrics.first_byte(took);
+        #[cfg(feature = "otel")]
+        self.traced.first_byte(at);
         provider.circuits.counts(attempt.circuit.model).first_byte(took);
     }
 

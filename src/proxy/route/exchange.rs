@@ -28,6 +28,8 @@ impl Exchange {
     pub(crate) fn begin(core: Arc<Core>, peer: Option<Peer>, head: &mut request::Parts) -> Self {
         core.app.metrics.begin();
         let attempts = Attempts::new(core);
+        #[cfg(feature = "otel")]
+        let attempts = attempts.traced_as(&head.headers);
         let trusted = &attempts.local().server.trusted_proxies;
         let client = peer.map(|Peer(peer)| client(peer.ip(), &head.headers, trusted));
         Self { facts: Facts::of(head, client), attempts }
@@ -73,6 +75,8 @@ impl Drop for Exchange {
             self.facts.status = Some(200);
             self.facts.is_stream = true;
         }
+        #[cfg(feature = "otel")]
+        self.attempts.send_spans(&self.facts);
         let core = self.attempts.core();
         core.app.metrics.end(self.facts.status, took);
         self.attempts.note_moves();

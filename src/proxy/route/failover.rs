@@ -224,7 +224,15 @@ impl<'a> Failover<'a> {
         // If it is sent once, no other provider can be asked, and how long it takes depends on the client.
         let attempts = &mut self.exchange.attempts;
         let attempt = attempts.begin(id, permits, self.request.model(), !self.is_once);
+        #[cfg(feature = "otel")]
+        let head = attempts.traced.attempt().map(|traceparent| {
+            let mut head = Box::new(self.request.head.clone());
+            head.headers.insert(crate::proxy::traces::TRACEPARENT, traceparent);
+            head
+        });
         let question = Question {
+            #[cfg(feature = "otel")]
+            head,
             upstream: Arc::clone(&self.live.upstreams[id.provider]),
             request: Arc::clone(&self.request),
             key: attempts.key(attempt),
@@ -275,6 +283,8 @@ impl<'a> Failover<'a> {
                 }
             }
             let (live, awaited, is_waiting) = (self.live, refused.awaited, !self.silent.is_empty());
+            #[cfg(feature = "otel")]
+            let began = Instant::now();
             let granted = {
                 let granted = pin!(async {
                     if is_waiting {
@@ -285,6 +295,8 @@ impl<'a> Failover<'a> {
                 });
                 unless_answered(&mut self.silent, granted).await
             };
+            #[cfg(feature = "otel")]
+            self.exchange.attempts.traced.waited(began);
             match granted {
                 Ok(Some((id, permit))) => {
                     if !is_waiting || self.send_twice() {

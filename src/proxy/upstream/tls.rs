@@ -44,6 +44,14 @@ impl Tls {
     }
 }
 
+#[cfg(feature = "otel")]
+impl Tls {
+    /// For another client than that of providers.
+    pub(crate) fn for_http1(&self) -> ClientConfig {
+        self.config.clone()
+    }
+}
+
 /// The gateway cannot be set up as configured.
 #[derive(Debug)]
 pub struct SetupError(String);

@@ -2,9 +2,13 @@
 
 use super::{Attempt, Attempts};
 use crate::proxy::observe::access_log::{AttemptLine, Skip, SkippedLine};
+#[cfg(feature = "otel")]
+use crate::proxy::observe::facts::Facts;
 use crate::proxy::observe::facts::Usage;
 use crate::proxy::outcome::Outcome;
 use crate::proxy::provider::{CircuitId, ProviderId};
+#[cfg(feature = "otel")]
+use crate::proxy::traces::{AttemptSpan, RequestSpan, Traced};
 
 impl Attempts {
     /// The attempts for the access log.
@@ -21,6 +25,35 @@ impl Attempts {
         let of =
             |(id, skip): &(ProviderId, Skip)| SkippedLine { provider: self.local.providers[*id].name(), skip: *skip };
         self.skipped.iter().map(of)
+    }
+
+    /// Begins the trace of the request, if it is to have one.
+    #[cfg(feature = "otel")]
+    pub(crate) fn traced_as(self, headers: &http::HeaderMap) -> Self {
+        let traced = Traced::begin(self.core.app.traces.get(), headers);
+        Self { traced, ..self }
+    }
+
+    /// Sends the spans of the request, if its trace is taken.
+    #[cfg(feature = "otel")]
+    pub(crate) fn send_spans(&mut self, facts: &Facts) {
+        let local = std::sync::Arc::clone(&self.local);
+        let span = |attempt: &Attempt| {
+            let (outcome, took) = attempt.ended.unwrap_or_else(|| (Outcome::ClientLeft, attempt.started.elapsed()));
+            let provider = &local.providers[attempt.circuit.provider];
+            (provider, attempt.started, took, outcome, attempt.is_probe)
+        };
+        let spans = self.all.iter().map(span).map(|(provider, started, took, outcome, is_probe)| AttemptSpan {
+            provider: provider.name(),
+            host: provider.config.url.host().unwrap_or_default(),
+            port: provider.config.url.port_u16(),
+            started,
+            took,
+            outcome,
+            is_probe,
+        });
+        let token = facts.token.map(|place| &*local.server.auth_tokens[place].name);
+        self.traced.end(&RequestSpan { facts, token }, spans);
     }
 
     fn answered(&self) -> Option<CircuitId> {
