@@ -78,7 +78,7 @@ impl Figures {
         let rotates = sampled.seconds.is_multiple_of(KEPT as u64 / 2);
         let (mut tracks, mut old_moves) = (before.tracks, before.moves);
         let mut track = |key: (String, Option<String>), tally: Tally, buckets: Buckets| {
-            let mut track = tracks.remove(&key).unwrap_or_else(|| Track { last: tally, ..Track::default() });
+            let mut track = tracks.remove(&key).unwrap_or_default();
             track.add(tally);
             if rotates {
                 track.buckets = [track.buckets[1], buckets];

@@ -22,6 +22,7 @@ use fantoccini::key::Key;
 use fantoccini::{Client, ClientBuilder, Locator};
 use fusebox::Cause;
 use fusebox::proxy::{AnswerKind, AppState, GatewayConfig, run_server};
+use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
@@ -31,6 +32,9 @@ use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const MARKUP: &str = "<img src=x onerror=\"window.hacked=1\">";
+
+/// Stands for a phone's screen.
+const PHONE: &str = "--window-size=500,1000";
 
 /// Answers with a status that a test sets.
 struct Provider {
@@ -123,20 +127,17 @@ impl Browser {
         let driver = driver.expect("chromedriver is installed");
         let always = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"];
         let arguments: Vec<_> = always.iter().chain(arguments).collect();
-        let capabilities = json!({"goog:chromeOptions": {"args": arguments}});
-        let mut builder = ClientBuilder::new(fantoccini::wd::HttpConnector::new());
+        let mut capabilities = json!({"goog:chromeOptions": {"args": arguments}});
+        if arguments.iter().any(|it| **it == PHONE) {
+            let phone = json!({"deviceMetrics": {"width": 390, "height": 844, "pixelRatio": 1.5, "touch": true}});
+            capabilities["goog:chromeOptions"]["mobileEmulation"] = phone;
+        }
+        let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities(capabilities.as_object().unwrap().clone());
         let url = format!("http://127.0.0.1:{port}");
-        let connect = async {
-            loop {
-                match builder.connect(&url).await {
-                    Ok(client) => break client,
-                    Err(error) if TcpStream::connect(("127.0.0.1", port)).await.is_ok() => panic!("{error}"),
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
-        };
-        let client = timeout(DEADLINE, connect).await.expect("chromedriver does not answer");
+        let listens = async { while TcpStream::connect(("127.0.0.1", port)).await.is_err() {} };
+        timeout(DEADLINE, listens).await.expect("chromedriver does not listen");
+        let client = timeout(DEADLINE, builder.connect(&url)).await.expect("chromedriver does not answer").unwrap();
         Self { client, _driver: driver }
     }
 
@@ -178,7 +179,7 @@ async fn a_provider_breaks_and_the_page_shows_it_without_a_reload() {
     let browser = Browser::open(&["--window-size=1280,1000"]).await;
     browser.client.goto(&format!("http://{}/", gateway.admin)).await.unwrap();
     browser.until_said("Every provider and model takes requests.").await;
-    browser.run("window.mark = 1").await;
+    browser.run("window.untouched = 1").await;
     gateway.ask("gpt-4.1").await;
     a.status.store(500, Ordering::SeqCst);
     for _ in 0..4 {
@@ -198,7 +199,7 @@ async fn a_provider_breaks_and_the_page_shows_it_without_a_reload() {
     browser
         .until("document.querySelector('#changes li').textContent.includes('primary, gpt-4.1, whole: closed → open')")
         .await;
-    assert_eq!(browser.run("return window.mark").await, json!(1), "the page was not loaded again");
+    assert_eq!(browser.run("return window.untouched").await, json!(1), "the page was not loaded again");
     assert_eq!(browser.run("return document.title").await, json!("(!) fusebox: degraded"));
     browser.client.close().await.unwrap();
     gateway.stop().await;
@@ -296,14 +297,14 @@ async fn a_lost_connection_says_so_and_comes_back() {
     let browser = Browser::open(&["--window-size=1280,1000"]).await;
     browser.client.goto(&format!("http://{admin}/")).await.unwrap();
     browser.until("document.querySelector('#connection').textContent === 'live'").await;
-    browser.run("window.mark = 1").await;
+    browser.run("window.untouched = 1").await;
     gateway.stop().await;
     browser.until_said("Connection lost").await;
     browser.until("document.body.classList.contains('stale')").await;
     let again = Gateway::start(&text, &admin.to_string()).await;
     browser.until("document.querySelector('#connection').textContent === 'live'").await;
     browser.until("!document.body.classList.contains('stale')").await;
-    assert_eq!(browser.run("return window.mark").await, json!(1), "the page was not loaded again");
+    assert_eq!(browser.run("return window.untouched").await, json!(1), "the page was not loaded again");
     browser.client.close().await.unwrap();
     again.stop().await;
 }
@@ -335,17 +336,20 @@ async fn it_is_readable_on_a_phone_in_light_and_on_a_desk_in_dark() {
     let gateway = Arc::new(Gateway::start(&config("", &a, &b).replace(MARKUP, "gpt-4.1-mini"), "127.0.0.1:0").await);
     let is_over = Arc::new(AtomicBool::new(false));
     let load = tokio::spawn({
-        let (gateway, is_over) = (Arc::clone(&gateway), Arc::clone(&is_over));
+        let (gateway, is_over, is_well) = (Arc::clone(&gateway), Arc::clone(&is_over), Arc::clone(&a.status));
         async move {
             let mut due = tokio::time::interval(Duration::from_millis(50));
             while !is_over.load(Ordering::SeqCst) {
                 due.tick().await;
                 gateway.ask("gpt-4.1").await;
-                gateway.ask("gpt-4.1-mini").await;
+                // If both failed, the whole provider would be out.
+                if is_well.load(Ordering::SeqCst) == 200 {
+                    gateway.ask("gpt-4.1-mini").await;
+                }
             }
         }
     });
-    let phone = ["--window-size=500,1100"];
+    let phone = [PHONE];
     let desk = ["--window-size=1280,900", "--force-dark-mode"];
     for (name, arguments, is_dark) in [("page-phone.png", &phone[..], false), ("page-desk.png", &desk[..], true)] {
         let browser = Browser::open(arguments).await;

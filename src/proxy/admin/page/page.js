@@ -1,5 +1,4 @@
 // Shows what the admin API tells. Every text goes in as text: nothing of it is ever markup.
-"use strict";
 
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
@@ -204,8 +203,9 @@ function fill(row, key, circuits, traffic, changes, failure, note) {
   row.circuit = circuit;
   const [kind, text] = stateOf(circuit);
   const which = circuits.length > 1 && circuit.state !== "closed" && !circuits.every((it) => it.state === circuit.state) ? `, ${circuit.kind}` : "";
-  mark(row.pill, `pill ${kind}`);
-  write(row.pill, circuits.length || row.target.model === undefined ? text + which : "not asked yet");
+  const isKnown = circuits.length || row.target.model === undefined;
+  mark(row.pill, `pill ${isKnown ? kind : "idle"}`);
+  write(row.pill, isKnown ? text + which : "not asked yet");
   row.line.classList.toggle("out", circuit.state === "open");
   const seconds = past(key, traffic);
   sparkline(row.traffic, seconds, traffic);
@@ -502,7 +502,12 @@ async function listen() {
       text += value;
       const events = text.split("\n\n");
       text = events.pop();
-      events.forEach(hear);
+      try {
+        events.forEach(hear);
+      } catch (error) {
+        console.error(error);
+        throw new Error(`this page is mistaken: ${error.message}`);
+      }
     }
   } catch (error) {
     const since = view ? ` Shown is ${clock(view.at)}.` : "";
