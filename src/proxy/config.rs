@@ -276,34 +276,7 @@ impl GatewayConfig {
 impl fmt::Display for GatewayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use humantime::format_duration as time;
-        let server = &self.server;
-        let with_tls = |tls: &Option<ServerTls>| match tls {
-            None => "",
-            Some(ServerTls { client_ca: None, .. }) => " with TLS",
-            Some(_) => " with TLS, for clients with a certificate",
-        };
-        writeln!(f, "listen    {}{}", server.listen, with_tls(&server.tls))?;
-        if let Some(admin) = server.admin_listen {
-            writeln!(f, "admin     {admin}{}", with_tls(&server.admin_tls))?;
-            match server.admin_tokens.len() {
-                0 => writeln!(f, "operators anybody who reaches that address")?,
-                tokens => writeln!(f, "operators with one of {tokens} tokens")?,
-            }
-        }
-        if let Some(traces) = &self.traces {
-            writeln!(f, "traces    {} of the requests to {}", traces.sample, traces.endpoint)?;
-        }
-        if let Some(file) = &server.state_file {
-            writeln!(f, "state     kept in {}", Escaped(file.display()))?;
-        }
-        match server.auth_tokens.len() {
-            0 => writeln!(f, "clients   anybody")?,
-            tokens => writeln!(f, "clients   with one of {tokens} tokens")?,
-        }
-        if !server.cors_origins.is_empty() {
-            let origins: Vec<_> = server.cors_origins.iter().filter_map(|origin| origin.to_str().ok()).collect();
-            writeln!(f, "pages     of {}", origins.join(", "))?;
-        }
+        self.fmt_server(f)?;
         for provider in &self.providers {
             let Timeouts { connect, first_byte, idle, total, .. } = provider.timeouts;
             let first_content = provider.timeouts.first_content();
@@ -381,6 +354,38 @@ impl fmt::Display for GatewayConfig {
 }
 
 impl GatewayConfig {
+    fn fmt_server(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let server = &self.server;
+        let with_tls = |tls: &Option<ServerTls>| match tls {
+            None => "",
+            Some(ServerTls { client_ca: None, .. }) => " with TLS",
+            Some(_) => " with TLS, for clients with a certificate",
+        };
+        writeln!(f, "listen    {}{}", server.listen, with_tls(&server.tls))?;
+        if let Some(admin) = server.admin_listen {
+            writeln!(f, "admin     {admin}{}", with_tls(&server.admin_tls))?;
+            match server.admin_tokens.len() {
+                0 => writeln!(f, "operators anybody who reaches that address")?,
+                tokens => writeln!(f, "operators with one of {tokens} tokens")?,
+            }
+        }
+        if let Some(traces) = &self.traces {
+            writeln!(f, "traces    {} of the requests to {}", traces.sample, traces.endpoint)?;
+        }
+        if let Some(file) = &server.state_file {
+            writeln!(f, "state     kept in {}", Escaped(file.display()))?;
+        }
+        match server.auth_tokens.len() {
+            0 => writeln!(f, "clients   anybody")?,
+            tokens => writeln!(f, "clients   with one of {tokens} tokens")?,
+        }
+        if !server.cors_origins.is_empty() {
+            let origins: Vec<_> = server.cors_origins.iter().filter_map(|origin| origin.to_str().ok()).collect();
+            writeln!(f, "pages     of {}", origins.join(", "))?;
+        }
+        Ok(())
+    }
+
     /// The positions of each model's providers that speak a protocol, in the order in which they are asked.
     pub(crate) fn candidates(&self, protocol: Protocol) -> BTreeMap<&str, Vec<usize>> {
         let mut candidates: BTreeMap<&str, Vec<usize>> = BTreeMap::new();

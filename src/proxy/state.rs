@@ -4,6 +4,7 @@
 //! Not here: connections: each core has its own, in `core`.
 
 pub(crate) mod by_hand;
+mod from_file;
 mod stats;
 
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use strum::{EnumCount, VariantArray};
 use tokio::sync::broadcast::Sender;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::warn;
 
 pub use self::stats::ProviderStats;
 use super::body::budget::Budget;
@@ -42,7 +43,6 @@ use super::silence::Detectors;
 #[cfg(feature = "otel")]
 use super::traces::export::Traces;
 use super::upstream::{Resolver, SetupError, Tls};
-use crate::error::Escaped;
 use crate::{CircuitBreaker, CircuitBreakerRegistry, Transition};
 
 /// The gateway's state, shared by all connections.
@@ -253,60 +253,6 @@ impl AppState {
         Ok(())
     }
 
-    /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used or has no providers, nothing
-    /// changes: a file that is being written is empty for a moment. Logs the result, and returns whether the file was
-    /// applied.
-    pub fn reload_file(&self, path: &Path) -> bool {
-        self.reload_from(path).is_ok()
-    }
-
-    /// The same. Returns the warnings, or the mistakes.
-    pub(crate) fn reload_from(&self, path: &Path) -> Result<Vec<String>, Vec<String>> {
-        let number = self.begin_reload();
-        let applied = GatewayConfig::from_file(path)
-            .map_err(|errors| errors.mistakes().to_vec())
-            .and_then(|config| if config.providers.is_empty() { Err(vec![no_providers(path)]) } else { Ok(config) })
-            .and_then(|config| {
-                self.reload_as(number, &config).map(|()| config).map_err(|error| vec![error.to_string()])
-            });
-        let (counter, result) = match applied {
-            Ok(config) => {
-                let mut warnings = config.warnings().to_vec();
-                warnings.extend(self.not_applied(&config.server));
-                for warning in &warnings {
-                    warn!("{warning}");
-                }
-                info!(file = %path.display(), providers = config.providers.len(), "configuration reloaded");
-                (&self.metrics.reloads, Ok(warnings))
-            }
-            Err(mistakes) => {
-                for mistake in &mistakes {
-                    error!("{mistake}");
-                }
-                error!(file = %path.display(), "configuration not reloaded, the old one stays in force");
-                (&self.metrics.failed_reloads, Err(mistakes))
-            }
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        result
-    }
-
-    fn not_applied(&self, new: &ServerConfig) -> Vec<String> {
-        let old = &self.started_with;
-        [
-            ("listen", old.listen != new.listen),
-            ("cores", old.cores != new.cores),
-            ("admin_listen", old.admin_listen != new.admin_listen),
-            ("max_connections", old.max_connections != new.max_connections),
-            ("state_file", old.state_file != new.state_file),
-            ("access_log_file", old.access_log_file != new.access_log_file),
-        ]
-        .iter()
-        .filter(|(_, differs)| *differs)
-        .map(|(field, _)| format!("server.{field} has changed, which takes effect after a restart"))
-        .collect()
-    }
-
     /// Says which file the configuration was read from, so that operators can have it read again. The first one counts.
     pub fn set_file(&self, file: PathBuf) {
         let _ = self.file.set(file);
@@ -463,10 +409,6 @@ impl Live {
             tls,
         }
     }
-}
-
-fn no_providers(path: &Path) -> String {
-    format!("{}: providers are missing, expected one at least", Escaped(path.display()))
 }
 
 /// The breaker that is registered under the provider's name, with the provider's settings.

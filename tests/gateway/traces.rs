@@ -50,7 +50,9 @@ async fn gateway(collector: SocketAddr, more: &str, providers: &[&Provider]) -> 
          [traces]\nendpoint = 'http://{collector}'\n{more}\n"
     );
     for (name, provider) in ["a", "b"].iter().zip(providers) {
-        text += &format!("[[providers]]\nname = '{name}'\nurl = 'http://{}/v1'\nmodels = ['m']\n", provider.address);
+        let provider =
+            format!("[[providers]]\nname = '{name}'\nurl = 'http://{}/v1'\nmodels = ['m']\n", provider.address);
+        text += &provider;
     }
     Gateway::from_config(&GatewayConfig::from_toml(&text).unwrap()).await
 }
@@ -85,10 +87,10 @@ fn attributes(span: &Span) -> Value {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
-fn named<'a>(spans: &'a [Span], kind: SpanKind) -> Vec<&'a Span> {
+fn named(spans: &[Span], kind: SpanKind) -> Vec<&Span> {
     spans.iter().filter(|span| span.kind == kind as i32).collect()
 }
 

@@ -61,10 +61,9 @@ impl Traced {
     pub(crate) fn begin(traces: Option<&Arc<Traces>>, headers: &HeaderMap) -> Self {
         let Some(traces) = traces else { return Self(None) };
         let (id, parent) = match headers.get(&TRACEPARENT).and_then(|value| context(value.as_bytes())) {
-            Some((_, _, false)) => return Self(None),
             Some((id, parent, true)) => (id, Some(parent)),
             None if fastrand::f64() < traces.sample => (TraceId::from_bytes(fastrand::u128(1..).to_be_bytes()), None),
-            None => return Self(None),
+            Some((_, _, false)) | None => return Self(None),
         };
         let (traces, own) = (Arc::clone(traces), new_span());
         Self(Some(Box::new(Trace { traces, id, parent, own, attempts: Vec::new(), waits: Vec::new() })))
@@ -216,7 +215,8 @@ fn new_span() -> SpanId {
     SpanId::from_bytes(fastrand::u64(1..).to_be_bytes())
 }
 
-/// The trace's id, the span's, and whether the trace is taken (W3C Trace Context, section 3.2). `None` if it is invalid.
+/// The trace's id, the span's, and whether the trace is taken (W3C Trace Context, section 3.2). `None` if it is
+/// invalid.
 fn context(text: &[u8]) -> Option<(TraceId, SpanId, bool)> {
     let text = std::str::from_utf8(text).ok()?;
     let mut parts = text.split('-');

@@ -149,9 +149,8 @@ impl Browser {
     async fn until(&self, expression: &str) {
         let script = format!("return Boolean({expression})");
         let wait = async { while self.run(&script).await != json!(true) {} };
-        if timeout(DEADLINE, wait).await.is_err() {
-            panic!("not {expression}: {}", self.run("return document.body.innerText").await);
-        }
+        let waited = timeout(DEADLINE, wait).await;
+        assert!(waited.is_ok(), "not {expression}: {}", self.run("return document.body.innerText").await);
     }
 
     async fn until_said(&self, text: &str) {

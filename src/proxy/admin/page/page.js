@@ -146,7 +146,7 @@ function showProvider(provider, kept) {
   const out = known.filter((it) => worst(it.circuits).state === "open").length;
   if (provider.state === "closed" && out) {
     mark(own.pill, `pill ${out === known.length ? "bad" : "warn"}`);
-    write(own.pill, `▲ ${out} of ${plural(provider.models.length, "model")} out`);
+    write(own.pill, `▲ ${out} of ${provider.models.length} out`);
   }
   for (const model of provider.models) {
     const modelKey = JSON.stringify([provider.provider, model.model]);
