@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use strum::VariantArray;
 use tokio::time::{sleep, timeout};
@@ -90,6 +91,8 @@ struct KeptLatencies {
 pub(crate) struct Keeper {
     app: Arc<AppState>,
     file: PathBuf,
+    /// A write goes on when nobody waits for it any more, and there must not be two at a time.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Keeper {
@@ -103,7 +106,7 @@ impl Keeper {
             }
             Err(error) => warn!(file = %file.display(), %error, "the state is not restored"),
         }
-        Some(Self { app: Arc::clone(app), file })
+        Some(Self { app: Arc::clone(app), file, writing: Arc::default() })
     }
 
     /// Writes the state whenever it has changed, until it is dropped.
@@ -123,8 +126,9 @@ impl Keeper {
 
     /// `is_failing`: whether it has been said that the file cannot be written.
     async fn write(&self, is_failing: &mut bool) {
-        let (app, file) = (Arc::clone(&self.app), self.file.clone());
+        let (app, file, writing) = (Arc::clone(&self.app), self.file.clone(), Arc::clone(&self.writing));
         let written = tokio::task::spawn_blocking(move || {
+            let _writing = writing.lock();
             let text = serde_json::to_vec(&Kept::of(&app)).map_err(io::Error::other)?;
             replace(&file, &text)
         });

@@ -85,3 +85,31 @@ impl Orders {
         self.given.lock().retain(|target, _| is_kept(target));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn an_order_that_was_replaced_ends_when_the_new_one_does() {
+        let orders = Orders::default();
+        let target = Target { provider: "a".to_owned(), of_model: None };
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let given = |until: Option<u64>| {
+            let (order, reason) = (Order::Isolate, String::new());
+            Given { order, reason, by: None, at: at(0), until: until.map(at) }
+        };
+        orders.give(target.clone(), given(Some(10)));
+        assert_eq!(orders.next_end(), Some(at(10)));
+        orders.give(target.clone(), given(Some(20)));
+        assert!(orders.take_ended(at(19)).is_empty());
+        orders.give(target.clone(), given(None));
+        assert_eq!((orders.next_end(), orders.take_ended(at(1000)).len()), (None, 0));
+        orders.give(target.clone(), given(Some(20)));
+        let ended = orders.take_ended(at(20));
+        assert_eq!(ended, [(target.clone(), given(Some(20)))]);
+        assert_eq!(orders.of(&target), None);
+    }
+}

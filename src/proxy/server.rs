@@ -34,7 +34,11 @@ pub fn create_router(state: Arc<AppState>) -> Router {
     routes::of_clients(&Core::new(state))
 }
 
-/// The operators' routes: `/health`, `/ready` and `/metrics`.
+/// The operators' routes: the admin API and its page, `/health`, `/ready` and `/metrics`. Figures of every second, the
+/// transitions and the ends of orders need [`run_server`].
+///
+/// Without `admin_tokens`, whoever reaches these routes may change circuits: serve them on a loopback address, or behind
+/// something that knows its clients.
 pub fn create_admin_router(state: Arc<AppState>) -> Router {
     routes::of_operators(state)
 }

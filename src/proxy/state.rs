@@ -216,6 +216,13 @@ impl AppState {
     }
 
     fn reload_as(&self, number: u64, config: &GatewayConfig) -> Result<(), SetupError> {
+        // The port stays where it is until a restart.
+        let is_reached = self.started_with.admin_listen.is_some_and(|admin| !admin.ip().is_loopback());
+        if is_reached && !config.server.knows_its_operators() {
+            let message = "server.admin_listen is on an address that others reach until a restart, and there are neither \
+                           admin_tokens nor an admin_tls with a client_ca";
+            return Err(SetupError::new(message.to_owned()));
+        }
         // Before the lock is taken: the file may be on a disk that does not answer.
         let tls = Tls::new(config.server.ca_file.as_deref())?;
         let certificates = Certificates::load(Whose::Clients, config.server.tls.as_ref())?;

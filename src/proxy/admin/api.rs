@@ -26,7 +26,6 @@ use super::{events, page, shown};
 use crate::error::Escaped;
 use crate::proxy::answer;
 use crate::proxy::circuits::AnswerKind;
-use crate::proxy::observe::figures;
 use crate::proxy::orders::{Given, Order};
 use crate::proxy::request::client::Peer;
 use crate::proxy::request::shown_token;
@@ -83,8 +82,9 @@ async fn admit(State(app): State<Arc<AppState>>, mut request: Request, next: Nex
         return refused.into_response();
     }
     let operator = if server.admin_tokens.is_empty() {
-        let knows_its_clients = server.admin_tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        if !knows_its_clients && let Err(refused) = check_host(&request) {
+        if !server.knows_its_operators()
+            && let Err(refused) = check_host(&request)
+        {
             return refused.into_response();
         }
         Operator(None)
@@ -128,7 +128,7 @@ fn check_host(request: &Request) -> Result<(), Refused> {
 }
 
 async fn circuits(State(app): State<Arc<AppState>>) -> Response {
-    axum::Json(View::of(&app, figures::KEPT)).into_response()
+    axum::Json(View::whole(&app)).into_response()
 }
 
 async fn config(State(app): State<Arc<AppState>>) -> Response {

@@ -16,7 +16,6 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::view::{ChangeView, View};
 use crate::proxy::observe::chronicle::Change;
-use crate::proxy::observe::figures;
 use crate::proxy::state::AppState;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -33,7 +32,7 @@ pub(crate) async fn tell(app: Arc<AppState>) {
         }
         // One text for all of them.
         if app.pages.receiver_count() > 0 {
-            app.pages.send_replace(text(&View::of(&app, 1)).into());
+            app.pages.send_replace(text(&View::of_a_second(&app)).into());
         }
     }
 }
@@ -51,7 +50,7 @@ pub(super) fn listen(app: &AppState) -> Response {
     // Before the view, so that nothing is missed between the two.
     let (mut figures, transitions) = (app.pages.subscribe(), app.chronicle.subscribe());
     figures.mark_unchanged();
-    let first = Some(text(&View::of(app, figures::KEPT)));
+    let first = Some(text(&View::whole(app)));
     let listening = Listening { first, figures, transitions };
     let events = stream::unfold(listening, |mut listening| async move {
         let event = listening.next().await?;

@@ -2,6 +2,7 @@
 //!
 //! Not here: which requests ask for it: `api`.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -10,7 +11,7 @@ use crate::proxy::circuits::AnswerKind;
 use crate::proxy::counts::Tally;
 use crate::proxy::keys::Keys;
 use crate::proxy::observe::chronicle::{Change, Failure};
-use crate::proxy::observe::figures::{CLIENTS, Minute, Second};
+use crate::proxy::observe::figures::{self, CLIENTS, Minute, Second};
 use crate::proxy::observe::health::{HealthStatus, passes, visible};
 use crate::proxy::orders::{Given, Order, Target};
 use crate::proxy::provider::Provider;
@@ -26,6 +27,8 @@ pub(crate) struct View {
     version: &'static str,
     status: HealthStatus,
     draining: bool,
+    /// How often the configuration was replaced: providers and models are the same while this is.
+    reloads: u64,
     /// What all clients together get, whichever provider answers.
     clients: Traffic,
     /// In the order of the configuration.
@@ -198,16 +201,26 @@ struct MoveView {
 }
 
 impl View {
-    /// `seconds` of the last minute are shown.
-    pub(super) fn of(app: &AppState, seconds: usize) -> Self {
-        let (live, now) = (app.live(), wall_clock::now());
-        let sight = Sight { app, now, seconds };
+    /// Everything.
+    pub(super) fn whole(app: &AppState) -> Self {
+        Self::of(app, &Sight { app, now: wall_clock::now(), seconds: figures::KEPT, is_whole: true })
+    }
+
+    /// What may have changed within a second: the figures of one second, and no model that was not asked for. A provider
+    /// may serve a thousand models.
+    pub(super) fn of_a_second(app: &AppState) -> Self {
+        Self::of(app, &Sight { app, now: wall_clock::now(), seconds: 1, is_whole: false })
+    }
+
+    fn of(app: &AppState, sight: &Sight<'_>) -> Self {
+        let live = app.live();
         let moves = app.figures.moves().into_iter();
         Self {
-            at: time(now),
+            at: time(sight.now),
             version: env!("CARGO_PKG_VERSION"),
             status: app.health().status,
             draining: app.is_draining(),
+            reloads: app.metrics.reloads.load(Ordering::Relaxed),
             clients: sight.traffic(app.metrics.tally(), &app.figures.minute(CLIENTS, None, &app.metrics.times())),
             providers: live.providers.iter().map(|provider| sight.provider(provider)).collect(),
             failovers: moves.map(|(from, to, last_minute, total)| MoveView { from, to, last_minute, total }).collect(),
@@ -219,7 +232,9 @@ impl View {
 struct Sight<'a> {
     app: &'a AppState,
     now: SystemTime,
+    /// How many of the last ones are shown.
     seconds: usize,
+    is_whole: bool,
 }
 
 impl Sight<'_> {
@@ -247,7 +262,7 @@ impl Sight<'_> {
         }
     }
 
-    /// Those that the configuration names. Requests without a model are shown if there were any.
+    /// Those that the configuration names, or those of them that were asked for. Requests without a model are shown if there were any.
     fn models(&self, provider: &Provider) -> Vec<ModelView> {
         let (mut silence, mut stalls) = (Vec::new(), Vec::new());
         if let Some(detectors) = &provider.silence {
@@ -277,7 +292,8 @@ impl Sight<'_> {
         };
         let is_used = |name: &str| known.iter().any(|(known, ..)| *known == name);
         let unnamed = is_used("").then_some("");
-        unnamed.into_iter().chain(provider.config.models.keys().map(String::as_str)).map(model).collect()
+        let named = provider.config.models.keys().map(String::as_str).filter(|name| self.is_whole || is_used(name));
+        unnamed.into_iter().chain(named).map(model).collect()
     }
 
     fn circuit(&self, scope: &'static str, breaker: &CircuitBreaker, target: &Target) -> CircuitView {

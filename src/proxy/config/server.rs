@@ -89,6 +89,13 @@ pub struct ServerConfig {
 /// The smallest `max_held_bytes`.
 pub(super) const MIN_HELD_BYTES: u64 = 1 << 20;
 
+impl ServerConfig {
+    /// Whether operators have to show a token or a certificate.
+    pub(crate) fn knows_its_operators(&self) -> bool {
+        !self.admin_tokens.is_empty() || self.admin_tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
@@ -142,8 +149,7 @@ pub(super) fn read_server(mut section: Section<'_, '_>) -> ServerConfig {
     }
     server.admin_tls = read_tls(&mut section, "admin_tls");
     server.admin_tokens = read_tokens(&mut section, "admin_tokens");
-    let knows_its_clients = server.admin_tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    let is_open = server.admin_tokens.is_empty() && !knows_its_clients;
+    let is_open = !server.knows_its_operators();
     if let Some(admin) = server.admin_listen.filter(|admin| !admin.ip().is_loopback() && is_open) {
         // Whoever reaches it could isolate every provider.
         let expected = "a loopback address, or admin_tokens, or admin_tls with a client_ca";

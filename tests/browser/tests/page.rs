@@ -310,6 +310,28 @@ async fn a_lost_connection_says_so_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium and chromedriver"]
+async fn a_reload_replaces_the_rows_without_a_reload_of_the_page() {
+    let (a, b) = (Provider::start().await, Provider::start().await);
+    let text = config("", &a, &b);
+    let gateway = Gateway::start(&text, "127.0.0.1:0").await;
+    let browser = Browser::open(&["--window-size=1280,1000"]).await;
+    browser.client.goto(&format!("http://{}/", gateway.admin)).await.unwrap();
+    browser.until_said("fallback").await;
+    browser.run("window.untouched = 1").await;
+    let file = std::env::temp_dir().join(format!("fusebox-browser-{}.toml", std::process::id()));
+    std::fs::write(&file, text.replace("'fallback'", "'other'")).unwrap();
+    assert!(gateway.state.reload_file(&file));
+    std::fs::remove_file(&file).unwrap();
+    browser.until("document.querySelector('#circuits').textContent.includes('other')").await;
+    browser.until("!document.querySelector('#circuits').textContent.includes('fallback')").await;
+    browser.until("document.querySelectorAll('tr.model').length === 4").await;
+    assert_eq!(browser.run("return window.untouched").await, json!(1));
+    browser.client.close().await.unwrap();
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium and chromedriver"]
 async fn with_tokens_the_page_asks_for_one_and_shows_nothing_before() {
     let (a, b) = (Provider::start().await, Provider::start().await);
     let gateway = Gateway::start(&config("admin_tokens = ['s3cret']", &a, &b), "127.0.0.1:0").await;

@@ -108,7 +108,8 @@ function past(key, traffic) {
   return seconds;
 }
 
-function show(next) {
+// Of a second: models that nothing has come of are left out, and stay as they are.
+function show(next, isWhole) {
   view = next;
   cameAt = performance.now();
   document.body.classList.remove("stale");
@@ -121,7 +122,7 @@ function show(next) {
   const kept = new Set();
   for (const provider of next.providers) showProvider(provider, kept);
   for (const [key, row] of rows) {
-    if (kept.has(key)) continue;
+    if (kept.has(key) || !isWhole) continue;
     row.line.remove();
     rows.delete(key);
     pasts.delete(key);
@@ -230,6 +231,9 @@ function fill(row, key, circuits, traffic, changes, failure, note) {
 }
 
 function sparkline(cell, seconds, traffic) {
+  const drawn = JSON.stringify([seconds, traffic.per_second]);
+  if (cell.dataset.drawn === drawn) return;
+  cell.dataset.drawn = drawn;
   const width = 150, height = 28, step = width / SECONDS;
   const most = Math.max(1, ...seconds.map(([ok, failed, other]) => ok + failed + other));
   const bars = [];
@@ -251,6 +255,10 @@ function sparkline(cell, seconds, traffic) {
 
 function timeline(cell, changes, circuit) {
   const width = 150, height = 10, now = Date.parse(view.at), from = now - HISTORY;
+  // One without changes looks the same at any time.
+  const drawn = changes.some((it) => Date.parse(it.at) >= from - 1000) ? String(now) : circuit.state;
+  if (cell.dataset.drawn === drawn) return;
+  cell.dataset.drawn = drawn;
   const at = (time) => (Math.max(0, (time - from) / HISTORY) * width);
   const parts = [];
   let end = now, state = circuit.state;
@@ -438,6 +446,8 @@ byId("ask-form").addEventListener("submit", async (event) => {
 
 // ---- listening ----
 
+class Reloaded extends Error {}
+
 let heard = 0;
 let pause = 1000;
 
@@ -452,7 +462,10 @@ function hear(event) {
   const field = (name) => lines.filter((line) => line.startsWith(`${name}: `)).map((line) => line.slice(name.length + 2)).join("\n");
   const [name, data] = [field("event"), field("data")];
   if (name === "circuits" || name === "figures") {
-    show(JSON.parse(data));
+    const next = JSON.parse(data);
+    // Providers or models may be others now: the first event of a new connection has all of them.
+    if (name === "figures" && next.reloads !== view.reloads) throw new Reloaded();
+    show(next, name === "circuits");
     connection("live", false);
   } else if (name === "transition") {
     const change = JSON.parse(data);
@@ -505,6 +518,10 @@ async function listen() {
       try {
         events.forEach(hear);
       } catch (error) {
+        if (error instanceof Reloaded) {
+          stop.abort();
+          return 0;
+        }
         console.error(error);
         throw new Error(`this page is mistaken: ${error.message}`);
       }
