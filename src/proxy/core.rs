@@ -202,6 +202,13 @@ impl Local {
         Permits { provider: above.held_by(breaker(true)), circuit: below.held_by(breaker(false)), place: None }
     }
 
+    /// Whether a request that was refused by an open circuit, or its provider's, would meet another state now: a probe
+    /// in flight, or none that refuses it.
+    pub(crate) fn has_moved_on(&self, id: CircuitId) -> bool {
+        let both = [&*self.providers[id.provider].breaker, self.breaker(id)];
+        both.iter().any(|breaker| breaker.snapshot().probe_in_flight) || both.iter().all(|it| it.would_allow())
+    }
+
     /// How long until a circuit and its provider's reopen. `None` if nobody knows.
     pub(crate) fn reopens_in(&self, id: CircuitId) -> Option<Duration> {
         self.longer_of_both(id, Duration::MAX)

@@ -50,6 +50,8 @@ struct Kept {
     /// Those that had something to keep, by name.
     providers: BTreeMap<String, KeptProvider>,
     circuits: Exported,
+    /// When those of them entered their states, by name.
+    since: BTreeMap<String, String>,
     orders: Vec<KeptOrder>,
     latencies: Vec<KeptLatencies>,
 }
@@ -178,6 +180,12 @@ impl Kept {
                 latencies.push(KeptLatencies { provider, model, kind, counts });
             }
         }
+        let circuits = Exported::of(snapshots);
+        let since = app.chronicle.all_since().into_iter();
+        let is_kept = |name: &str| circuits.breakers.iter().any(|row| row.name == name);
+        let since =
+            since.filter(|(name, _)| is_kept(name)).map(|(name, at)| (name, wall_clock::timestamp(at).to_string()));
+        let since = since.collect();
         let of = |(Target { provider, of_model }, given): (Target, Given)| {
             let (model, kind) = of_model.map(|(model, kind)| (model, kind.as_str().to_owned())).unzip();
             let Given { order, reason, by, at, until } = given;
@@ -191,7 +199,8 @@ impl Kept {
         Self {
             format: FORMAT.to_owned(),
             providers: live.providers.iter().map(|it| (it.name().to_owned(), KeptProvider::of(it))).collect(),
-            circuits: Exported::of(snapshots),
+            circuits,
+            since,
             orders: app.orders.all().into_iter().map(of).collect(),
             latencies,
         }
@@ -231,6 +240,13 @@ fn restore(app: &AppState, file: &Path, text: &[u8]) {
         let now = live.providers.find(|known| known.name() == name).map(|id| &live.providers[id].config.url);
         if now.is_some_and(|url| url.to_string() != kept.url) {
             info!(provider = %Escaped(name), "a provider is not restored: its url is another one");
+        }
+    }
+    let now = wall_clock::now();
+    for row in &kept.circuits.breakers {
+        let since = kept.since.get(&row.name).and_then(|at| humantime::parse_rfc3339_weak(at).ok());
+        if let Some(since) = since.filter(|since| *since < now && known(Place::of(&row.name).provider).is_some()) {
+            app.chronicle.restore_since(&row.name, since);
         }
     }
     let orders = restore_orders(app, &kept, |name| known(name).is_some());

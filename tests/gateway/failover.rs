@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Gateway, Provider, answer, hang, nobody, one_by_one, streamed};
+use crate::support::{CHAT, Gateway, Provider, another, answer, hang, nobody, one_by_one, soon, streamed};
 
 const FAST: &str = "timeouts = { first_byte = '100ms', total = '200ms' }";
 
@@ -296,4 +296,29 @@ async fn a_probe_that_is_answered_429_is_no_failed_probe_and_the_next_one_comes_
     gateway.reopens("a").await;
     assert_eq!(gateway.ask().await.status, 200);
     gateway.reaches("a", "closed").await;
+}
+
+#[tokio::test]
+async fn requests_that_all_learn_of_a_failed_probe_at_once_wait_for_the_one_that_becomes_the_next_probe() {
+    let (a, b) = (Provider::with_status(500).await, Provider::with_status(200).await);
+    let breaker = "failure_threshold = 1\nopen_for = '20s'";
+    let gateway = Gateway::start(&[&a, &b], "cores = 4", breaker, "silence.enabled = false").await;
+    let second = Duration::from_secs(1);
+    for _ in 0..5 {
+        let (of_a, of_b) = (gateway.breaker("a"), gateway.breaker("b"));
+        for circuit in [&of_a, &of_b] {
+            circuit.reset();
+            circuit.try_acquire().unwrap().failure("5xx", "a test");
+        }
+        // Both may be probed early.
+        gateway.until(|_| [&of_a, &of_b].iter().all(|it| it.early_probe_in(second).unwrap().is_zero())).await;
+        let probe = of_a.try_acquire_early(second).unwrap();
+        let ask = |_| tokio::spawn(gateway.sending(gateway.request("/v1/chat/completions", &another(CHAT))));
+        let waiting: Vec<_> = (0..40).map(ask).collect();
+        gateway.until(|_| of_a.snapshot().waiters == 40).await;
+        probe.failure("5xx", "a test");
+        for answer in waiting {
+            assert_eq!(soon(answer).await.unwrap().status(), 200, "b is well, and one of them finds out");
+        }
+    }
 }

@@ -54,6 +54,8 @@ async fn circuits_orders_and_keys_are_as_they_were_after_a_restart() {
     own.trip_for(Duration::from_secs(600), "key_refused", "no such key");
     order(&before, "a/x%2C%20y/stream/disable", r#"{"reason": "a test", "for": "1h"}"#).await;
     order(&before, "a/isolate", r#"{"reason": "an incident"}"#).await;
+    let since = |view: &Value| view["providers"][0]["models"][0]["circuits"][0]["since"].clone();
+    let since_before = since(&view(&before).await);
     stop(before).await;
 
     let kept = std::fs::read_to_string(&*state).unwrap();
@@ -68,6 +70,7 @@ async fn circuits_orders_and_keys_are_as_they_were_after_a_restart() {
     assert_eq!(disabled.state(), CircuitState::Disabled);
     assert_eq!(after.own_breaker("b").snapshot().cause, Some(Cause::Cooldown));
     let view = view(&after).await;
+    assert!(since_before.is_string() && since(&view) == since_before, "{since_before} {view}");
     let order = &view["providers"][0]["order"];
     assert_eq!((&order["reason"], &order["until"]), (&json!("an incident"), &json!(null)));
     assert!(view["providers"][0]["models"][1]["circuits"][0]["order"]["until"].is_string(), "{view}");
@@ -137,13 +140,14 @@ async fn a_file_that_is_broken_or_anothers_is_no_reason_not_to_start() {
         "{}",
         "[]",
         "{\"format\": \"fusebox state 1\"",
-        r#"{"format":"of another program","providers":{},"circuits":{"at":"2026-01-01T00:00:00Z","breakers":[]},"orders":[],"latencies":[]}"#,
+        r#"{"format":"of another program","providers":{},"circuits":{"at":"2026-01-01T00:00:00Z","breakers":[]},"since":{},"orders":[],"latencies":[]}"#,
         // Circuits that are not there, from long ago or far ahead, and orders that make no sense.
         r#"{"format":"fusebox state 1","providers":{"z":{"url":"http://z/","keys":1}},
             "circuits":{"at":"2001-01-01T00:00:00Z","breakers":[
               {"name":"z, m, whole","state":"open","cause":"failures","probe_at":"2001-01-01T00:00:10Z"},
               {"name":"a","state":"open","cause":"failures","probe_at":"2999-01-01T00:00:10Z"},
               {"name":"a, m, whole","state":"open"}, {"name":"","state":"open"}]},
+            "since":{"a":"soon","a, m, whole":"2999-01-01T00:00:00Z"},
             "orders":[{"provider":"a","model":"m","kind":"nonsense","order":"isolate","reason":"","by":null,"at":"","until":null},
                       {"provider":"z","model":null,"kind":null,"order":"isolate","reason":"","by":null,"at":"","until":"soon"}],
             "latencies":[{"provider":"a","model":"m","kind":"whole","counts":[[18446744073709551615,4294967295]]}]}"#,

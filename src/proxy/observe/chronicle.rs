@@ -3,7 +3,7 @@
 //!
 //! Not here: how both are shown: `admin::view`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -43,6 +43,8 @@ struct Recent {
     failures: VecDeque<Failure>,
     /// When each circuit entered its state, by the breaker's name.
     since: HashMap<Arc<str>, SystemTime>,
+    /// The same of circuits that are restored, until their transitions are noted.
+    restored: HashMap<String, SystemTime>,
 }
 
 /// A circuit's place, which the name of its breaker tells.
@@ -127,7 +129,8 @@ impl Chronicle {
             let mut recent = self.recent.lock();
             let recent = recent.entry(change.place().provider.to_owned()).or_default();
             if from != to {
-                recent.since.insert(Arc::clone(breaker), *at);
+                let before = recent.restored.remove(&**breaker);
+                recent.since.insert(Arc::clone(breaker), before.unwrap_or(*at));
             }
             push(&mut recent.changes, Arc::clone(&change));
         }
@@ -161,7 +164,21 @@ impl Chronicle {
     /// When a circuit entered its state. `None` if it has always been in it, or if nobody follows.
     pub(crate) fn since(&self, breaker: &CircuitBreaker) -> Option<SystemTime> {
         let name = breaker.shared_name();
-        self.recent.lock().get(Place::of(name).provider)?.since.get(name).copied()
+        let recent = self.recent.lock();
+        let recent = recent.get(Place::of(name).provider)?;
+        recent.restored.get(&**name).or_else(|| recent.since.get(name)).copied()
+    }
+
+    /// When circuits entered their states, by the names of their breakers.
+    pub(crate) fn all_since(&self) -> BTreeMap<String, SystemTime> {
+        let recent = self.recent.lock();
+        recent.values().flat_map(|recent| &recent.since).map(|(name, at)| (name.to_string(), *at)).collect()
+    }
+
+    /// A circuit that is about to be restored was in its state before this process.
+    pub(crate) fn restore_since(&self, breaker: &str, at: SystemTime) {
+        let provider = Place::of(breaker).provider.to_owned();
+        self.recent.lock().entry(provider).or_default().restored.insert(breaker.to_owned(), at);
     }
 
     pub(crate) fn keep_only(&self, is_kept: impl Fn(&str) -> bool) {

@@ -276,10 +276,12 @@ impl<'a> Failover<'a> {
                     let asked = self.ask(id, None);
                     self.silent.push(asked);
                 } else if refused.awaited.is_empty() {
-                    return match self.early() {
-                        Some((id, permits)) => Step::Ask(id, permits),
-                        None => Step::GiveUp,
-                    };
+                    match self.early() {
+                        Some((id, permits)) => return Step::Ask(id, permits),
+                        // Another request was the probe first: it is waited for, or is over already.
+                        None if self.untried.iter().any(|it| self.live.has_moved_on(it.id)) => continue,
+                        None => return Step::GiveUp,
+                    }
                 }
             }
             let (live, awaited, is_waiting) = (self.live, refused.awaited, !self.silent.is_empty());
