@@ -37,8 +37,8 @@ pub fn create_router(state: Arc<AppState>) -> Router {
 /// The operators' routes: the admin API and its page, `/health`, `/ready` and `/metrics`. Figures of every second, the
 /// transitions and the ends of orders need [`run_server`].
 ///
-/// Without `admin_tokens`, whoever reaches these routes may change circuits: serve them on a loopback address, or behind
-/// something that knows its clients.
+/// Without `admin_tokens`, whoever reaches these routes may change circuits: serve them on a loopback address, or
+/// behind something that knows its clients.
 pub fn create_admin_router(state: Arc<AppState>) -> Router {
     routes::of_operators(state)
 }

@@ -206,8 +206,8 @@ impl View {
         Self::of(app, &Sight { app, now: wall_clock::now(), seconds: figures::KEPT, is_whole: true })
     }
 
-    /// What may have changed within a second: the figures of one second, and no model that was not asked for. A provider
-    /// may serve a thousand models.
+    /// What may have changed within a second: the figures of one second, and no model that was not asked for. A
+    /// provider may serve a thousand models.
     pub(super) fn of_a_second(app: &AppState) -> Self {
         Self::of(app, &Sight { app, now: wall_clock::now(), seconds: 1, is_whole: false })
     }
@@ -262,7 +262,8 @@ impl Sight<'_> {
         }
     }
 
-    /// Those that the configuration names, or those of them that were asked for. Requests without a model are shown if there were any.
+    /// Those that the configuration names, or those of them that were asked for. Requests without a model are shown if
+    /// there were any.
     fn models(&self, provider: &Provider) -> Vec<ModelView> {
         let (mut silence, mut stalls) = (Vec::new(), Vec::new());
         if let Some(detectors) = &provider.silence {
