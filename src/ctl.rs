@@ -109,8 +109,8 @@ pub(crate) async fn run(options: Options, mut print: impl FnMut(&str) -> Outcome
         Action::Circuits { json: false } => table(&admin.get("circuits").await?),
         Action::Isolate(given) => admin.give("isolate", given).await?,
         Action::Disable(given) => admin.give("disable", given).await?,
-        Action::Release(circuit) => admin.change("release", circuit, json!({"reason": circuit.reason})).await?,
-        Action::Reset(circuit) => admin.change("reset", circuit, json!({"reason": circuit.reason})).await?,
+        Action::Release(circuit) => admin.change("release", circuit, json!({})).await?,
+        Action::Reset(circuit) => admin.change("reset", circuit, json!({})).await?,
         Action::Reload => reloaded(&admin.send(Method::POST, "reload", None).await?.1)?,
         Action::Config => pretty(&admin.get("config").await?),
         Action::Watch { json } => return admin.watch(*json, print).await,
@@ -186,7 +186,7 @@ impl Admin {
 
     async fn give(&self, action: &str, given: &Given) -> Outcome<String> {
         let Given { circuit, r#for, until } = given;
-        let mut wish = json!({"reason": circuit.reason});
+        let mut wish = json!({});
         for (name, value) in [("for", r#for), ("until", until)] {
             if let Some(value) = value {
                 wish[name] = json!(value);
@@ -199,8 +199,8 @@ impl Admin {
         let parts = [Some(&circuit.provider), circuit.model.as_ref(), circuit.kind.as_ref()];
         let parts = parts.into_iter().flatten().map(|part| utf8_percent_encode(part, NON_ALPHANUMERIC).to_string());
         let path = format!("circuits/{}/{action}", parts.collect::<Vec<_>>().join("/"));
-        if wish["reason"].is_null() {
-            wish = without_reason(wish);
+        if let Some(reason) = &circuit.reason {
+            wish["reason"] = json!(reason);
         }
         let (_, said) = self.send(Method::POST, &path, Some(&wish)).await?;
         let parts = ["provider", "model", "kind"].map(|part| said[part].as_str().map(clean));
@@ -237,11 +237,6 @@ impl Admin {
 async fn whole(answer: Response<Incoming>) -> Outcome<Value> {
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
     Ok(serde_json::from_slice(&body.to_bytes()).unwrap_or_default())
-}
-
-fn without_reason(mut wish: Value) -> Value {
-    wish.as_object_mut().and_then(|wish| wish.remove("reason"));
-    wish
 }
 
 /// An event, if it is to be shown.

@@ -3,6 +3,7 @@
 //! Not here: what is known of circuits: `observe`; orders: `orders` and `state::by_hand`; their port:
 //! `edge::operators`.
 
+mod admit;
 pub(crate) mod api;
 pub(crate) mod events;
 mod page;

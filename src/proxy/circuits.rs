@@ -24,7 +24,7 @@ use super::counts::ModelCounts;
 use crate::{CircuitBreaker, CircuitState, Config, Transition};
 
 /// How an answer comes. Its text is a label in the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, EnumCount, VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EnumCount, VariantArray)]
 #[non_exhaustive]
 pub enum AnswerKind {
     /// At once, when it is complete.
@@ -38,6 +38,11 @@ pub enum AnswerKind {
 }
 
 impl AnswerKind {
+    /// The one that is called so.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::VARIANTS.iter().copied().find(|kind| kind.as_str() == text)
+    }
+
     /// `whole`, `stream`, `count` or `session`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -69,7 +74,7 @@ struct OfModel {
     /// `None` if the number of its requests is not limited.
     gate: Option<Arc<Gate>>,
     /// Made with the first request.
-    counts: Arc<OnceLock<ModelCounts>>,
+    counts: OnceLock<Arc<ModelCounts>>,
     kinds: [OnceLock<Arc<Circuit>>; AnswerKind::COUNT],
 }
 
@@ -91,7 +96,7 @@ impl Circuits {
             for circuit in kinds.iter().filter_map(OnceLock::get) {
                 circuit.breaker.set_config(config);
             }
-            let counts = old.map(|old| Arc::clone(&old.counts)).unwrap_or_default();
+            let counts = old.map(|old| old.counts.clone()).unwrap_or_default();
             OfModel { name: name.into(), gate, counts, kinds }
         };
         let names = std::iter::once("").chain(models.keys().map(String::as_str));
@@ -143,17 +148,17 @@ impl Circuits {
 
     /// What is counted of a model.
     pub(crate) fn counts(&self, model: ModelId) -> &ModelCounts {
-        self.models[model.0 as usize].counts.get_or_init(ModelCounts::default)
+        self.models[model.0 as usize].counts.get_or_init(Arc::default)
     }
 
     /// The same, if it was asked for.
     pub(crate) fn known_counts(&self, model: ModelId) -> Option<&ModelCounts> {
-        self.models[model.0 as usize].counts.get()
+        self.models[model.0 as usize].counts.get().map(|counts| &**counts)
     }
 
     /// The same of all models that were asked for, in alphabetical order.
     pub(crate) fn all_counts(&self) -> impl Iterator<Item = (&str, &ModelCounts)> {
-        self.models.iter().filter_map(|of_model| Some((&*of_model.name, of_model.counts.get()?)))
+        self.models.iter().filter_map(|of_model| Some((&*of_model.name, &**of_model.counts.get()?)))
     }
 
     pub(crate) fn name(&self, model: ModelId) -> &str {

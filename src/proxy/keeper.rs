@@ -6,7 +6,7 @@
 //! Not here: what a circuit does with what comes back: `export`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use strum::VariantArray;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -160,9 +159,9 @@ fn replace(file: &Path, text: &[u8]) -> io::Result<()> {
     written.sync_all()?;
     fs::rename(&new, file)?;
     // A rename is on the disk when its folder is.
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
+    fs::File::open(file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+        .sync_all()?;
     Ok(())
 }
 
@@ -269,8 +268,8 @@ fn restore(app: &AppState, file: &Path, text: &[u8]) {
             (None, None) => Some(Arc::clone(&provider.breaker)),
             (None, Some(_)) => provider.keys.iter().flat_map(Keys::breakers).find(|it| it.name() == row.name).cloned(),
             (Some(model), kind) => {
-                let kind = AnswerKind::VARIANTS.iter().find(|it| Some(it.as_str()) == kind)?;
-                Some(Arc::clone(&provider.circuits.of(provider.circuits.find(model)?, *kind).breaker))
+                let kind = AnswerKind::parse(kind?)?;
+                Some(Arc::clone(&provider.circuits.of(provider.circuits.find(model)?, kind).breaker))
             }
         }
     };
@@ -294,11 +293,14 @@ fn restore_orders(app: &AppState, kept: &Kept, is_known: impl Fn(&str) -> bool) 
         if until.is_some_and(|until| until.is_none_or(|until| until <= now)) || !is_known(&kept.provider) {
             return false;
         }
-        let kind = kept.kind.as_deref().map(|kind| AnswerKind::VARIANTS.iter().find(|it| it.as_str() == kind));
-        let Some(kind) = kind.map_or(Some(None), |kind| kind.map(|kind| Some(*kind))) else { return false };
+        let kind = kept.kind.as_deref().map(AnswerKind::parse);
+        if kind == Some(None) {
+            return false;
+        }
         let (order, reason, by) = (kept.order, kept.reason.clone(), kept.by.clone());
         let given = Given { order, reason, by, at: time(&kept.at).unwrap_or(now), until: until.flatten() };
-        app.give_order(Scope { provider: &kept.provider, model: kept.model.as_deref(), kind }, &given).is_ok()
+        app.give_order(Scope { provider: &kept.provider, model: kept.model.as_deref(), kind: kind.flatten() }, &given)
+            .is_ok()
     });
     given.count()
 }
@@ -321,9 +323,7 @@ fn restore_latencies(kept: &Kept, known: impl Fn(&str) -> Option<Arc<Provider>>)
         return 0;
     }
     let restored = kept.latencies.iter().filter(|kept| {
-        let (Some(provider), Some(kind)) =
-            (known(&kept.provider), AnswerKind::VARIANTS.iter().find(|it| it.as_str() == kept.kind))
-        else {
+        let (Some(provider), Some(kind)) = (known(&kept.provider), AnswerKind::parse(&kept.kind)) else {
             return false;
         };
         let (Some(detectors), Some(id)) = (&provider.silence, provider.circuits.find(&kept.model)) else {
@@ -331,7 +331,7 @@ fn restore_latencies(kept: &Kept, known: impl Fn(&str) -> Option<Arc<Provider>>)
         };
         let counts: Vec<_> =
             kept.counts.iter().map(|(micros, count)| (Duration::from_micros(*micros), *count)).collect();
-        detectors.learn_from(&kept.model, *kind, &provider.circuits.of(id, *kind).breaker, &counts);
+        detectors.learn_from(&kept.model, kind, &provider.circuits.of(id, kind).breaker, &counts);
         true
     });
     restored.count()

@@ -123,9 +123,8 @@ pub async fn run_server(
 /// `None` if the configuration names no collector.
 #[cfg(feature = "otel")]
 fn start_traces(state: &AppState) -> io::Result<Option<Arc<Traces>>> {
-    let live = state.live();
-    let Some(config) = &live.traces else { return Ok(None) };
-    let traces = Arc::new(Traces::start(config, &live.tls).map_err(io::Error::other)?);
+    let Some(config) = &state.traces_started_with else { return Ok(None) };
+    let traces = Arc::new(Traces::start(config, &state.live().tls).map_err(io::Error::other)?);
     // It is served once.
     let _ = state.traces.set(Arc::clone(&traces));
     Ok(Some(traces))

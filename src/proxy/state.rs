@@ -27,7 +27,7 @@ pub use self::stats::ProviderStats;
 use super::body::budget::Budget;
 use super::certificates::{Certificates, Whose};
 use super::circuits::{AnswerKind, Circuits, ModelId};
-use super::config::{Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, ServerConfig, Strategy};
+use super::config::{Cooldowns, FailoverConfig, GatewayConfig, ProviderConfig, ServerConfig, Strategy, TracesConfig};
 use super::observe::chronicle::Chronicle;
 use super::observe::figures::Figures;
 use super::observe::health::Health;
@@ -81,6 +81,7 @@ pub struct AppState {
     file: OnceLock<PathBuf>,
     /// For the settings that a reload does not change.
     started_with: ServerConfig,
+    pub(crate) traces_started_with: Option<TracesConfig>,
 }
 
 /// A configuration in use. A request keeps the one that it began with.
@@ -89,8 +90,6 @@ pub(crate) struct Live {
     pub(crate) strategy: Strategy,
     pub(crate) failover: FailoverConfig,
     pub(crate) cooldowns: Cooldowns,
-    #[cfg(feature = "otel")]
-    pub(crate) traces: Option<super::config::TracesConfig>,
     pub(crate) providers: PerProvider<Arc<Provider>>,
     by_protocol: [OfProtocol; Protocol::COUNT],
     pub(crate) tls: Tls,
@@ -195,6 +194,7 @@ impl AppState {
             traces: OnceLock::new(),
             file: OnceLock::new(),
             started_with: config.server.clone(),
+            traces_started_with: config.traces.clone(),
         }))
     }
 
@@ -404,17 +404,7 @@ impl Live {
         };
         let by_protocol = std::array::from_fn(|at| of_protocol(Protocol::VARIANTS[at]));
         let (server, failover, cooldowns) = (config.server.clone(), config.failover.clone(), config.cooldowns.clone());
-        Self {
-            server,
-            strategy: config.strategy,
-            failover,
-            cooldowns,
-            #[cfg(feature = "otel")]
-            traces: config.traces.clone(),
-            providers,
-            by_protocol,
-            tls,
-        }
+        Self { server, strategy: config.strategy, failover, cooldowns, providers, by_protocol, tls }
     }
 }
 

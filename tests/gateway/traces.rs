@@ -196,6 +196,20 @@ async fn a_collector_that_is_gone_costs_no_request() {
     end(gateway).await;
 }
 
+#[tokio::test]
+async fn a_reload_says_that_other_traces_take_a_restart() {
+    let a = Provider::with_status(200).await;
+    let gateway = gateway(nobody().await, "", &[&a]).await;
+    let provider = format!("[[providers]]\nname = 'a'\nurl = 'http://{}/v1'\nmodels = ['m']\n", a.address);
+    let file =
+        crate::support::TempFile::new("traces.toml", format!("[traces]\nendpoint = 'http://127.0.0.1:1'\n{provider}"));
+    gateway.state.set_file(file.to_path_buf());
+    let reload = http::Request::post(format!("http://{}/admin/v1/reload", gateway.admin));
+    let said = read(gateway.send(reload.body(http_body_util::Full::default()).unwrap()).await).await.json();
+    let warnings = said["warnings"].as_array().unwrap();
+    assert!(warnings.contains(&json!("traces has changed, which takes effect after a restart")), "{said}");
+}
+
 #[test]
 fn mistakes_in_the_table_of_traces_are_said() {
     let mistakes = |table: &str| {
@@ -205,12 +219,14 @@ fn mistakes_in_the_table_of_traces_are_said() {
     for (table, expected) in [
         ("", "traces.endpoint is missing, expected an http or https URL"),
         ("endpoint = 'here'", "traces.endpoint is \"here\", expected an http or https URL"),
-        ("endpoint = 'http://u:p@a'", "traces.endpoint is \"http://u:p@a\""),
+        ("endpoint = 'http://u:pass@a'", "traces.endpoint is a URL with credentials, expected one without"),
+        ("endpoint = 'http://a?key=pass'", "traces.endpoint is a URL with a query, expected a base URL"),
         ("endpoint = 'http://a'\nsample = 2", "traces.sample is 2, expected a share, 0 to 1"),
         ("endpoint = 'http://a'\nservice = ''", "traces.service is \"\", expected a name"),
         ("endpoint = 'http://a'\nheaders = { 'a b' = 'c' }", "traces.headers.a b is invalid, expected a header's name"),
         ("endpoint = 'http://a'\nx = 1", "traces.x is unknown, expected one of endpoint, sample, service, headers"),
     ] {
-        assert!(mistakes(table).contains(expected), "{table}: {}", mistakes(table));
+        let said = mistakes(table);
+        assert!(said.contains(expected) && !said.contains("pass"), "{table}: {said}");
     }
 }

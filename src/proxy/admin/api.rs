@@ -1,41 +1,34 @@
-//! The routes of the admin API, and who may use them. `docs/admin.openapi.json` describes them; a test compares the
+//! The routes of the admin API. `docs/admin.openapi.json` describes them; a test compares the
 //! two.
 //!
-//! Not here: what an order does: `state::by_hand`; the form of what is shown: `view` and `shown`.
+//! Not here: who may use them: `admit`; what an order does: `state::by_hand`; the form of what is shown: `view` and
+//! `shown`.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::to_bytes;
 use axum::extract::{Request, State};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::uri::Authority;
-use http::{HeaderMap, StatusCode, header};
+use http::{StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use strum::VariantArray;
 use tracing::info;
 
+use super::admit::{Operator, Refused, admit};
 use super::view::{OrderView, View};
 use super::{events, page, shown};
 use crate::error::Escaped;
-use crate::proxy::answer;
 use crate::proxy::circuits::AnswerKind;
 use crate::proxy::orders::{Given, Order};
 use crate::proxy::request::client::Peer;
-use crate::proxy::request::shown_token;
 use crate::proxy::state::AppState;
 use crate::proxy::state::by_hand::{Scope, Unknown};
 use crate::proxy::wall_clock;
-
-/// Who asks: the name of the token that was shown, if one has to be.
-#[derive(Clone)]
-struct Operator(Option<Box<str>>);
 
 const OPENAPI: &str = include_str!("../../../docs/admin.openapi.json");
 
@@ -62,69 +55,6 @@ pub(crate) fn router(app: &Arc<AppState>) -> Router<Arc<AppState>> {
         .route("/page.css", get(page::css))
         .route("/page.js", get(page::script));
     api.merge(page)
-}
-
-/// What a request is answered that is not carried out.
-struct Refused(StatusCode, String);
-
-impl IntoResponse for Refused {
-    fn into_response(self) -> Response {
-        (self.0, axum::Json(json!({"error": {"message": self.1}}))).into_response()
-    }
-}
-
-/// Lets operators in, and nobody else: those who show a token, or those who connect from the machine itself. A page of
-/// another site that an operator looks at may send requests as well, so it is kept out.
-async fn admit(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
-    let server = &app.live().server;
-    let headers = request.headers();
-    if let Err(refused) = check_origin(headers) {
-        return refused.into_response();
-    }
-    let operator = if server.admin_tokens.is_empty() {
-        if !server.knows_its_operators()
-            && let Err(refused) = check_host(&request)
-        {
-            return refused.into_response();
-        }
-        Operator(None)
-    } else {
-        let Some(token) = shown_token(&server.admin_tokens, headers) else {
-            return answer::unauthorized().map(Body::from);
-        };
-        Operator(Some(server.admin_tokens[token].name.clone()))
-    };
-    request.extensions_mut().insert(operator);
-    let mut response = next.run(request).await;
-    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
-    response
-}
-
-/// A browser says where a page is from (RFC 6454), and no page can change that.
-fn check_origin(headers: &HeaderMap) -> Result<(), Refused> {
-    let text = |name| headers.get(name).and_then(|value: &header::HeaderValue| value.to_str().ok());
-    let is_of_another = text(header::ORIGIN).is_some_and(|origin| {
-        let host = origin.split_once("://").map_or("", |(_, host)| host);
-        host.is_empty() || Some(host) != text(header::HOST)
-    });
-    let is_said_to_be = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site" || site == "same-site");
-    if is_of_another || is_said_to_be {
-        return Err(Refused(StatusCode::FORBIDDEN, "Pages of other sites may not use the admin API.".to_owned()));
-    }
-    Ok(())
-}
-
-/// Without tokens, whoever reaches the port may use it. A page whose name was pointed at this machine after it was
-/// loaded (DNS rebinding) reaches it, too, but by that name.
-fn check_host(request: &Request) -> Result<(), Refused> {
-    let host = request.headers().get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    let host = host.as_ref().map_or("", |host| host.host());
-    let is_address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
-    if is_address || host == "localhost" || host.ends_with(".localhost") {
-        return Ok(());
-    }
-    let message = "Without admin_tokens, the admin API is used by an address or as 'localhost', not by another name.";
-    Err(Refused(StatusCode::FORBIDDEN, message.to_owned()))
 }
 
 async fn circuits(State(app): State<Arc<AppState>>) -> Response {
@@ -167,15 +97,18 @@ async fn order(State(app): State<Arc<AppState>>, request: Request) -> Result<Res
     let parts: Vec<_> = path.split('/').map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned()).collect();
     let (circuit, action) = match &parts[..] {
         [circuit @ .., action] if (1..=3).contains(&circuit.len()) => (circuit, action),
-        _ => return Err(not_found("Expected /admin/v1/circuits/{provider}/{action}, or a model after the provider, or a model and a kind of answer.".to_owned())),
+        _ => {
+            let message = "Expected /admin/v1/circuits/{provider}[/{model}[/{kind}]]/{action}.";
+            return Err(not_found(message.to_owned()));
+        }
     };
     let found = ACTIONS.iter().find(|(name, _)| name == action);
     let Some((name, action)) = found else {
         return Err(not_found(format!("The action is {action:?}, expected isolate, disable, release or reset.")));
     };
     let kind = circuit.get(2).map(|kind| {
-        let found = AnswerKind::VARIANTS.iter().find(|it| it.as_str() == kind).copied();
-        found.ok_or_else(|| not_found(format!("The kind is {kind:?}, expected whole, stream, count or session.")))
+        AnswerKind::parse(kind)
+            .ok_or_else(|| not_found(format!("The kind is {kind:?}, expected whole, stream, count or session.")))
     });
     let scope = Scope { provider: &circuit[0], model: circuit.get(1).map(String::as_str), kind: kind.transpose()? };
     let (operator, peer) = who(&request);

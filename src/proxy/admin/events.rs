@@ -14,8 +14,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::view::{ChangeView, View};
-use crate::proxy::observe::chronicle::Change;
+use super::view::{TransitionView, View};
+use crate::Transition;
 use crate::proxy::state::AppState;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ struct Listening {
     first: Option<String>,
     /// Only the newest figures matter to a page that reads slowly.
     figures: watch::Receiver<Arc<str>>,
-    transitions: broadcast::Receiver<Arc<Change>>,
+    transitions: broadcast::Receiver<Arc<Transition>>,
 }
 
 /// The answer to `GET /admin/v1/events`: first the whole view, then what is new.
@@ -66,8 +66,8 @@ impl Listening {
             return Some(Event::default().event("circuits").data(first));
         }
         tokio::select! {
-            change = self.transitions.recv() => match change {
-                Ok(change) => Some(Event::default().event("transition").data(text(&ChangeView::of(&change)))),
+            told = self.transitions.recv() => match told {
+                Ok(told) => Some(Event::default().event("transition").data(text(&TransitionView::of(&told)))),
                 // The next figures show where the circuits are.
                 Err(RecvError::Lagged(missed)) => Some(Event::default().event("missed").data(missed.to_string())),
                 Err(RecvError::Closed) => None,

@@ -2,23 +2,25 @@
 //!
 //! Not here: which requests ask for it: `api`.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::proxy::circuits::AnswerKind;
 use crate::proxy::counts::Tally;
 use crate::proxy::keys::Keys;
-use crate::proxy::observe::chronicle::{Change, Failure};
+use crate::proxy::observe::access_log::millis;
+use crate::proxy::observe::chronicle::{Failure, Place};
 use crate::proxy::observe::figures::{self, CLIENTS, Minute, Second};
-use crate::proxy::observe::health::{HealthStatus, passes, visible};
+use crate::proxy::observe::health::{HealthStatus, in_ms, passes, visible};
 use crate::proxy::orders::{Given, Order, Target};
 use crate::proxy::provider::Provider;
 use crate::proxy::state::AppState;
 use crate::proxy::wall_clock;
 use crate::silence::{DetectorSnapshot, StallSnapshot};
-use crate::{BreakerSnapshot, Cause, CircuitBreaker};
+use crate::{BreakerSnapshot, Cause, CircuitBreaker, Transition};
 
 /// The whole gateway.
 #[derive(Serialize)]
@@ -33,7 +35,7 @@ pub(crate) struct View {
     clients: Traffic,
     /// In the order of the configuration.
     providers: Vec<ProviderView>,
-    failovers: Vec<MoveView>,
+    failovers: Vec<FailoverView>,
 }
 
 #[derive(Serialize)]
@@ -47,7 +49,7 @@ struct ProviderView {
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<&'static str>,
     models: Vec<ModelView>,
-    transitions: Vec<ChangeView>,
+    transitions: Vec<TransitionView>,
     failures: Vec<FailureView>,
 }
 
@@ -122,8 +124,10 @@ struct Traffic {
     /// In a second, as the mean of the last ten.
     per_second: Rates,
     #[serde(skip_serializing_if = "Option::is_none")]
-    /// Of all clients' requests: of the whole answer.
     first_byte_ms: Option<Quantiles>,
+    /// The same of whole answers, of all clients together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    whole_ms: Option<Quantiles>,
     /// For each of the last seconds `[ok, failed, other]`, the oldest first; only the last one in events.
     seconds: Vec<[u64; 3]>,
 }
@@ -166,7 +170,7 @@ struct StallView {
 }
 
 #[derive(Serialize)]
-pub(super) struct ChangeView {
+pub(super) struct TransitionView {
     at: String,
     provider: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,7 +197,7 @@ struct FailureView {
 }
 
 #[derive(Serialize)]
-struct MoveView {
+struct FailoverView {
     from: String,
     to: String,
     last_minute: u64,
@@ -214,16 +218,18 @@ impl View {
 
     fn of(app: &AppState, sight: &Sight<'_>) -> Self {
         let live = app.live();
-        let moves = app.figures.moves().into_iter();
+        let failovers = app.figures.failovers().into_iter();
         Self {
             at: time(sight.now),
             version: env!("CARGO_PKG_VERSION"),
             status: app.health().status,
             draining: app.is_draining(),
             reloads: app.metrics.reloads.load(Ordering::Relaxed),
-            clients: sight.traffic(app.metrics.tally(), &app.figures.minute(CLIENTS, None, &app.metrics.times())),
+            clients: sight.clients(),
             providers: live.providers.iter().map(|provider| sight.provider(provider)).collect(),
-            failovers: moves.map(|(from, to, last_minute, total)| MoveView { from, to, last_minute, total }).collect(),
+            failovers: failovers
+                .map(|(from, to, last_minute, total)| FailoverView { from, to, last_minute, total })
+                .collect(),
         }
     }
 }
@@ -240,7 +246,7 @@ struct Sight<'a> {
 impl Sight<'_> {
     fn provider(&self, provider: &Provider) -> ProviderView {
         let name = provider.name();
-        let (changes, failures) = self.app.chronicle.of(name);
+        let (transitions, failures) = self.app.chronicle.of(name);
         let target = Target { provider: name.to_owned(), of_model: None };
         let is_key = provider.key_out().is_some();
         let buckets = provider.metrics.first_bytes();
@@ -254,47 +260,55 @@ impl Sight<'_> {
             url: provider.config.url.to_string(),
             circuit: self.circuit(if is_key { "key" } else { "provider" }, &provider.breaker, &target),
             traffic,
-            keys: out.map(|(key, error, left)| KeyView { key, error, retry_in_ms: whole_ms(left) }).collect(),
+            keys: out.map(|(key, error, left)| KeyView { key, error, retry_in_ms: in_ms(left) }).collect(),
             hint: provider.hint(),
             models: self.models(provider),
-            transitions: changes.iter().map(|change| ChangeView::of(change)).collect(),
+            transitions: transitions.iter().map(|transition| TransitionView::of(transition)).collect(),
             failures: failures.into_iter().map(FailureView::of).collect(),
         }
+    }
+
+    fn clients(&self) -> Traffic {
+        let metrics = &self.app.metrics;
+        let traffic = self.traffic(metrics.tally(), &self.app.figures.minute(CLIENTS, None, &metrics.times()));
+        Traffic { whole_ms: traffic.first_byte_ms, first_byte_ms: None, ..traffic }
     }
 
     /// Those that the configuration names, or those of them that were asked for. Requests without a model are shown if
     /// there were any.
     fn models(&self, provider: &Provider) -> Vec<ModelView> {
-        let (mut silence, mut stalls) = (Vec::new(), Vec::new());
-        if let Some(detectors) = &provider.silence {
-            (silence, stalls) = (detectors.snapshots(), detectors.stalls());
+        let detectors = provider.silence.iter();
+        let silence: HashMap<_, _> = detectors
+            .clone()
+            .flat_map(|detectors| detectors.snapshots())
+            .map(|(model, kind, snapshot)| ((model, kind), snapshot))
+            .collect();
+        let stalls: HashMap<_, _> = detectors.flat_map(|detectors| detectors.stalls()).collect();
+        let mut known: BTreeMap<&str, Vec<KindView>> = BTreeMap::new();
+        for (model, kind, circuit) in provider.circuits.known() {
+            let target = Target { provider: provider.name().to_owned(), of_model: Some((model.to_owned(), kind)) };
+            let stalls = stalls.get(model).filter(|_| kind == AnswerKind::Stream);
+            known.entry(model).or_default().push(KindView {
+                kind: kind.as_str(),
+                circuit: self.circuit("model", &circuit.breaker, &target),
+                silence: silence.get(&(model.into(), kind)).map(SilenceView::of),
+                stalls: stalls.map(StallView::of),
+            });
         }
-        let known: Vec<_> = provider.circuits.known().collect();
+        let unnamed = known.contains_key("").then_some("");
+        let named = provider.config.models.keys().map(String::as_str);
+        let shown: Vec<_> =
+            unnamed.into_iter().chain(named.filter(|name| self.is_whole || known.contains_key(name))).collect();
         let model = |model: &str| {
-            let of_model = known.iter().filter(|(name, ..)| *name == model);
-            let circuits = of_model.map(|(_, kind, circuit)| {
-                let silence = silence.iter().find(|(name, of, _)| &**name == model && of == kind);
-                let stalls = stalls.iter().find(|(name, _)| &**name == model && *kind == AnswerKind::Stream);
-                let target = Target { provider: provider.name().to_owned(), of_model: Some((model.to_owned(), *kind)) };
-                KindView {
-                    kind: kind.as_str(),
-                    circuit: self.circuit("model", &circuit.breaker, &target),
-                    silence: silence.map(|(.., snapshot)| SilenceView::of(snapshot)),
-                    stalls: stalls.map(|(_, snapshot)| StallView::of(snapshot)),
-                }
-            });
             let counts = provider.circuits.find(model).and_then(|id| provider.circuits.known_counts(id));
-            let traffic = counts.map(|counts| {
+            let (tally, minute) = counts.map_or_else(Default::default, |counts| {
                 let minute = self.app.figures.minute(provider.name(), Some(model), &counts.first_bytes());
-                self.traffic(counts.tally(), &minute)
+                (counts.tally(), minute)
             });
-            let traffic = traffic.unwrap_or_else(|| self.traffic(Tally::default(), &Minute::default()));
-            ModelView { model: model.to_owned(), traffic, circuits: circuits.collect() }
+            let circuits = known.remove(model).unwrap_or_default();
+            ModelView { model: model.to_owned(), traffic: self.traffic(tally, &minute), circuits }
         };
-        let is_used = |name: &str| known.iter().any(|(known, ..)| *known == name);
-        let unnamed = is_used("").then_some("");
-        let named = provider.config.models.keys().map(String::as_str).filter(|name| self.is_whole || is_used(name));
-        unnamed.into_iter().chain(named).map(model).collect()
+        shown.into_iter().map(model).collect()
     }
 
     fn circuit(&self, scope: &'static str, breaker: &CircuitBreaker, target: &Target) -> CircuitView {
@@ -308,7 +322,7 @@ impl Sight<'_> {
             cause: cause.map(Cause::as_str),
             since: self.app.chronicle.since(breaker).map(time),
             reopens_at: next_probe_in.map(|left| time(self.now + left)),
-            retry_in_ms: next_probe_in.map(whole_ms),
+            retry_in_ms: next_probe_in.map(in_ms),
             failure_count: snapshot.failure_count,
             trip_count: snapshot.trip_count,
             failed_probe_count: snapshot.failed_probe_count,
@@ -337,7 +351,11 @@ impl Sight<'_> {
             other: tally.other,
             rejected: None,
             per_second: Rates { ok: mean(|it| it.ok), failed: mean(|it| it.failed), other: mean(|it| it.other) },
-            first_byte_ms: minute.median.zip(minute.p99).map(|(p50, p99)| Quantiles { p50: ms(p50), p99: ms(p99) }),
+            first_byte_ms: minute
+                .median
+                .zip(minute.p99)
+                .map(|(p50, p99)| Quantiles { p50: millis(p50), p99: millis(p99) }),
+            whole_ms: None,
             seconds: shown.collect(),
         }
     }
@@ -361,22 +379,22 @@ impl SilenceView {
             learnt: snapshot.learnt,
             phi: snapshot.phi,
             unanswered: snapshot.unanswered as usize,
-            oldest_ms: ms(snapshot.oldest),
-            median_ms: ms(snapshot.median),
-            p99_ms: ms(snapshot.p99),
+            oldest_ms: millis(snapshot.oldest),
+            median_ms: millis(snapshot.median),
+            p99_ms: millis(snapshot.p99),
         }
     }
 }
 
 impl StallView {
     fn of(snapshot: &StallSnapshot) -> Self {
-        Self { learnt: snapshot.learnt, streams: snapshot.streams, oldest_ms: ms(snapshot.oldest) }
+        Self { learnt: snapshot.learnt, streams: snapshot.streams, oldest_ms: millis(snapshot.oldest) }
     }
 }
 
-impl ChangeView {
-    pub(super) fn of(change: &Change) -> Self {
-        let (place, transition) = (change.place(), &change.transition);
+impl TransitionView {
+    pub(super) fn of(transition: &Transition) -> Self {
+        let place = Place::of(&transition.breaker);
         let error = transition.last_error.as_ref().filter(|_| transition.cause.is_some());
         Self {
             at: time(transition.at),
@@ -401,13 +419,4 @@ impl FailureView {
 
 fn time(at: SystemTime) -> String {
     wall_clock::timestamp(at).to_string()
-}
-
-/// In milliseconds, to a thousandth.
-fn ms(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
-}
-
-fn whole_ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -281,7 +281,7 @@ fn read_provider<'i>(
         }
         usable
     });
-    let url = read_url(&mut section);
+    let url = read_url(&mut section, "url", "api_key");
     let mut protocols = Protocols::default();
     section.one_of("protocol", "\"openai\", \"anthropic\" or \"both\"", &mut protocols);
     let api_keys = read_keys(&mut section);

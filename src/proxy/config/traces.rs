@@ -4,6 +4,7 @@ use http::{HeaderName, Uri};
 
 use super::Secret;
 use super::section::{Section, Text};
+use super::url::read_url;
 
 /// `[traces]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,14 +22,10 @@ pub struct TracesConfig {
 
 /// `is_there`: whether the file has the table.
 pub(super) fn read_traces(mut section: Section<'_, '_>, is_there: bool) -> Option<TracesConfig> {
-    let expected = "an http or https URL with a host, such as \"http://127.0.0.1:4318\"";
-    let endpoint = section.parse("endpoint", expected, |text| {
-        let url: Uri = text.parse().ok()?;
-        let is_usable =
-            matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some_and(|it| !it.is_empty());
-        let has_credentials = url.authority().is_some_and(|authority| authority.as_str().contains('@'));
-        (is_usable && !has_credentials && url.query().is_none()).then_some(url)
-    });
+    if !is_there {
+        return None;
+    }
+    let endpoint = read_url(&mut section, "endpoint", "headers");
     let mut sample = 1.0;
     if let Some(share) = section.share("sample") {
         sample = share;
@@ -47,12 +44,9 @@ pub(super) fn read_traces(mut section: Section<'_, '_>, is_there: bool) -> Optio
             _ => section.mistake(&format!("headers.{name}"), "invalid", "a header's name and its value"),
         }
     }
-    if is_there {
-        section.require("endpoint", expected);
-        if cfg!(not(feature = "otel")) {
-            section.mistake("endpoint", "set", "no table [traces]: this build is without the feature \"otel\"");
-        }
+    if cfg!(not(feature = "otel")) {
+        section.mistake("endpoint", "set", "no table [traces]: this build is without the feature \"otel\"");
     }
     section.finish();
-    is_there.then_some(TracesConfig { endpoint: endpoint?, sample, service, headers })
+    Some(TracesConfig { endpoint: endpoint?, sample, service, headers })
 }

@@ -1,4 +1,4 @@
-//! A provider's base URL: which are valid, and which are probably not intended.
+//! A base URL, of a provider or a collector of traces: which are valid, and which are probably not intended.
 //!
 //! Not here: what is put after it: `request::path`.
 
@@ -8,31 +8,32 @@ use http::Uri;
 
 use super::section::{Section, Text};
 
-pub(super) fn read_url(section: &mut Section<'_, '_>) -> Option<Uri> {
+/// `secret`: where the key is that must not be in it.
+pub(super) fn read_url(section: &mut Section<'_, '_>, field: &'static str, secret: &str) -> Option<Uri> {
     let expected = "an http or https URL with a host";
-    let text = section.text("url", expected);
-    section.require("url", expected);
+    let text = section.text(field, expected);
+    section.require(field, expected);
     let Text { shown, value } = text?;
     // It may hold a password, so it is not shown, whatever else is wrong with it.
     if value.contains('@') {
-        section.mistake("url", "a URL with credentials", "one without; the key belongs into api_key");
+        section.mistake(field, "a URL with credentials", &format!("one without; the key belongs into {secret}"));
         return None;
     }
     if value.contains('?') {
-        section.mistake("url", "a URL with a query", "the base URL that an SDK takes");
+        section.mistake(field, "a URL with a query", "a base URL");
         return None;
     }
     let uri: Option<Uri> = value.parse().ok();
     let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
     match &uri {
-        None => section.mistake("url", &shown, expected),
+        None => section.mistake(field, &shown, expected),
         // The crate `http` accepts any number as a port. A connector would ignore it and send the key to port 80 or
         // 443.
         Some(uri) if uri.authority().is_some_and(|it| has_no_port(it.as_str())) => {
-            section.mistake("url", &shown, "a URL with a port from 1 to 65535, or without one");
+            section.mistake(field, &shown, "a URL with a port from 1 to 65535, or without one");
         }
         // Together with a client's path it must not exceed the longest URI.
-        Some(_) if value.len() > 2048 => section.mistake("url", "too long", "at most 2048 characters"),
+        Some(_) if value.len() > 2048 => section.mistake(field, "too long", "at most 2048 characters"),
         Some(_) => {}
     }
     uri

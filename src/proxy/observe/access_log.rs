@@ -106,6 +106,6 @@ fn put(text: &mut Vec<u8>, key: &'static str, value: &(impl Serialize + ?Sized))
 }
 
 /// In milliseconds, to a thousandth.
-fn millis(duration: Duration) -> f64 {
+pub(crate) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

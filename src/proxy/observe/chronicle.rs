@@ -27,7 +27,7 @@ const WAITING: usize = 1024;
 const MAX_MESSAGE: usize = 300;
 
 pub(crate) struct Chronicle {
-    told: broadcast::Sender<Arc<Change>>,
+    told: broadcast::Sender<Arc<Transition>>,
     transitions: broadcast::Sender<Transition>,
     /// Those that nobody has followed yet.
     unread: Mutex<Option<broadcast::Receiver<Transition>>>,
@@ -39,7 +39,7 @@ pub(crate) struct Chronicle {
 
 #[derive(Default)]
 struct Recent {
-    changes: VecDeque<Arc<Change>>,
+    transitions: VecDeque<Arc<Transition>>,
     failures: VecDeque<Failure>,
     /// When each circuit entered its state, by the breaker's name.
     since: HashMap<Arc<str>, SystemTime>,
@@ -67,18 +67,6 @@ impl<'a> Place<'a> {
             Some((model, kind)) => Self { provider, model: Some(model), kind: Some(kind) },
             None => Self { provider, model: None, kind: Some(rest) },
         }
-    }
-}
-
-/// A transition of a circuit.
-#[derive(Clone, Debug)]
-pub(crate) struct Change {
-    pub(crate) transition: Transition,
-}
-
-impl Change {
-    pub(crate) fn place(&self) -> Place<'_> {
-        Place::of(&self.transition.breaker)
     }
 }
 
@@ -123,19 +111,19 @@ impl Chronicle {
     }
 
     fn note(&self, transition: Transition) {
-        let change = Arc::new(Change { transition });
-        let Transition { breaker, from, to, at, .. } = &change.transition;
+        let transition = Arc::new(transition);
+        let Transition { breaker, from, to, at, .. } = &*transition;
         {
             let mut recent = self.recent.lock();
-            let recent = recent.entry(change.place().provider.to_owned()).or_default();
+            let recent = recent.entry(Place::of(breaker).provider.to_owned()).or_default();
             if from != to {
                 let before = recent.restored.remove(&**breaker);
                 recent.since.insert(Arc::clone(breaker), before.unwrap_or(*at));
             }
-            push(&mut recent.changes, Arc::clone(&change));
+            push(&mut recent.transitions, Arc::clone(&transition));
         }
         // Nobody may be looking.
-        let _ = self.told.send(change);
+        let _ = self.told.send(transition);
     }
 
     /// Notes that a provider has failed a request.
@@ -150,15 +138,15 @@ impl Chronicle {
     }
 
     /// Transitions from now on.
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Change>> {
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Transition>> {
         self.told.subscribe()
     }
 
     /// The last transitions and failures of a provider, the newest first.
-    pub(crate) fn of(&self, provider: &str) -> (Vec<Arc<Change>>, Vec<Failure>) {
+    pub(crate) fn of(&self, provider: &str) -> (Vec<Arc<Transition>>, Vec<Failure>) {
         let recent = self.recent.lock();
         let Some(recent) = recent.get(provider) else { return (Vec::new(), Vec::new()) };
-        (recent.changes.iter().rev().cloned().collect(), recent.failures.iter().rev().cloned().collect())
+        (recent.transitions.iter().rev().cloned().collect(), recent.failures.iter().rev().cloned().collect())
     }
 
     /// When a circuit entered its state. `None` if it has always been in it, or if nobody follows.

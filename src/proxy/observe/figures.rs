@@ -28,11 +28,11 @@ struct Sampled {
     /// By provider and model. The provider's own have no model, and those of all clients an empty name.
     tracks: HashMap<(String, Option<String>), Track>,
     /// How many requests went on from one provider to another, in each second.
-    moves: BTreeMap<(String, String), Moves>,
+    failovers: BTreeMap<(String, String), Failovers>,
 }
 
 #[derive(Default)]
-struct Moves {
+struct Failovers {
     all: u64,
     seconds: VecDeque<u64>,
 }
@@ -76,7 +76,7 @@ impl Figures {
         let before = std::mem::take(&mut *sampled);
         sampled.seconds = before.seconds + 1;
         let rotates = sampled.seconds.is_multiple_of(KEPT as u64 / 2);
-        let (mut tracks, mut old_moves) = (before.tracks, before.moves);
+        let (mut tracks, mut old_failovers) = (before.tracks, before.failovers);
         let mut track = |key: (String, Option<String>), tally: Tally, buckets: Buckets| {
             let mut track = tracks.remove(&key).unwrap_or_default();
             track.add(tally);
@@ -93,11 +93,11 @@ impl Figures {
                 track((name.to_owned(), Some(model.to_owned())), counts.tally(), counts.first_bytes());
             }
         }
-        for (between, all) in metrics.moves() {
-            let mut moves = old_moves.remove(&between).unwrap_or_default();
-            push(&mut moves.seconds, all.saturating_sub(moves.all));
-            moves.all = all;
-            sampled.moves.insert(between, moves);
+        for (between, all) in metrics.failovers() {
+            let mut failovers = old_failovers.remove(&between).unwrap_or_default();
+            push(&mut failovers.seconds, all.saturating_sub(failovers.all));
+            failovers.all = all;
+            sampled.failovers.insert(between, failovers);
         }
     }
 
@@ -113,10 +113,10 @@ impl Figures {
     }
 
     /// How many requests went on from one provider to another in the last minute, and in all.
-    pub(crate) fn moves(&self) -> Vec<(String, String, u64, u64)> {
+    pub(crate) fn failovers(&self) -> Vec<(String, String, u64, u64)> {
         let sampled = self.0.lock();
-        let moves = sampled.moves.iter();
-        moves.map(|((from, to), it)| (from.clone(), to.clone(), it.seconds.iter().sum(), it.all)).collect()
+        let failovers = sampled.failovers.iter();
+        failovers.map(|((from, to), it)| (from.clone(), to.clone(), it.seconds.iter().sum(), it.all)).collect()
     }
 }
 

@@ -136,7 +136,7 @@ pub(crate) struct Metrics {
     pub(crate) reloads: AtomicU64,
     pub(crate) failed_reloads: AtomicU64,
     /// How many requests went on from one provider to another.
-    moves: Mutex<HashMap<String, HashMap<String, u64>>>,
+    failovers: Mutex<HashMap<String, HashMap<String, u64>>>,
 }
 
 #[derive(Debug, Default)]
@@ -156,28 +156,28 @@ impl Metrics {
 
     pub(crate) fn keep_only(&self, is_kept: impl Fn(&str) -> bool) {
         self.providers.lock().retain(|name, _| is_kept(name));
-        let mut moves = self.moves.lock();
-        moves.retain(|from, _| is_kept(from));
-        moves.values_mut().for_each(|to| to.retain(|to, _| is_kept(to)));
+        let mut failovers = self.failovers.lock();
+        failovers.retain(|from, _| is_kept(from));
+        failovers.values_mut().for_each(|to| to.retain(|to, _| is_kept(to)));
     }
 
     /// A request went on from one provider to another, or was kept from it. That is rare enough for a lock.
-    pub(crate) fn move_on(&self, from: &str, to: &str) {
-        let mut moves = self.moves.lock();
-        match moves.get_mut(from).and_then(|moves| moves.get_mut(to)) {
+    pub(crate) fn fail_over(&self, from: &str, to: &str) {
+        let mut failovers = self.failovers.lock();
+        match failovers.get_mut(from).and_then(|failovers| failovers.get_mut(to)) {
             Some(count) => *count += 1,
-            None => drop(moves.entry(from.to_owned()).or_default().insert(to.to_owned(), 1)),
+            None => drop(failovers.entry(from.to_owned()).or_default().insert(to.to_owned(), 1)),
         }
     }
 
     /// How many there were, from whom to whom.
-    pub(crate) fn moves(&self) -> Vec<((String, String), u64)> {
-        let moves = self.moves.lock();
+    pub(crate) fn failovers(&self) -> Vec<((String, String), u64)> {
+        let failovers = self.failovers.lock();
         let of = |(from, to): (&String, &HashMap<String, u64>)| {
             let of = |(to, count): (&String, &u64)| ((from.clone(), to.clone()), *count);
             to.iter().map(of).collect::<Vec<_>>()
         };
-        moves.iter().flat_map(of).collect()
+        failovers.iter().flat_map(of).collect()
     }
 
     pub(crate) fn begin(&self) {

@@ -79,7 +79,7 @@ impl Drop for Exchange {
         self.attempts.send_spans(&self.facts);
         let core = self.attempts.core();
         core.app.metrics.end(self.facts.status, took);
-        self.attempts.note_moves();
+        self.attempts.note_failovers();
         self.attempts.note_usage(self.facts.usage);
         let server = &self.attempts.local().server;
         if server.access_log

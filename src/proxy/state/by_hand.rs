@@ -3,7 +3,7 @@
 //! Not here: which orders there are: `orders`; how they come in: `admin`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use strum::VariantArray;
 use tracing::info;
@@ -65,11 +65,12 @@ impl AppState {
     /// Ends orders. Returns how many there were: a circuit that is open by itself stays as it is.
     pub(crate) fn release(&self, scope: Scope<'_>) -> Result<usize, Unknown> {
         let circuits = Self::circuits_of(scope, &*self.provider(scope.provider)?)?;
-        let ordered = circuits.iter().filter(|(target, breaker)| {
-            self.orders.take(target);
-            release(breaker)
-        });
-        Ok(ordered.count())
+        let mut released = 0;
+        for (target, breaker) in circuits {
+            self.orders.take(&target);
+            released += usize::from(release(&breaker));
+        }
+        Ok(released)
     }
 
     /// Closes circuits whatever their state, and forgets failures, cooldowns and orders. Of a provider also its keys'
@@ -138,9 +139,9 @@ impl AppState {
 }
 
 /// How long a change of the wall clock may go unnoticed.
-const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-pub(crate) fn carry_out(breaker: &CircuitBreaker, given: &Given) {
+fn carry_out(breaker: &CircuitBreaker, given: &Given) {
     match given.order {
         Order::Isolate => breaker.isolate(&*given.reason),
         Order::Disable => breaker.disable(),

@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 
 use super::AppState;
 use crate::error::Escaped;
-use crate::proxy::config::{GatewayConfig, ServerConfig};
+use crate::proxy::config::GatewayConfig;
 
 impl AppState {
     /// Reads a file and applies it, as [`reload`](Self::reload). If it cannot be used or has no providers, nothing
@@ -29,7 +29,7 @@ impl AppState {
         let (counter, result) = match applied {
             Ok(config) => {
                 let mut warnings = config.warnings().to_vec();
-                warnings.extend(self.not_applied(&config.server));
+                warnings.extend(self.not_applied(&config));
                 for warning in &warnings {
                     warn!("{warning}");
                 }
@@ -48,19 +48,20 @@ impl AppState {
         result
     }
 
-    fn not_applied(&self, new: &ServerConfig) -> Vec<String> {
-        let old = &self.started_with;
+    fn not_applied(&self, config: &GatewayConfig) -> Vec<String> {
+        let (old, new) = (&self.started_with, &config.server);
         [
-            ("listen", old.listen != new.listen),
-            ("cores", old.cores != new.cores),
-            ("admin_listen", old.admin_listen != new.admin_listen),
-            ("max_connections", old.max_connections != new.max_connections),
-            ("state_file", old.state_file != new.state_file),
-            ("access_log_file", old.access_log_file != new.access_log_file),
+            ("server.listen", old.listen != new.listen),
+            ("server.cores", old.cores != new.cores),
+            ("server.admin_listen", old.admin_listen != new.admin_listen),
+            ("server.max_connections", old.max_connections != new.max_connections),
+            ("server.state_file", old.state_file != new.state_file),
+            ("server.access_log_file", old.access_log_file != new.access_log_file),
+            ("traces", self.traces_started_with != config.traces),
         ]
         .iter()
         .filter(|(_, differs)| *differs)
-        .map(|(field, _)| format!("server.{field} has changed, which takes effect after a restart"))
+        .map(|(field, _)| format!("{field} has changed, which takes effect after a restart"))
         .collect()
     }
 }

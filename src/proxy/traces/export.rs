@@ -47,7 +47,7 @@ impl Traces {
     /// If the exporter cannot be made.
     pub(crate) fn start(config: &TracesConfig, tls: &Tls) -> Result<Self, SetupError> {
         let https =
-            HttpsConnectorBuilder::new().with_tls_config(tls.for_http1()).https_or_http().enable_http1().build();
+            HttpsConnectorBuilder::new().with_tls_config(tls.config.clone()).https_or_http().enable_http1().build();
         let client = Client::builder(TokioExecutor::new()).build(https);
         let headers: HashMap<_, _> =
             config.headers.iter().map(|(name, value)| (name.to_string(), value.expose().to_owned())).collect();

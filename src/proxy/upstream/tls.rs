@@ -14,7 +14,7 @@ use crate::proxy::config::{WallClock, read_certificates};
 
 /// The trusted authorities.
 pub(crate) struct Tls {
-    pub(super) config: ClientConfig,
+    pub(crate) config: ClientConfig,
     /// Those of `ca_file`.
     own: Vec<CertificateDer<'static>>,
 }
@@ -41,14 +41,6 @@ impl Tls {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self { config, own })
-    }
-}
-
-#[cfg(feature = "otel")]
-impl Tls {
-    /// For another client than that of providers.
-    pub(crate) fn for_http1(&self) -> ClientConfig {
-        self.config.clone()
     }
 }
 

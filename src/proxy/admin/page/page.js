@@ -130,7 +130,7 @@ function show(next, isWhole) {
   for (const body of byId("circuits").tBodies) if (!body.rows.length) body.remove();
   showClients(next);
   showProblems();
-  showMoves(next);
+  showFailovers(next);
   showChanges(next);
   tick();
 }
@@ -281,7 +281,7 @@ function showClients(view) {
   const seconds = past("", view.clients);
   const [ok, failed, other] = seconds.reduce((sum, it) => sum.map((count, at) => count + it[at]), [0, 0, 0]);
   const moved = view.failovers.reduce((sum, it) => sum + it.last_minute, 0);
-  const whole = view.clients.first_byte_ms;
+  const whole = view.clients.whole_ms;
   const text = `Clients, in the last minute: ${plural(ok + failed + other, "request")}, ${failed} failed, ${moved} answered by another provider than the first one` +
     `${whole ? `; whole answers ${millis(whole.p50)} / ${millis(whole.p99)} (half / 99 of 100)` : ""}. ${view.clients.in_flight} in flight.`;
   write(byId("clients"), text);
@@ -348,20 +348,20 @@ function tick() {
   showProblems();
 }
 
-function showMoves(view) {
-  const moves = view.failovers.filter((it) => it.total > 0);
-  byId("moves").hidden = !moves.length;
-  const items = moves.map((it) => `${it.from} → ${it.to}: ${it.last_minute} in the last minute, ${it.total} in all`);
+function showFailovers(view) {
+  const failovers = view.failovers.filter((it) => it.total > 0);
+  byId("failovers").hidden = !failovers.length;
+  const items = failovers.map((it) => `${it.from} → ${it.to}: ${it.last_minute} in the last minute, ${it.total} in all`);
   const said = items.join("\n");
   if (byId("flows").dataset.said === said) return;
   byId("flows").dataset.said = said;
   byId("flows").replaceChildren(...items.map((it) => make("li", {}, it)));
-  const [from, to] = ["from", "to"].map((end) => [...new Set(moves.map((it) => it[end]))]);
+  const [from, to] = ["from", "to"].map((end) => [...new Set(failovers.map((it) => it[end]))]);
   const step = 34, width = 420, height = Math.max(from.length, to.length) * step;
   const y = (names, name) => names.indexOf(name) * step + step / 2;
-  const most = Math.max(1, ...moves.map((it) => it.last_minute));
+  const most = Math.max(1, ...failovers.map((it) => it.last_minute));
   const cut = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
-  const paths = moves.map((it) => {
+  const paths = failovers.map((it) => {
     const [a, b] = [y(from, it.from), y(to, it.to)];
     return draw("path", { class: "flow", d: `M130 ${a} C210 ${a} 210 ${b} 285 ${b}`, "stroke-width": (1 + 13 * (it.last_minute / most)).toFixed(1) });
   });

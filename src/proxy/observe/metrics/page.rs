@@ -35,7 +35,7 @@ impl Metrics {
         let help = "Bytes of bodies and answers that are held in memory.";
         page.gauge("fusebox_held_bytes", help, &[], float(memory.held));
         page.gauge("fusebox_held_bytes_limit", "How many may be held.", &[], float(memory.max));
-        for ((from, to), count) in self.moves() {
+        for ((from, to), count) in self.failovers() {
             let help = "Requests that one provider would have been asked for, and another one answered.";
             page.count("fusebox_failovers_total", help, &[("from", &*from), ("to", &*to)], count);
         }

@@ -62,7 +62,7 @@ impl Attempts {
     }
 
     /// Counts the request for those who would have been asked first, had all been well, and for who answered.
-    pub(crate) fn note_moves(&self) {
+    pub(crate) fn note_failovers(&self) {
         if self.all.len() + self.skipped.len() < 2 {
             return;
         }
@@ -76,7 +76,7 @@ impl Attempts {
         }
         let name = |id: ProviderId| self.local.providers[id].name();
         for from in from {
-            self.core.app.metrics.move_on(name(from), name(to));
+            self.core.app.metrics.fail_over(name(from), name(to));
         }
     }
 
