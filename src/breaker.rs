@@ -8,6 +8,8 @@ mod at_once;
 mod blocking;
 mod call;
 mod early;
+#[cfg(feature = "fleet")]
+mod heard;
 mod history;
 mod measure;
 mod owned;
@@ -38,6 +40,8 @@ use crate::transition::CircuitState;
 use crate::word::Word;
 use crate::word::step::Kind;
 pub use call::{CancelOnDrop, Outcome};
+#[cfg(feature = "fleet")]
+pub(crate) use heard::Suspicion;
 use history::History;
 pub(crate) use history::Past;
 pub use owned::AcquireOwned;

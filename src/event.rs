@@ -53,6 +53,12 @@ pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: Past)
     breaker.feed().tell(step.before, step.after, Some(told));
     match step.kind {
         Kind::EndRow | Kind::HandBack | Kind::GoodProbe | Kind::Evict => {}
+        #[cfg(feature = "fleet")]
+        Kind::Suspect => {}
+        #[cfg(feature = "fleet")]
+        Kind::Postpone => log!(INFO, told, "circuit stays open, another replica's probe failed"),
+        #[cfg(feature = "fleet")]
+        Kind::HearClosing => log!(INFO, told, "circuit closed, another replica's probe succeeded"),
         Kind::Trip => log!(WARN, told, "circuit opened"),
         Kind::Claim => log!(INFO, told, "circuit half-open, probing"),
         Kind::TakeOver => {

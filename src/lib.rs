@@ -11,6 +11,8 @@ mod event;
 #[cfg(feature = "serde")]
 mod export;
 mod feed;
+#[cfg(feature = "fleet")]
+pub mod fleet;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 #[cfg(feature = "metrics")]

@@ -75,12 +75,14 @@ listed! {
         Cooldown,
         /// By hand: see [`CircuitBreaker::isolate`](crate::CircuitBreaker::isolate).
         Isolated,
+        /// Another process found out, and this one was told: see the feature `fleet`.
+        Fleet,
     }
 }
 
 impl Cause {
-    /// The name used in logs and on health pages: `failures`, `rate`, `slow`, `silence`, `cooldown` or
-    /// `isolated`.
+    /// The name used in logs and on health pages: `failures`, `rate`, `slow`, `silence`, `cooldown`,
+    /// `isolated` or `fleet`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Failures => "failures",
@@ -89,12 +91,13 @@ impl Cause {
             Self::Silence => "silence",
             Self::Cooldown => "cooldown",
             Self::Isolated => "isolated",
+            Self::Fleet => "fleet",
         }
     }
 
     /// Whether how long the circuit stays open is a guess of its own. Otherwise somebody said so.
     pub(crate) const fn is_a_guess(self) -> bool {
-        matches!(self, Self::Failures | Self::Rate | Self::Slow | Self::Silence)
+        matches!(self, Self::Failures | Self::Rate | Self::Slow | Self::Silence | Self::Fleet)
     }
 }
 

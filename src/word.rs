@@ -13,7 +13,7 @@
 //!
 //! | phase     | state                         | deadline                                                           |
 //! |-----------|-------------------------------|--------------------------------------------------------------------|
-//! | 0         | closed                        | when the newest failure was told (31), whether by order (lowest bit) |
+//! | 0         | closed                        | when the newest failure was told (30), suspected (1), by order (1)  |
 //! | 1         | disabled                      | 0                                                                  |
 //! | 2         | half-open, the probe is free  | when the last probe's lease would have ended                       |
 //! | 3         | half-open, a probe in flight  | when its lease ends                                                |
@@ -45,6 +45,7 @@ const fn field(word: u64, shift: u32, width: u32) -> u32 {
     (word >> shift & low_bits(width)) as u32
 }
 
+const DEADLINE_MASK: u64 = low_bits(DEADLINE_BITS);
 const COUNT_MASK: u64 = low_bits(COUNT_BITS) << COUNT_SHIFT;
 const PHASE_MASK: u64 = low_bits(PHASE_BITS) << PHASE_SHIFT;
 /// No bit of it is set while calls pass: the phases 0 and 1.
@@ -154,10 +155,11 @@ const STARTED_BIT: u64 = ONE_FAILURE;
 /// Dropping the permit counts as a failure.
 const DROP_FAILS_BIT: u64 = ONE_FAILURE << 1;
 
-/// The word of a normal permit that `word` grants, which may be a recovering one: closed, and with nothing counted.
+/// The word of a normal permit that `word` grants, which may be a recovering one: closed, and with nothing counted. By
+/// the deadline of a closed one it is known whether the call began before a suspicion.
 pub(crate) const fn normal_permit(word: u64) -> u64 {
-    let phase = if passes(word) { word & PHASE_MASK } else { 0 };
-    word & (GENERATION_MASK | MEASURED_BIT) | phase
+    let kept = if passes(word) { word & (PHASE_MASK | DEADLINE_MASK) } else { 0 };
+    word & (GENERATION_MASK | MEASURED_BIT) | kept
 }
 
 /// The same for a call that is measured. `started` is the tick in which it begins, if that matters.
@@ -165,7 +167,7 @@ pub(crate) const fn measured_permit(word: u64, started: Option<u32>, drop_fails:
     let permit = normal_permit(word) | MEASURED_BIT;
     let permit = if drop_fails { permit | DROP_FAILS_BIT } else { permit };
     match started {
-        Some(tick) => permit | STARTED_BIT | tick as u64,
+        Some(tick) => permit & !DEADLINE_MASK | STARTED_BIT | tick as u64,
         None => permit,
     }
 }
@@ -221,8 +223,9 @@ pub(crate) struct Word {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// So many failures in a row, and when the newest one was told: 0 if that does not matter, or [`told_at`] a tick.
-    /// `by_order`: nothing but an order by hand began this generation.
-    Closed { failures: u32, told: u32, by_order: bool },
+    /// `suspected`: some of them are hearsay, and `told` is when it was heard. `by_order`: nothing but an order by hand
+    /// began this generation.
+    Closed { failures: u32, told: u32, suspected: bool, by_order: bool },
     /// By hand: calls pass, and nothing is counted.
     Disabled,
     /// Until the tick `until`.
@@ -236,13 +239,16 @@ pub(crate) enum State {
 
 impl State {
     /// Closed, with nothing to remember.
-    pub(crate) const CLEAN: Self = Self::Closed { failures: 0, told: 0, by_order: false };
+    pub(crate) const CLEAN: Self = Self::Closed { failures: 0, told: 0, suspected: false, by_order: false };
 }
 
-/// A tick as a closed word remembers it: it has one bit less than a deadline, and so wraps after 24.8 days. It is never
+/// The latest time that a closed word can remember.
+pub(crate) const LAST_TOLD: u32 = u32::MAX >> 2;
+
+/// A tick as a closed word remembers it: it has two bits less than a deadline, and so wraps after 12.4 days. It is never
 /// 0, which stands for none.
 pub(crate) const fn told_at(tick: u32) -> u32 {
-    let told = tick & (u32::MAX >> 1);
+    let told = tick & LAST_TOLD;
     if told == 0 { 1 } else { told }
 }
 
@@ -255,7 +261,12 @@ impl Word {
         let (small, streak) = (count & MAX_SMALL_COUNT, count >> SMALL_COUNT_BITS);
         let deadline = field(word, 0, DEADLINE_BITS);
         let state = match field(word, PHASE_SHIFT, PHASE_BITS) {
-            CLOSED => State::Closed { failures: count, told: deadline >> 1, by_order: deadline & 1 != 0 },
+            CLOSED => State::Closed {
+                failures: count,
+                told: deadline >> 2,
+                suspected: deadline & 2 != 0,
+                by_order: deadline & 1 != 0,
+            },
             DISABLED => State::Disabled,
             PROBE_FREE => State::HalfOpen { in_flight: false, lease_end: deadline, streak, good_probes: small },
             PROBE_IN_FLIGHT => State::HalfOpen { in_flight: true, lease_end: deadline, streak, good_probes: small },
@@ -267,7 +278,9 @@ impl Word {
 
     pub(crate) const fn pack(self) -> u64 {
         let (phase, count, deadline) = match self.state {
-            State::Closed { failures, told, by_order } => (CLOSED, failures, told << 1 | by_order as u32),
+            State::Closed { failures, told, suspected, by_order } => {
+                (CLOSED, failures, told << 2 | (suspected as u32) << 1 | by_order as u32)
+            }
             State::Disabled => (DISABLED, 0, 0),
             State::Open { cause, until, streak } => (OPEN + cause as u32, streak << SMALL_COUNT_BITS, until),
             State::HalfOpen { in_flight, lease_end, streak, good_probes } => (
@@ -330,7 +343,7 @@ impl Word {
     }
 }
 
-/// By the phase without its highest bit. No transition writes the last ones.
+/// By the phase without its highest bit. No transition writes the last one.
 const CAUSES: [Cause; 8] = [
     Cause::Failures,
     Cause::Rate,
@@ -338,8 +351,8 @@ const CAUSES: [Cause; 8] = [
     Cause::Silence,
     Cause::Cooldown,
     Cause::Isolated,
-    Cause::Isolated,
-    Cause::Isolated,
+    Cause::Fleet,
+    Cause::Fleet,
 ];
 
 /// Not by [`Cause::ALL`]: a rejection would take a quarter longer.

@@ -69,6 +69,74 @@ pub mod relay {
     }
 }
 
+/// What a breaker is told by other processes, for models from outside.
+pub mod hearsay {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::production::breaker::Suspicion;
+    use crate::production::error::LastError;
+    use crate::{CircuitBreaker, OwnedPermit};
+
+    fn error(message: &str) -> Arc<LastError> {
+        Arc::new(LastError::new("fleet", &message))
+    }
+
+    /// Returns the generation.
+    pub fn suspect(breaker: &CircuitBreaker) -> Option<u32> {
+        breaker.suspect()
+    }
+
+    /// What has become of it.
+    pub fn suspicion(breaker: &CircuitBreaker, generation: u32) -> &'static str {
+        match breaker.suspicion(generation) {
+            Suspicion::Stands => "stands",
+            Suspicion::Refuted => "refuted",
+            Suspicion::Over => "over",
+        }
+    }
+
+    /// Nobody stands by it any more.
+    pub fn trust(breaker: &CircuitBreaker) {
+        breaker.trust();
+    }
+
+    /// Returns the generation that begins.
+    pub fn cool_down(breaker: &CircuitBreaker, left: Duration) -> Option<u32> {
+        breaker.cool_down_on_hearsay(left, &error("cooldown"))
+    }
+
+    /// Returns the generation that begins.
+    pub fn open(breaker: &CircuitBreaker, left: Duration) -> Option<u32> {
+        breaker.open_on_hearsay(left, &error("hearsay"))
+    }
+
+    /// Whether it closed.
+    pub fn close(breaker: &CircuitBreaker, generation: u32) -> bool {
+        breaker.close_on_hearsay(generation)
+    }
+
+    /// Returns the generation that begins.
+    pub fn postpone(breaker: &CircuitBreaker, left: Duration) -> Option<u32> {
+        breaker.postpone(left, true, &error("postponed"))
+    }
+
+    /// Claims the probe.
+    pub fn hold(breaker: &Arc<CircuitBreaker>) -> Option<OwnedPermit> {
+        breaker.hold_probe(Duration::ZERO)
+    }
+
+    /// Resolves it.
+    pub fn held_failed(breaker: &CircuitBreaker, held: OwnedPermit, left: Duration) -> Option<u32> {
+        breaker.held_probe_failed(held, left, &error("postponed"))
+    }
+
+    /// Resolves it.
+    pub fn held_succeeded(breaker: &CircuitBreaker, held: OwnedPermit) -> bool {
+        breaker.held_probe_succeeded(held)
+    }
+}
+
 use production::{breaker, clock, config, error, event, feed, permit, registry, settings, transition, window, word};
 
 pub use breaker::{AcquireOwned, BreakerSnapshot, CancelOnDrop, CircuitBreaker, Outcome};

@@ -236,7 +236,7 @@ mod tests {
 
     fn opening(generation: u32, kind: Kind) -> Transition {
         let state = match kind {
-            Kind::Trip => State::Closed { failures: 2, told: 0, by_order: false },
+            Kind::Trip => State::Closed { failures: 2, told: 0, suspected: false, by_order: false },
             _ => State::HalfOpen { in_flight: true, lease_end: 0, streak: 0, good_probes: 0 },
         };
         let before = Word { generation: generation - 1, measured: false, state };

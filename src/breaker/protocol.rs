@@ -113,40 +113,40 @@ impl CircuitBreaker {
         true
     }
 
-    /// Makes the transition that `next` finds for the word as it is, whatever others do meanwhile. Returns whether
-    /// there was one.
+    /// Makes the transition that `next` finds for the word as it is, whatever others do meanwhile. Returns the word that
+    /// it leads to, if there was one.
     pub(super) fn commit_next(
         &self,
         error: Option<&Arc<LastError>>,
         next: impl Fn(Word) -> Option<Transition>,
-    ) -> bool {
+    ) -> Option<Word> {
         let mut word = self.load();
         while let Some(transition) = next(Word::unpack(word)) {
             if self.commit(transition, error) {
-                return true;
+                return Some(transition.after);
             }
             word = self.look_again();
         }
-        false
+        None
     }
 
     /// The same, as long as the word is exactly `exact`, whether or not calls are measured.
-    fn commit_exactly(
+    pub(super) fn commit_exactly(
         &self,
         exact: u64,
         error: Option<&Arc<LastError>>,
         next: impl Fn(Word) -> Option<Transition>,
-    ) -> bool {
+    ) -> Option<Word> {
         let mut word = exact;
         while word::is_same_state(word, exact)
             && let Some(transition) = next(Word::unpack(word))
         {
             if self.commit(transition, error) {
-                return true;
+                return Some(transition.after);
             }
             word = self.look_again();
         }
-        false
+        None
     }
 
     /// The settings have changed: from now on calls are measured, or no longer. By one writer at a time.
@@ -307,6 +307,8 @@ impl CircuitBreaker {
         let generation = word::generation(granted);
         loop {
             let outdated = memory && self.is_outdated(granted);
+            #[cfg(feature = "fleet")]
+            let outdated = outdated || Word::unpack(word).is_suspected_since(granted);
             match Word::unpack(word).succeeded(generation, outdated) {
                 Success::Late => return false,
                 Success::EndRow(end) if !self.commit(end, None) => word = self.look_again(),
@@ -398,6 +400,7 @@ impl CircuitBreaker {
         self.commit_next(Some(error), |word| {
             (word.can_trip() && word.generation == generation).then(|| self.tripped(word, cause))
         })
+        .is_some()
     }
 
     /// The probe that holds `claimed` succeeded.
@@ -406,7 +409,7 @@ impl CircuitBreaker {
         self.count(Told::Success);
         let (needed, ramp_ticks) = (self.settings.good_probes(), self.settings.ramp_ticks());
         let now = self.clock.now();
-        self.commit_exactly(claimed, None, |word| word.probe_succeeded(needed, now, ramp_ticks))
+        self.commit_exactly(claimed, None, |word| word.probe_succeeded(needed, now, ramp_ticks)).is_some()
     }
 
     /// The probe that holds `claimed` failed.
@@ -419,13 +422,13 @@ impl CircuitBreaker {
     fn reopen(&self, claimed: u64, cause: Cause, error: &Arc<LastError>) -> bool {
         let open_ticks = |streak| self.settings.open_ticks_after(streak);
         let now = self.clock.now();
-        self.commit_exactly(claimed, Some(error), |word| word.probe_failed(cause, now, open_ticks))
+        self.commit_exactly(claimed, Some(error), |word| word.probe_failed(cause, now, open_ticks)).is_some()
     }
 
     /// The probe that holds `claimed` was cancelled.
     #[cold]
     pub(crate) fn probe_cancelled(&self, claimed: u64) -> bool {
-        self.commit_exactly(claimed, None, Word::probe_cancelled)
+        self.commit_exactly(claimed, None, Word::probe_cancelled).is_some()
     }
 
     // ---- cooldowns ----
@@ -435,7 +438,7 @@ impl CircuitBreaker {
     pub(crate) fn cool_down(&self, ticks: u32, error: &Arc<LastError>) -> bool {
         // Read once: of two cooldowns of one length that are told at once, the second one need not extend the first.
         let now = self.clock.now();
-        self.commit_next(Some(error), |word| word.cooled_down(now, ticks, self.settings.limits()))
+        self.commit_next(Some(error), |word| word.cooled_down(now, ticks, self.settings.limits())).is_some()
     }
 
     /// The probe that holds `claimed` asks for a cooldown. If it does not hold the probe any more, it is a caller like
@@ -443,7 +446,7 @@ impl CircuitBreaker {
     #[cold]
     pub(crate) fn probe_cooled_down(&self, claimed: u64, ticks: u32, error: &Arc<LastError>) -> bool {
         let now = self.clock.now();
-        self.commit_exactly(claimed, Some(error), |word| word.probe_cooled_down(now, ticks))
+        self.commit_exactly(claimed, Some(error), |word| word.probe_cooled_down(now, ticks)).is_some()
             || self.cool_down(ticks, error)
     }
 
@@ -460,7 +463,7 @@ impl CircuitBreaker {
     #[cold]
     pub(crate) fn evict(&self) -> bool {
         let (now, ramp_ticks) = (self.clock.now(), self.settings.ramp_ticks());
-        self.commit_next(None, |word| word.evicted(now, ramp_ticks))
+        self.commit_next(None, |word| word.evicted(now, ramp_ticks)).is_some()
     }
 
     // ---- silence ----
@@ -480,6 +483,6 @@ impl CircuitBreaker {
     /// meanwhile has claimed the probe, which decides then, or has ended the same silence.
     #[cold]
     pub(crate) fn end_silence(&self, silent: u64) -> bool {
-        self.commit_exactly(silent, None, Word::silence_ended)
+        self.commit_exactly(silent, None, Word::silence_ended).is_some()
     }
 }

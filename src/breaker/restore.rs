@@ -20,6 +20,7 @@ impl CircuitBreaker {
             let is_closed = matches!(word.state, State::Closed { .. });
             is_closed.then(|| word.tripped(cause, now, self.settings.limits(), |_| ticks))
         })
+        .is_some()
     }
 
     /// The longest that failures or silence keep the circuit open.

@@ -18,6 +18,8 @@
 //! | an order by hand              | the order      | the order      | the order               | the order        | the order                         |
 //! | its registry needs room       | `Evict`        | later `Evict`  | -                       | -                | -                                 |
 //!
+//! What follows from what other processes tell: `word::step::heard`.
+//!
 //! `Close` leads to `Recovering` if there is a ramp, and to `Closed` otherwise. A failure that finds the ramp over
 //! makes `EndRamp` first, and then counts. The orders are `Isolate`, `Disable`, `Reset` and `Remove`. While the circuit
 //! is disabled, calls pass, and nothing but an order happens. An isolated circuit is open, never takes a probe, and can
@@ -27,20 +29,14 @@
 //! word is still exactly the one that the probe claimed. A cooldown is news of the moment in which it is told, so it
 //! counts in every generation.
 
+#[cfg(feature = "fleet")]
+mod heard;
+mod time;
+
+pub(crate) use self::time::{FOREVER, MAX_DEADLINE_TICKS};
+use self::time::{is_within, later_than, later_told, open_ticks_left, ticks_left};
 use super::{MAX_STREAK, State, Word, generation_is_older, next_generation, told_at};
 use crate::transition::Cause;
-
-/// The longest that a deadline may lie ahead: far below the 49.7 days after which ticks wrap, so that a deadline ahead
-/// can be told from one that has passed.
-pub(crate) const MAX_DEADLINE_TICKS: u32 = 24 * 60 * 60 * 1000;
-
-/// How much older than a deadline's own clock reading another reading may be. A caller reads the clock and may be
-/// descheduled while another one opens the circuit. Without slack, its older reading would make the new deadline look
-/// passed.
-const CLOCK_SLACK: u32 = 65_536;
-
-/// In place of the ticks until an isolated circuit takes a probe: it never does.
-pub(crate) const FOREVER: u32 = u32::MAX;
 
 /// How far a coarse clock may be off: two ticks of a kernel timer that ticks 100 times a second.
 pub(crate) const COARSE_ERROR: u32 = 20;
@@ -102,6 +98,15 @@ pub(crate) enum Kind {
     EndRamp,
     /// A silent circuit closes: an answer came after all.
     EndSilence,
+    /// It is heard that the upstream fails: a closed circuit opens with the next failure.
+    #[cfg(feature = "fleet")]
+    Suspect,
+    /// It is heard that a probe failed: the circuit stays open for longer, or opens again.
+    #[cfg(feature = "fleet")]
+    Postpone,
+    /// It is heard that a probe succeeded: an open or half-open circuit closes, or begins to recover.
+    #[cfg(feature = "fleet")]
+    HearClosing,
     // Orders by hand.
     /// The circuit opens until another order.
     Isolate,
@@ -145,6 +150,8 @@ impl Transition {
     pub(crate) const fn is_logged(self) -> bool {
         match self.kind {
             Kind::EndRow | Kind::HandBack | Kind::GoodProbe | Kind::Evict => false,
+            #[cfg(feature = "fleet")]
+            Kind::Suspect => false,
             Kind::Remove => !matches!(self.before.state, State::Closed { .. }),
             Kind::Claim => matches!(self.before.state, State::Open { .. }),
             _ => true,
@@ -290,7 +297,7 @@ impl Word {
         let clean = match self.state {
             State::Closed { failures: 0, .. } | State::Recovering { failures: 0, .. } => return Success::Clean,
             State::Closed { .. } | State::Recovering { .. } if outdated => return Success::Clean,
-            State::Closed { by_order, .. } => State::Closed { failures: 0, told: 0, by_order },
+            State::Closed { by_order, .. } => State::Closed { failures: 0, told: 0, suspected: false, by_order },
             State::Recovering { until, streak, .. } => State::Recovering { until, streak, failures: 0 },
             State::Open { .. } | State::HalfOpen { .. } | State::Disabled => return Success::Late,
         };
@@ -320,9 +327,13 @@ impl Word {
         }
         let state = match self.state {
             State::Recovering { until, streak, .. } => State::Recovering { until, streak, failures },
-            State::Closed { told, by_order, .. } => {
-                let told = if row.memory.is_some() { later_told(told, now) } else { 0 };
-                State::Closed { failures, told, by_order }
+            State::Closed { told, suspected, by_order, .. } => {
+                let told = match row.memory {
+                    Some(_) => later_told(told, now),
+                    None if suspected => told,
+                    None => 0,
+                };
+                State::Closed { failures, told, suspected, by_order }
             }
             other => other,
         };
@@ -378,7 +389,7 @@ impl Word {
         let after = match order {
             Kind::Isolate => State::Open { cause: Cause::Isolated, until: 0, streak: 0 },
             Kind::Disable | Kind::Evict => State::Disabled,
-            _ => State::Closed { failures: 0, told: 0, by_order: true },
+            _ => State::Closed { failures: 0, told: 0, suspected: false, by_order: true },
         };
         Transition::opening(order, self, after)
     }
@@ -451,49 +462,6 @@ impl Word {
     const fn closes(self, kind: Kind) -> Transition {
         Transition::new(kind, self, State::CLEAN)
     }
-}
-
-/// Ticks until the deadline of an open circuit. How far ahead it may lie follows from the cause. If it were 24 hours
-/// for all, a circuit that nobody has called for 49 days would look open for another day.
-#[inline]
-const fn open_ticks_left(cause: Cause, until: u32, now: u32, longest: u32) -> u32 {
-    match cause {
-        Cause::Failures | Cause::Rate | Cause::Slow | Cause::Silence => ticks_left(until, now, longest),
-        Cause::Cooldown => ticks_left(until, now, MAX_DEADLINE_TICKS),
-        Cause::Isolated => FOREVER,
-    }
-}
-
-/// Ticks until `deadline`, 0 if it has passed; `ahead` is the longest that it was set ahead. A signed comparison would
-/// take a deadline for one to come during half of the 49.7 days in which ticks wrap.
-const fn ticks_left(deadline: u32, now: u32, ahead: u32) -> u32 {
-    let left = deadline.wrapping_sub(now);
-    if left <= ahead + CLOCK_SLACK { left } else { 0 }
-}
-
-/// Whether a failure that is told `now` goes on with a row whose newest failure was `told`. A row from before the
-/// memory was set has no such time, and goes on.
-const fn is_within(told: u32, now: u32, memory: u32) -> bool {
-    told == 0 || told_since(told, now) <= memory
-}
-
-/// Ticks from `told` to `now`: 0 if `now` is an older reading of the clock.
-const fn told_since(told: u32, now: u32) -> u32 {
-    let since = told_at(now).wrapping_sub(told) & (u32::MAX >> 1);
-    if since > (u32::MAX >> 1) - CLOCK_SLACK { 0 } else { since }
-}
-
-/// The later one of the two.
-const fn later_told(told: u32, now: u32) -> u32 {
-    if told != 0 && told_since(told, now) == 0 { told } else { told_at(now) }
-}
-
-/// `lease_end`, or one tick after `old` where that is not later: no two probes of a generation may have the same word,
-/// since a probe is resolved by comparing it. `old` is ahead only after an older clock reading, or if a probe was
-/// handed back within the tick in which it was claimed. Anything further ahead passed long ago, and ticks have wrapped
-/// since.
-const fn later_than(old: u32, lease_end: u32) -> u32 {
-    if old.wrapping_sub(lease_end) < CLOCK_SLACK { old.wrapping_add(1) } else { lease_end }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub(super) fn of(generation: u32, state: State) -> Word {
 }
 
 pub(super) fn closed(generation: u32, failures: u32) -> Word {
-    of(generation, State::Closed { failures, told: 0, by_order: false })
+    of(generation, State::Closed { failures, told: 0, suspected: false, by_order: false })
 }
 
 pub(super) fn open_because(cause: Cause, generation: u32, until: u32) -> Word {
@@ -70,8 +70,10 @@ pub(super) fn every_state() -> Vec<Word> {
     for generation in [0, 1, LAST_GENERATION] {
         for failures in [0, 1, MAX_FAILURES] {
             for by_order in [false, true] {
-                for told in [0, 1, u32::MAX >> 1] {
-                    words.push(of(generation, State::Closed { failures, told, by_order }));
+                for told in [0, 1, LAST_TOLD] {
+                    for suspected in [false, true] {
+                        words.push(of(generation, State::Closed { failures, told, suspected, by_order }));
+                    }
                 }
             }
         }
@@ -336,7 +338,7 @@ fn failed_recoveries_in_a_row_are_counted_up_to_the_end_of_their_field() {
 const ROW: Row = Row { threshold: Some(3), memory: Some(1000), ramp_threshold: Some(2) };
 
 fn told(generation: u32, failures: u32, told: u32) -> Word {
-    of(generation, State::Closed { failures, told, by_order: false })
+    of(generation, State::Closed { failures, told, suspected: false, by_order: false })
 }
 
 #[test]
@@ -352,7 +354,7 @@ fn failures_further_apart_than_the_memory_are_no_row() {
     // A row from before there was a memory.
     assert_eq!(failed(closed(1, 2), 90_000), Failed::Trip);
     // Ticks wrap.
-    assert_eq!(failed(told(1, 2, u32::MAX >> 1), 400), Failed::Trip);
+    assert_eq!(failed(told(1, 2, LAST_TOLD), 400), Failed::Trip);
     assert_eq!(failed(closed(1, 0), 0), Failed::Count(told(1, 1, 1)));
 }
 

@@ -10,6 +10,7 @@ mod early;
 mod entering;
 mod generations;
 mod harness;
+mod hearsay;
 mod orders;
 mod ramp;
 mod rates;

@@ -222,8 +222,8 @@ fn an_order_is_carried_out_in_every_state_and_begins_a_generation() {
         for (order, state) in [
             (Kind::Isolate, State::Open { cause: Cause::Isolated, until: 0, streak: 0 }),
             (Kind::Disable, State::Disabled),
-            (Kind::Reset, State::Closed { failures: 0, told: 0, by_order: true }),
-            (Kind::Remove, State::Closed { failures: 0, told: 0, by_order: true }),
+            (Kind::Reset, State::Closed { failures: 0, told: 0, suspected: false, by_order: true }),
+            (Kind::Remove, State::Closed { failures: 0, told: 0, suspected: false, by_order: true }),
         ] {
             let after = Word { generation, state, ..before };
             assert_eq!(before.ordered(order), Transition { before, after, kind: order });
