@@ -5,6 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
 use super::circle::Circle;
 use super::member::Fleet;
 use super::store::redis::Server;
@@ -100,6 +103,8 @@ impl fmt::Display for FleetError {
 
 impl Error for FleetError {}
 
+const CERTIFICATES: &str = "cannot be read, expected certificates in PEM";
+
 /// The longest name of a group.
 const MAX_GROUP: usize = 64;
 
@@ -175,8 +180,13 @@ impl FleetConfig {
     ///
     /// If they cannot be read.
     pub fn trusted_certificates(mut self, pem: impl Into<Vec<u8>>) -> Result<Self, FleetError> {
+        let pem = pem.into();
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+        if certificates.is_err() || certificates.is_ok_and(|all| all.is_empty()) {
+            return Err(FleetError::new("trusted_certificates", CERTIFICATES));
+        }
         if let Place::Redis { ca, .. } = &mut self.place {
-            *ca = Some(pem.into());
+            *ca = Some(pem);
         }
         self.store()?;
         Ok(self)
@@ -273,7 +283,7 @@ impl FleetConfig {
                 // Not the error's text, which may have the URL.
                 let expected = "is not the URL of a Redis, expected one such as redis://redis.example:6379/0";
                 let problem = |_| match ca {
-                    Some(_) => FleetError::new("trusted_certificates", "cannot be read, expected certificates in PEM"),
+                    Some(_) => FleetError::new("trusted_certificates", CERTIFICATES),
                     None => FleetError::new("url", expected),
                 };
                 server.map(|server| Store::Redis(Arc::new(server))).map_err(problem)

@@ -289,7 +289,7 @@ impl Member {
                 session.say_next();
             }
             Done::Lease(name, answer) => self.with(&name, session, |topic, step| topic.leased(answer, step)),
-            Done::Opinion(name, is_asked) => self.with(&name, session, |topic, _| topic.opinion(is_asked)),
+            Done::Opinion(name, is_asked) => self.with(&name, session, |topic, step| topic.opinion(is_asked, step.now)),
             Done::GaveBack => {}
             Done::Synced(Ok(standing)) => {
                 session.is_syncing = false;

@@ -125,7 +125,11 @@ enum Probing {
         ask_at: Option<Instant>,
         unused: u32,
     },
-    /// This replica probes.
+    /// A call of this replica probes for it alone.
+    Alone {
+        until: Instant,
+    },
+    /// This replica probes for all.
     Leased {
         since: Instant,
         look_at: Instant,
@@ -280,6 +284,7 @@ impl Topic {
             }
             return;
         }
+        self.probing = Probing::Nobody;
         self.beliefs.open_here(step.now);
         if !is_told && self.beliefs.others() < step.rules.config.quorum + 2 && !self.beliefs.is_outvoted() {
             let stands = step.stands(left, self.open_for());
@@ -403,7 +408,7 @@ impl Topic {
             _ if opened.is_cooling || self.own_probe_at.is_some_and(|at| at > step.now) => {}
             _ => {
                 self.own_probe_at = Some(step.now + self.open_for());
-                drop(self.breaker.hold_probe(Duration::MAX));
+                self.probe_alone(step.now);
             }
         }
     }
@@ -482,10 +487,17 @@ impl Topic {
     }
 
     /// Whether this replica is to look whether what it has heard is so.
-    pub(super) fn opinion(&mut self, is_asked: bool) {
+    pub(super) fn opinion(&mut self, is_asked: bool, now: Instant) {
         let is_hearsay = self.opened.is_some_and(|opened| opened.by == By::Hearsay);
         if is_asked && is_hearsay && matches!(self.probing, Probing::Nobody) {
-            drop(self.breaker.hold_probe(Duration::MAX));
+            self.probe_alone(now);
+        }
+    }
+
+    /// Lets the next call be the probe, which is dropped for it.
+    fn probe_alone(&mut self, now: Instant) {
+        if self.breaker.hold_probe(Duration::MAX).is_some() {
+            self.probing = Probing::Alone { until: now + self.open_for() };
         }
     }
 
@@ -553,6 +565,7 @@ impl Topic {
             Probing::Leased { since, look_at, unused } if answer == Some(Lease::Granted) => {
                 self.probing = Probing::Leased { since, look_at, unused };
             }
+            Probing::Alone { until } => self.probing = Probing::Alone { until },
             Probing::Leased { .. } | Probing::Nobody => {}
         }
     }
@@ -609,6 +622,9 @@ impl Topic {
         if self.decide_at.is_some_and(|at| at <= now) {
             self.decide(step);
         }
+        if matches!(self.probing, Probing::Alone { until } if until <= now) {
+            self.probing = Probing::Nobody;
+        }
         self.look_at_lease(step);
         self.look_at_held(step);
         self.ask(step);
@@ -652,6 +668,7 @@ impl Topic {
                 Some(ask_at.map_or(over, |at| at.min(over)))
             }
             Probing::Leased { look_at, .. } => Some(*look_at),
+            Probing::Alone { until } => Some(*until),
         };
         let suspicion = self.suspicion.map(|suspected| suspected.look_at);
         let times = [probing, suspicion, self.object_at, self.decide_at, self.immune_until, self.beliefs.next_end()];

@@ -1,0 +1,9 @@
+//! Replicas of one fleet: by a hub in this process under paused time, and by a real Redis.
+#![cfg(feature = "fleet")]
+
+mod hearsay;
+mod probing;
+mod redis;
+mod settings;
+mod support;
+mod trouble;

@@ -1,0 +1,138 @@
+//! One probe for the fleet.
+
+use std::time::Duration;
+
+use fusebox::fleet::FleetConfig;
+use fusebox::{Cause, CircuitState, RejectionReason};
+use tokio::time::{sleep, timeout};
+
+use crate::support::{MILLI, OPEN_FOR, Replica, SECOND, all_open, fleet_of, hub, next_probe, probes, soon};
+
+#[tokio::test(start_paused = true)]
+async fn while_the_fleet_agrees_one_replica_probes_for_all_and_the_others_wait_for_it() {
+    let replicas = fleet_of(5, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    assert!(replicas.iter().all(Replica::is_agreed));
+    let (prober, probe) = next_probe(&replicas, OPEN_FOR * 2).await.expect("it is due");
+    sleep(SECOND).await;
+    assert!(probes(&replicas).is_empty());
+    let waiting = (prober + 1) % replicas.len();
+    let mut wait = Box::pin(replicas[waiting].breaker.acquire());
+    assert!(timeout(MILLI, &mut wait).await.is_err(), "it waits as for a probe of its own replica");
+    probe.failure("5xx", 503);
+    let rejection = timeout(SECOND, wait).await.unwrap().unwrap_err();
+    assert_eq!(rejection.reason(), RejectionReason::Reopened);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_probe_lets_the_others_probe_at_once() {
+    let replicas = fleet_of(5, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    next_probe(&replicas, OPEN_FOR * 2).await.expect("it is due").1.success();
+    soon().await;
+    let own = probes(&replicas);
+    assert_eq!(own.len(), 4, "what has failed here takes a probe of its own");
+    for (_, probe) in own {
+        probe.success();
+    }
+    assert!(replicas.iter().all(|replica| replica.state() == CircuitState::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_failed_probe_nobody_probes_for_the_open_time_and_then_another_one_does() {
+    let replicas = fleet_of(5, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    let mut probers = Vec::new();
+    for _ in 0..4 {
+        let (prober, probe) = next_probe(&replicas, OPEN_FOR * 2).await.expect("it is due");
+        probe.failure("5xx", 503);
+        soon().await;
+        assert!(next_probe(&replicas, OPEN_FOR - MILLI * 200).await.is_none());
+        probers.push(prober);
+    }
+    assert!(probers.windows(2).all(|two| two[0] != two[1]), "{probers:?}");
+    let failed: u64 = replicas.iter().map(|replica| replica.breaker.snapshot().failed_probe_count).sum();
+    assert_eq!(failed, 4, "each is counted where it was made");
+    assert!(replicas.iter().any(|replica| replica.breaker.snapshot().cause == Some(Cause::Fleet)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_opener_probes_for_itself() {
+    let replicas = fleet_of(5, &hub(), |config| config).await;
+    replicas[0].open();
+    soon().await;
+    replicas[1].succeed();
+    assert!(!replicas[0].is_agreed());
+    sleep(OPEN_FOR).await;
+    replicas[0].probe().expect("it is due").failure("5xx", 503);
+    soon().await;
+    assert_eq!(replicas[0].said("failed"), 0);
+    assert_eq!(replicas[1].state(), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_dies_while_it_probes_holds_the_others_up_for_two_seconds() {
+    let mut replicas = fleet_of(3, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    let (prober, probe) = next_probe(&replicas, OPEN_FOR * 2).await.expect("it is due");
+    std::mem::forget(probe);
+    drop(replicas.remove(prober));
+    assert!(next_probe(&replicas, SECOND).await.is_none());
+    assert!(next_probe(&replicas, SECOND * 2).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_nobody_calls_leaves_the_probe_to_one_that_has_callers() {
+    let replicas = fleet_of(3, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    // Only the last one is called.
+    sleep(OPEN_FOR).await;
+    let limit = Duration::from_secs(10);
+    assert!(next_probe(&replicas[2..], limit).await.is_some());
+    let leases: u64 = replicas.iter().map(|replica| replica.fleet().snapshot().leases["granted"]).sum();
+    assert!((1..=10).contains(&leases), "{leases}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_takes_long_keeps_its_lease() {
+    let replicas = fleet_of(3, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    let (_, probe) = next_probe(&replicas, OPEN_FOR * 2).await.expect("it is due");
+    assert!(next_probe(&replicas, SECOND * 20).await.is_none());
+    probe.success();
+    soon().await;
+    assert_eq!(probes(&replicas).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_keeps_its_lease_for_as_long_as_was_asked_for() {
+    let config = |config: FleetConfig| config.lease(SECOND * 3).unwrap();
+    let replicas = fleet_of(3, &hub(), config).await;
+    all_open(&replicas).await;
+    let (_, hung) = next_probe(&replicas, OPEN_FOR * 2).await.expect("it is due");
+    assert!(next_probe(&replicas, SECOND * 2).await.is_none());
+    assert!(next_probe(&replicas, SECOND * 4).await.is_some());
+    drop(hung);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_handed_back_goes_to_the_next_call_of_that_replica() {
+    let replicas = fleet_of(3, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    let (prober, probe) = next_probe(&replicas, OPEN_FOR * 2).await.expect("it is due");
+    probe.cancel();
+    soon().await;
+    let again = probes(&replicas);
+    assert_eq!(again.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [prober]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_by_hand_gives_the_lease_back() {
+    let replicas = fleet_of(3, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    let (prober, probe) = next_probe(&replicas, OPEN_FOR * 2).await.expect("it is due");
+    replicas[prober].breaker.isolate("by hand");
+    drop(probe);
+    let (next, _probe) = next_probe(&replicas, SECOND * 3).await.expect("another one");
+    assert_ne!(next, prober);
+}
