@@ -37,8 +37,6 @@ mod message;
 mod store;
 mod topic;
 
-#[cfg(feature = "proxy")]
-pub(crate) use circle::Circle;
 pub use config::{Deliberate, FleetConfig, FleetError, Mode};
 pub use figures::{CircuitFigures, FleetSnapshot};
 pub use member::Fleet;

@@ -6,6 +6,7 @@
 //! [`testing`]: self::testing
 //! [`integrating`]: self::integrating
 //! [`tower`]: self::tower
+//! [`fleet`]: self::fleet
 //! [`observing`]: self::observing
 //! [`the_word`]: self::the_word
 //! [`migrating`]: self::migrating
@@ -17,6 +18,9 @@
 pub mod choosing {}
 #[doc = include_str!("../docs/guide/dropping.md")]
 pub mod dropping {}
+#[cfg(feature = "fleet")]
+#[doc = include_str!("../docs/guide/fleet.md")]
+pub mod fleet {}
 #[doc = include_str!("../docs/guide/integrating.md")]
 pub mod integrating {}
 #[doc = include_str!("../docs/guide/migrating.md")]

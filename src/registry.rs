@@ -427,7 +427,7 @@ impl CircuitBreakerRegistry {
         snapshots
     }
 
-    #[cfg(any(feature = "fleet", feature = "metrics"))]
+    #[cfg(feature = "metrics")]
     pub(crate) fn each(&self, f: impl FnMut(&Arc<CircuitBreaker>)) {
         self.breakers.load().iter().map(|slot| &slot.breaker).for_each(f);
     }

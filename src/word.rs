@@ -245,8 +245,8 @@ impl State {
 /// The latest time that a closed word can remember.
 pub(crate) const LAST_TOLD: u32 = u32::MAX >> 2;
 
-/// A tick as a closed word remembers it: it has two bits less than a deadline, and so wraps after 12.4 days. It is never
-/// 0, which stands for none.
+/// A tick as a closed word remembers it: it has two bits less than a deadline, and so wraps after 12.4 days. It is
+/// never 0, which stands for none.
 pub(crate) const fn told_at(tick: u32) -> u32 {
     let told = tick & LAST_TOLD;
     if told == 0 { 1 } else { told }

@@ -96,6 +96,11 @@ pub mod hearsay {
         }
     }
 
+    /// The number of the last opening.
+    pub fn generation(breaker: &CircuitBreaker) -> u32 {
+        breaker.generation()
+    }
+
     /// Nobody stands by it any more.
     pub fn trust(breaker: &CircuitBreaker) {
         breaker.trust();

@@ -113,8 +113,8 @@ impl CircuitBreaker {
         true
     }
 
-    /// Makes the transition that `next` finds for the word as it is, whatever others do meanwhile. Returns the word that
-    /// it leads to, if there was one.
+    /// Makes the transition that `next` finds for the word as it is, whatever others do meanwhile. Returns the word
+    /// that it leads to, if there was one.
     pub(super) fn commit_next(
         &self,
         error: Option<&Arc<LastError>>,

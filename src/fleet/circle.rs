@@ -7,6 +7,7 @@ use crate::breaker::CircuitBreaker;
 use crate::feed::Transition;
 use crate::registry::CircuitBreakerRegistry;
 use crate::sync::broadcast::Receiver;
+use crate::transition::CircuitState;
 
 /// The breakers of one replica.
 pub(crate) trait Circle: Send + Sync + 'static {
@@ -36,13 +37,8 @@ impl Circle for CircuitBreakerRegistry {
     }
 
     fn not_closed(&self) -> Vec<(Arc<str>, Arc<CircuitBreaker>)> {
-        let mut found = Vec::new();
-        self.each(|breaker| {
-            if breaker.state() != crate::CircuitState::Closed {
-                found.push((Arc::clone(breaker.shared_name()), Arc::clone(breaker)));
-            }
-        });
-        found
+        let rows = self.snapshots().into_iter().filter(|row| row.state != CircuitState::Closed);
+        rows.filter_map(|row| Some((self.get(&row.name)?, row.name))).map(|(breaker, name)| (name, breaker)).collect()
     }
 
     fn subscribe(&self) -> Receiver<Transition> {

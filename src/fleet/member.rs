@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, sleep_until, timeout};
+use tracing::{info, warn};
 
 use super::circle::Circle;
 use super::config::{FleetConfig, FleetError};
@@ -68,7 +69,7 @@ impl Drop for Fleet {
 
 impl fmt::Debug for Fleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fleet").field("replica", &self.replica).field("seen", &self.snapshot()).finish()
+        f.debug_struct("Fleet").field("replica", &self.replica).field("seen", &self.snapshot()).finish_non_exhaustive()
     }
 }
 
@@ -117,7 +118,7 @@ impl Member {
             let trouble = match store.connect(&group, &replica).await {
                 Ok((link, news)) => {
                     let joined = || {
-                        tracing::info!(group, replica, store = place, "the fleet is joined");
+                        info!(group, replica, store = place, "the fleet is joined");
                         (pause, is_told) = (FIRST_PAUSE, false);
                     };
                     self.meet(&mut Session::new(link), news, joined).await
@@ -127,12 +128,7 @@ impl Member {
             self.part();
             if !is_told {
                 is_told = true;
-                tracing::warn!(
-                    group,
-                    store = place,
-                    error = %trouble,
-                    "the fleet is not reached, each breaker does what it does alone"
-                );
+                warn!(group, store = place, error = %trouble, "the fleet is not reached, each breaker is on its own");
             }
             sleep(pause + pause.mul_f64(f64::from(random()) / f64::from(u32::MAX))).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -253,9 +249,9 @@ impl Member {
         let group = &*self.rules.config.group;
         match &standing.refused {
             Some(error) if !was_refused => {
-                tracing::warn!(group, error, "the fleet's store takes nothing new: each replica probes by itself");
+                warn!(group, error, "the fleet's store takes nothing new: each replica probes by itself");
             }
-            None if was_refused => tracing::info!(group, "the fleet's store takes news again"),
+            None if was_refused => info!(group, "the fleet's store takes news again"),
             _ => {}
         }
         for stands in &standing.openings {

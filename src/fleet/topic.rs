@@ -9,17 +9,22 @@
 //! | A good probe elsewhere closes what hearsay has opened. What has failed here takes a probe of its own. | what fails from here may work from there |
 //! | Who closes for others to follow says so, and nobody else. | no storm of messages after each outage |
 //!
-//! Not here: sending and receiving: `member`; who says what: `beliefs`.
+//! Not here: sending and receiving: `member`; who says what: `beliefs`; what others say (`topic::heard`); one probe for
+//! all (`topic::probing`).
+
+mod heard;
+mod probing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::heard::FIRST_LOOK;
 use super::beliefs::{ALIVE_FOR, Beliefs};
 use super::circle::Circle;
-use super::config::{Deliberate, FleetConfig, Mode};
-use super::figures::{CircuitFigures, Figures, LeaseResult};
+use super::config::FleetConfig;
+use super::figures::{CircuitFigures, Figures};
 use super::message::{COOLDOWN, Kind, Message};
-use super::store::{Lease, Said, Stands};
+use super::store::Said;
 use crate::breaker::{CircuitBreaker, Suspicion};
 use crate::error::LastError;
 use crate::feed::Transition;
@@ -29,20 +34,10 @@ use crate::transition::{Cause, CircuitState};
 
 /// A lease ends so long after a replica has died, which renews it in between.
 pub(super) const LEASE_TTL: Duration = Duration::from_secs(2);
-const RENEW_LEASE: Duration = Duration::from_millis(500);
-/// So long does a replica that nobody calls keep the lease, before another one may have it.
-const UNUSED_FOR: Duration = Duration::from_secs(1);
 /// Objections are spread over so long, so that most of them need not be said.
 const ALIVE_JITTER: Duration = Duration::from_millis(5);
-/// A suspicion is looked at so soon, and then less and less often.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
+/// A suspicion is looked at less and less often, but so often at least.
 const RAREST_LOOK: Duration = Duration::from_millis(250);
-/// Between the medians of a deliberation, and where no median is known.
-const SHORTEST_DELIBERATION: Duration = Duration::from_millis(50);
-const UNLEARNT_DELIBERATION: Duration = Duration::from_millis(150);
-const LONGEST_DELIBERATION: Duration = Duration::from_secs(1);
-/// What is told again of the same cooldown differs by less.
-const SAME_COOLDOWN: Duration = Duration::from_millis(250);
 /// The longest type of an error that is taken over from others.
 const MAX_ERROR_TYPE: usize = 64;
 
@@ -317,291 +312,6 @@ impl Topic {
         self.suspicion = None;
         self.decide_at = None;
         self.beliefs.own = false;
-    }
-
-    // ---- what others say ----
-
-    pub(super) fn hear(&mut self, message: &Message, step: &mut Step<'_>) {
-        step.rules.figures.hear(message.kind);
-        let replica = &*message.replica;
-        match message.kind {
-            Kind::Open => self.hear_open(replica, message.left(), message.is_cooldown(), &message.error, step),
-            Kind::Alive => self.beliefs.hear_alive(replica, step.now),
-            Kind::Closed => self.hear_closed(step),
-            Kind::Failed => self.hear_failed(replica, message.left(), &message.error),
-        }
-    }
-
-    /// What the store says that stands.
-    pub(super) fn find_standing(&mut self, stands: &Stands, step: &mut Step<'_>) {
-        self.hear_open(&stands.replica, stands.left, stands.is_cooldown, "", step);
-    }
-
-    fn hear_open(&mut self, replica: &str, left: Duration, is_cooldown: bool, error: &str, step: &mut Step<'_>) {
-        if is_cooldown {
-            if step.rules.config.share_account {
-                self.hear_cooldown(replica, left, error, step);
-            }
-            return;
-        }
-        let open_for = self.open_for();
-        let until = step.now + step.stands(left, open_for);
-        // Once for each opener: those who object say so when it is news, and are forgotten long before it is.
-        if self.beliefs.hear_open(replica, until, step.now) {
-            self.suspect(step);
-            self.deliberate(step);
-        }
-    }
-
-    fn suspect(&mut self, step: &Step<'_>) {
-        if self.suspicion.is_some() || self.breaker.state() != CircuitState::Closed || !self.beliefs.take_unused() {
-            return;
-        }
-        if self.immune_until.is_some_and(|until| until > step.now) {
-            return;
-        }
-        if let Some(generation) = self.breaker.suspect() {
-            step.rules.figures.suspect();
-            self.suspicion = Some(Suspected { generation, since: step.now, look_at: step.now + FIRST_LOOK });
-        }
-    }
-
-    fn hear_cooldown(&mut self, replica: &str, left: Duration, error: &str, step: &Step<'_>) {
-        let until = step.now + left;
-        if self.cooled_until.is_some_and(|cooled| until <= cooled + SAME_COOLDOWN) {
-            return;
-        }
-        self.cooled_until = Some(until);
-        if let Some(generation) = self.breaker.cool_down_on_hearsay(left, &error_of(error, replica, "told to")) {
-            step.rules.figures.open_on_hearsay();
-            self.made(generation, CircuitState::Open);
-            let (by, is_told) = self.opened.map_or((By::Hearsay, false), |opened| (opened.by, opened.is_told));
-            self.opened = Some(Opened { generation, by, is_told, is_cooling: true });
-            self.suspicion = None;
-        }
-    }
-
-    fn hear_closed(&mut self, step: &mut Step<'_>) {
-        self.beliefs.hear_closed();
-        self.decide_at = None;
-        self.cooled_until = None;
-        if self.suspicion.take().is_some() {
-            self.breaker.trust();
-        }
-        let probing = std::mem::replace(&mut self.probing, Probing::Nobody);
-        let Some(opened) = self.opened else { return };
-        if opened.by == By::Hearsay {
-            let is_closed = match probing {
-                Probing::Held { permit, .. } => self.breaker.held_probe_succeeded(permit),
-                _ => self.breaker.close_on_hearsay(opened.generation),
-            };
-            if is_closed {
-                self.made(opened.generation, self.closed_state());
-                self.opened = None;
-            }
-            return;
-        }
-        self.opened = Some(Opened { is_told: false, is_cooling: false, ..opened });
-        match probing {
-            // It is handed back, and a call of this replica has it.
-            Probing::Held { permit, .. } => drop(permit),
-            _ if opened.is_cooling || self.own_probe_at.is_some_and(|at| at > step.now) => {}
-            _ => {
-                self.own_probe_at = Some(step.now + self.open_for());
-                self.probe_alone(step.now);
-            }
-        }
-    }
-
-    /// What a circuit that closes is said to become.
-    fn closed_state(&self) -> CircuitState {
-        if self.breaker.config().ramp().is_zero() { CircuitState::Closed } else { CircuitState::Recovering }
-    }
-
-    fn hear_failed(&mut self, replica: &str, left: Duration, error: &str) {
-        if self.opened.is_some() && self.is_agreed() && !matches!(self.probing, Probing::Leased { .. }) {
-            self.wait_after_failure(left, &error_of(error, replica, "the probe failed of"));
-        }
-    }
-
-    /// Nobody is to probe for so long, and then not all at once.
-    fn wait_after_failure(&mut self, left: Duration, error: &Arc<LastError>) {
-        let left = left.min(self.open_for() * 2);
-        let left = left + jitter(left.mul_f64(0.05));
-        match std::mem::replace(&mut self.probing, Probing::Nobody) {
-            Probing::Held { permit, .. } => {
-                if let Some(generation) = self.breaker.held_probe_failed(permit, left, error) {
-                    self.begun(generation);
-                }
-            }
-            _ => {
-                if let Some(generation) = self.breaker.postpone(left, true, error) {
-                    self.begun(generation);
-                }
-            }
-        }
-    }
-
-    /// The fleet has begun a generation of the same opening.
-    fn begun(&mut self, generation: u32) {
-        self.made(generation, CircuitState::Open);
-        if let Some(opened) = &mut self.opened {
-            opened.generation = generation;
-        }
-    }
-
-    // ---- opening on hearsay ----
-
-    fn deliberate(&mut self, step: &Step<'_>) {
-        let Rules { config, .. } = step.rules;
-        let may = config.mode == Mode::Quorum && self.decide_at.is_none() && self.is_closed();
-        if !may || !self.beliefs.is_majority(config.quorum) || self.immune_until.is_some_and(|at| at > step.now) {
-            return;
-        }
-        let time = match (config.deliberate, step.rules.circle.median_latency(&self.name)) {
-            (Deliberate::For(time), _) => time,
-            (Deliberate::Auto, Some(median)) => (median * 3).max(SHORTEST_DELIBERATION),
-            (Deliberate::Auto, None) => UNLEARNT_DELIBERATION,
-        };
-        if time <= LONGEST_DELIBERATION {
-            self.decide_at = Some(step.now + time);
-        }
-    }
-
-    fn decide(&mut self, step: &mut Step<'_>) {
-        self.decide_at = None;
-        if !self.is_closed() || !self.beliefs.is_majority(step.rules.config.quorum) {
-            return;
-        }
-        let Some(until) = self.beliefs.stands_until() else { return };
-        let left = until.saturating_duration_since(step.now).saturating_sub(step.rules.config.sync * 3);
-        let left = left.max(self.open_for() / 2);
-        let error = error_of("", "", &format!("{} replicas say so, and not this", self.beliefs.openers()));
-        if let Some(generation) = self.breaker.open_on_hearsay(left, &error) {
-            step.rules.figures.open_on_hearsay();
-            self.made(generation, CircuitState::Open);
-            self.opened = Some(Opened { generation, by: By::Hearsay, is_told: false, is_cooling: false });
-            self.suspicion = None;
-            step.actions.push(Action::Opinion(self.open_for()));
-        }
-    }
-
-    /// Whether this replica is to look whether what it has heard is so.
-    pub(super) fn opinion(&mut self, is_asked: bool, now: Instant) {
-        let is_hearsay = self.opened.is_some_and(|opened| opened.by == By::Hearsay);
-        if is_asked && is_hearsay && matches!(self.probing, Probing::Nobody) {
-            self.probe_alone(now);
-        }
-    }
-
-    /// Lets the next call be the probe, which is dropped for it.
-    fn probe_alone(&mut self, now: Instant) {
-        if self.breaker.hold_probe(Duration::MAX).is_some() {
-            self.probing = Probing::Alone { until: now + self.open_for() };
-        }
-    }
-
-    // ---- one probe for all ----
-
-    /// Holds the probe back from the calls when it is nearly due, and asks whether this replica is to make it.
-    fn ask(&mut self, step: &mut Step<'_>) {
-        if !matches!(self.probing, Probing::Nobody) || self.ask_at(step).is_none_or(|at| at > step.now) {
-            return;
-        }
-        if let Some(permit) = self.breaker.hold_probe(step.rules.config.timeout) {
-            self.probing = Probing::Held { permit, since: step.now, ask_at: None, unused: 0 };
-            step.actions.push(Action::Lease);
-        }
-    }
-
-    /// When to hold the probe back.
-    fn ask_at(&self, step: &Step<'_>) -> Option<Instant> {
-        if self.opened.is_none() || !self.is_agreed() {
-            return None;
-        }
-        let snapshot = self.breaker.snapshot();
-        let left = match snapshot.state {
-            CircuitState::Open => snapshot.next_probe_in?,
-            CircuitState::HalfOpen if !snapshot.probe_in_flight => Duration::ZERO,
-            _ => return None,
-        };
-        let at = step.now + left.saturating_sub(step.rules.config.timeout);
-        Some(self.alone_until.map_or(at, |until| until.max(at)))
-    }
-
-    /// The store has answered, or has not.
-    pub(super) fn leased(&mut self, answer: Option<Lease>, step: &mut Step<'_>) {
-        let result = match answer {
-            Some(Lease::Granted) => LeaseResult::Granted,
-            Some(Lease::Held(_)) => LeaseResult::Held,
-            Some(Lease::Failed(_)) => LeaseResult::Failed,
-            None => LeaseResult::Error,
-        };
-        match std::mem::replace(&mut self.probing, Probing::Nobody) {
-            Probing::Held { permit, since, unused, .. } => {
-                step.rules.figures.lease(result);
-                match answer {
-                    // Dropping the permit hands the probe to a call that waits, or to the next one.
-                    Some(Lease::Granted) => {
-                        drop(permit);
-                        let look_at = step.now + RENEW_LEASE;
-                        self.probing = Probing::Leased { since: step.now, look_at, unused };
-                    }
-                    Some(Lease::Held(left)) => {
-                        let ask_at = step.now + left.min(LEASE_TTL) + jitter(SHORTEST_DELIBERATION);
-                        self.probing = Probing::Held { permit, since, ask_at: Some(ask_at), unused };
-                    }
-                    Some(Lease::Failed(left)) => {
-                        self.probing = Probing::Held { permit, since, ask_at: None, unused };
-                        self.wait_after_failure(left, &error_of("", "", "the probe failed of another"));
-                    }
-                    None => {
-                        drop(permit);
-                        self.alone_until = Some(step.now + UNUSED_FOR);
-                    }
-                }
-            }
-            // A renewal: if another one has it, this replica goes on all the same, as it would alone.
-            Probing::Leased { since, look_at, unused } if answer == Some(Lease::Granted) => {
-                self.probing = Probing::Leased { since, look_at, unused };
-            }
-            Probing::Alone { until } => self.probing = Probing::Alone { until },
-            Probing::Leased { .. } | Probing::Nobody => {}
-        }
-    }
-
-    fn look_at_lease(&mut self, step: &mut Step<'_>) {
-        let Probing::Leased { since, look_at, unused } = self.probing else { return };
-        if look_at > step.now {
-            return;
-        }
-        let config = self.breaker.config();
-        let used_for = step.now - since;
-        self.probing = Probing::Leased { since, look_at: step.now + RENEW_LEASE, unused };
-        if used_for > step.rules.config.lease.unwrap_or(config.probe_lease()) {
-            self.probing = Probing::Nobody;
-            step.actions.push(Action::GiveBack);
-        } else if used_for < UNUSED_FOR || self.breaker.snapshot().probe_in_flight {
-            step.actions.push(Action::Lease);
-        } else if let Some(permit) = self.breaker.hold_probe(Duration::ZERO) {
-            // Nobody calls here: another replica may have callers.
-            step.actions.push(Action::GiveBack);
-            let unused = (unused + 1).min(4);
-            let ask_at = step.now + UNUSED_FOR * (1 << unused) + jitter(UNUSED_FOR);
-            self.probing = Probing::Held { permit, since: step.now, ask_at: Some(ask_at), unused };
-        }
-    }
-
-    fn look_at_held(&mut self, step: &mut Step<'_>) {
-        let is_agreed = self.opened.is_some() && self.is_agreed();
-        let lease = self.breaker.config().probe_lease();
-        let Probing::Held { since, ask_at, .. } = &mut self.probing else { return };
-        if !is_agreed || step.now - *since >= lease {
-            self.probing = Probing::Nobody;
-        } else if ask_at.is_some_and(|at| at <= step.now) {
-            *ask_at = None;
-            step.actions.push(Action::Lease);
-        }
     }
 
     // ---- time ----

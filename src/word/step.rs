@@ -35,7 +35,7 @@ mod time;
 
 pub(crate) use self::time::{FOREVER, MAX_DEADLINE_TICKS};
 use self::time::{is_within, later_than, later_told, open_ticks_left, ticks_left};
-use super::{MAX_STREAK, State, Word, generation_is_older, next_generation, told_at};
+use super::{MAX_STREAK, State, Word, generation_is_older, next_generation};
 use crate::transition::Cause;
 
 /// How far a coarse clock may be off: two ticks of a kernel timer that ticks 100 times a second.

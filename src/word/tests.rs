@@ -348,7 +348,8 @@ fn failures_further_apart_than_the_memory_are_no_row() {
     assert_eq!(failed(told(1, 1, 5000), 6000), Failed::Count(told(1, 2, 6000)));
     assert_eq!(failed(told(1, 2, 6000), 7000), Failed::Trip);
     assert_eq!(failed(told(1, 2, 6000), 7001), Failed::Count(told(1, 1, 7001)));
-    assert_eq!(failed(told(1, 2, 6000), 6000 + 20 * 86_400_000), Failed::Count(told(1, 1, 6000 + 20 * 86_400_000)));
+    let later = 6000 + 20 * 86_400_000;
+    assert_eq!(failed(told(1, 2, 6000), later), Failed::Count(told(1, 1, told_at(later))));
     // An older reading of the clock.
     assert_eq!(failed(told(1, 1, 6000), 5990), Failed::Count(told(1, 2, 6000)));
     // A row from before there was a memory.
@@ -460,5 +461,5 @@ fn a_state_and_a_cause_have_one_name_everywhere() {
     assert_eq!(states, ["closed", "open", "half_open", "recovering", "disabled"]);
     assert_eq!(format!("{Open:<7}|"), "open   |");
     let causes: Vec<_> = Cause::ALL.iter().map(ToString::to_string).collect();
-    assert_eq!(causes, ["failures", "rate", "slow", "silence", "cooldown", "isolated"]);
+    assert_eq!(causes, ["failures", "rate", "slow", "silence", "cooldown", "isolated", "fleet"]);
 }

@@ -25,6 +25,10 @@ const FLOORS: &[&[&str]] = &[
     &["export"],
     // The metrics of a registry.
     &["metrics"],
+    // What replicas tell each other.
+    &["fleet::figures", "fleet::message"],
+    &["fleet::beliefs", "fleet::circle"],
+    &["fleet"],
     // The layer for tower.
     &["tower::error"],
     &["tower::classify"],
@@ -144,10 +148,12 @@ fn is_binary(source: &Source) -> bool {
 fn core() -> Vec<Source> {
     let mut core = modules();
     core.retain(|source| {
-        !["src/proxy/", "src/export", "src/metrics", "src/tower"].iter().any(|part| source.path.starts_with(part))
+        !["src/proxy/", "src/export", "src/fleet", "src/metrics", "src/tower"]
+            .iter()
+            .any(|part| source.path.starts_with(part))
     });
     let mut root = sources(&["src"]).into_iter().find(|source| source.path == "src/lib.rs").unwrap();
-    for part in ["metrics", "proxy", "tower"] {
+    for part in ["fleet", "metrics", "proxy", "tower"] {
         root.text = root.text.replace(&format!("#[cfg(feature = \"{part}\")]\npub mod {part};\n"), "");
     }
     core.push(root);

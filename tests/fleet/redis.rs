@@ -48,7 +48,8 @@ impl Redis {
 
     fn cli(&self, arguments: &[&str]) -> String {
         let port = self.port.to_string();
-        let out = Command::new("redis-cli").args(["-p", &port]).args(arguments).output().expect("redis-cli is installed");
+        let out =
+            Command::new("redis-cli").args(["-p", &port]).args(arguments).output().expect("redis-cli is installed");
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
@@ -149,7 +150,9 @@ async fn one_replica_probes_for_all_and_all_follow_its_result() {
     assert_ne!(next, prober);
     probe.success();
     until("all close", || {
-        probes(&replicas).into_iter().for_each(|(_, probe)| probe.success());
+        for (_, probe) in probes(&replicas) {
+            probe.success();
+        }
         replicas.iter().all(|replica| replica.state() == CircuitState::Closed)
     })
     .await;
@@ -188,7 +191,9 @@ async fn a_quorum_opens_the_others_and_two_of_them_look_whether_it_is_so() {
     })
     .await;
     assert_eq!(redis.cli(&["ZCARD", "{fusebox:default}:opinions:p"]), "2");
-    looking.into_iter().for_each(|(_, probe)| probe.success());
+    for (_, probe) in looking {
+        probe.success();
+    }
     until("they were right", || replicas[2..].iter().all(|it| it.state() == CircuitState::Closed)).await;
 }
 

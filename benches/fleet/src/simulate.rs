@@ -112,8 +112,8 @@ async fn world(scenario: &Scenario, mode: Option<Mode>) -> Seen {
     let (mut back, mut at) = (None, Duration::ZERO);
     while at < ends + Duration::from_secs(10) {
         at = started.elapsed();
-        while let Some((due, permit, fails)) = calls.pop_front_if(|(due, ..)| *due <= at) {
-            let _ = due;
+        while calls.front().is_some_and(|(due, ..)| *due <= at) {
+            let Some((_, permit, fails)) = calls.pop_front() else { break };
             if fails { permit.failure("5xx", 503) } else { permit.success() }
         }
         while next <= at {
@@ -133,7 +133,7 @@ async fn world(scenario: &Scenario, mode: Option<Mode>) -> Seen {
             }
         }
         if at >= ends && back.is_none() && breakers.iter().all(|breaker| breaker.state() == CircuitState::Closed) {
-            back = Some(at - ends);
+            back = Some(at.saturating_sub(ends));
         }
         sleep(TICK).await;
     }

@@ -178,9 +178,9 @@ fn a_waiter_passes_when_a_held_probe_has_succeeded_elsewhere() {
         let held = hearsay::hold(&breaker).expect("due");
         let waiter = go_on(begin(&breaker));
         assert!(hearsay::held_succeeded(&breaker, held));
-        let (answer, waited) = waiter.join().unwrap();
+        let (answer, woke) = waiter.join().unwrap();
         assert!(passed(&answer));
-        woken(waited)
+        woken(woke)
     });
 }
 
@@ -191,12 +191,12 @@ fn a_waiter_is_rejected_when_a_held_probe_has_failed_elsewhere() {
         let held = hearsay::hold(&breaker).expect("due");
         let waiter = go_on(begin(&breaker));
         assert_eq!(hearsay::held_failed(&breaker, held, LONG), Some(2));
-        let (answer, waited) = waiter.join().unwrap();
+        let (answer, woke) = waiter.join().unwrap();
         assert_eq!(reason(&answer), Some(RejectionReason::Reopened));
         let seen = breaker.snapshot();
         assert_eq!((seen.cause, seen.next_probe_in), (Some(Cause::Fleet), Some(LONG)));
         assert_eq!(seen.failed_probe_count, 0, "it was not made here");
-        woken(waited)
+        woken(woke)
     });
 }
 
@@ -207,9 +207,9 @@ fn a_waiter_becomes_the_probe_when_the_fleet_hands_it_back() {
         let held = hearsay::hold(&breaker).expect("due");
         let waiter = go_on(begin(&breaker));
         drop(held);
-        let (answer, waited) = waiter.join().unwrap();
+        let (answer, woke) = waiter.join().unwrap();
         assert!(probes(&answer));
-        woken(waited)
+        woken(woke)
     });
 }
 
@@ -292,8 +292,8 @@ fn a_waiter_passes_when_news_of_a_good_probe_ends_its_wait() {
         probe.cancel();
         // The waiter may have been woken for the probe.
         let closed = hearsay::close(&breaker, 1);
-        let (answer, waited) = waiter.join().unwrap();
+        let (answer, woke) = waiter.join().unwrap();
         assert!(if closed { passed(&answer) || probes(&answer) } else { probes(&answer) });
-        woken(waited)
+        woken(woke)
     });
 }

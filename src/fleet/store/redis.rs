@@ -142,6 +142,9 @@ impl Keys {
     }
 }
 
+/// Provider, replica, milliseconds that are left, and whether it is a cooldown.
+type Row = (String, String, u64, bool);
+
 #[derive(Clone)]
 pub(in crate::fleet) struct RedisLink {
     connection: MultiplexedConnection,
@@ -216,7 +219,6 @@ impl RedisLink {
         for (provider, stands) in renewed {
             script.arg(&**provider).arg(millis(*stands));
         }
-        type Row = (String, String, u64, bool);
         let (refused, replicas, openings): (String, usize, Vec<Row>) = self.run(&script).await?;
         if refused.contains("READONLY") {
             return Err(Trouble::Lost(refused));

@@ -10,9 +10,9 @@
 //! The breaker decides which word that may be: never one with a probe in flight that a call of this process holds.
 
 use super::time::told_since;
-use super::{Kind, Limits, MAX_STREAK, Row, State, Transition, Word, told_at};
+use super::{Kind, Limits, MAX_STREAK, Row, State, Transition, Word};
 use crate::transition::Cause;
-use crate::word::started;
+use crate::word::{started, told_at};
 
 impl Word {
     /// The next failure in a row opens the circuit, as if all but one had happened here. `None` if that is so already,
@@ -60,9 +60,9 @@ impl Word {
     /// A probe of another process succeeded.
     pub(crate) const fn heard_closing(self, now: u32, ramp_ticks: u32) -> Option<Transition> {
         let streak = match self.state {
-            State::Open { cause: Cause::Isolated, .. } => return None,
-            State::Open { streak, .. } | State::HalfOpen { streak, .. } => streak,
-            State::Closed { .. } | State::Recovering { .. } | State::Disabled => return None,
+            State::Open { cause, streak, .. } if !matches!(cause, Cause::Isolated) => streak,
+            State::HalfOpen { streak, .. } => streak,
+            _ => return None,
         };
         let ramp = State::Recovering { until: now.wrapping_add(ramp_ticks), streak, failures: 0 };
         Some(Transition::new(Kind::HearClosing, self, if ramp_ticks == 0 { State::CLEAN } else { ramp }))

@@ -260,3 +260,68 @@ fn an_order_in_the_word_outlasts_a_row_of_failures() {
     assert!(Word::unpack(counted).is_by_order());
     assert_eq!(end.after, reset);
 }
+
+#[cfg(feature = "fleet")]
+#[test]
+fn what_other_processes_tell_makes_the_transitions_of_their_table() {
+    type Steps = [Option<(Kind, Word)>; 4];
+    const NOW: u32 = 500;
+    let suspected = of(1, State::Closed { failures: 2, told: NOW, suspected: true, by_order: false });
+    let heard = |until| with_streak(open_because(Cause::Fleet, 2, until), 1);
+    let free = of(1, State::HalfOpen { in_flight: false, lease_end: 9, streak: 0, good_probes: 1 });
+    let ramp = recovering(1, NOW + 1000, 0);
+    let steps: &[(Word, Steps)] = &[
+        // Suspected; nobody stands by it; a failed probe, nobody probes for 20 s; a good one, with a ramp of 1 s.
+        (closed(1, 0), [Some((Kind::Suspect, suspected)), None, None, None]),
+        (closed(1, 2), [Some((Kind::Suspect, suspected)), None, None, None]),
+        (suspected, [None, Some((Kind::EndRow, closed(1, 0))), None, None]),
+        (ramp, [None; 4]),
+        (of(1, State::Disabled), [None; 4]),
+        (open(1, 10_500), [None, None, Some((Kind::Postpone, heard(20_500))), Some((Kind::HearClosing, ramp))]),
+        (open(1, 30_500), [None, None, None, Some((Kind::HearClosing, ramp))]),
+        (open_because(Cause::Isolated, 1, 0), [None; 4]),
+        (free, [None, None, Some((Kind::Postpone, heard(20_500))), Some((Kind::HearClosing, ramp))]),
+        (probing(1, 900), [None, None, Some((Kind::Postpone, heard(20_500))), Some((Kind::HearClosing, ramp))]),
+    ];
+    for (word, expected) in steps {
+        let made = [
+            word.suspected(NOW, ROW),
+            word.trusted(),
+            word.postponed(NOW, 20_000, true, LIMITS),
+            word.heard_closing(NOW, 1000),
+        ];
+        for (made, expected) in made.into_iter().zip(expected) {
+            assert_eq!(made.map(|made| (made.kind, made.after)), *expected, "{word:?}");
+            assert!(made.is_none_or(|made| made.before == *word));
+        }
+    }
+    let one = Row { threshold: Some(1), ..ROW };
+    let none = Row { threshold: None, ..ROW };
+    assert_eq!([one, none].map(|row| closed(1, 0).suspected(NOW, row)), [None, None], "there is nothing to raise");
+    let told = open(1, 10_500).postponed(NOW, 20_000, false, LIMITS).unwrap().after;
+    assert_eq!(told, open_because(Cause::Fleet, 2, 20_500), "it was counted here already");
+}
+
+#[cfg(feature = "fleet")]
+#[test]
+fn a_call_is_known_to_have_begun_before_a_suspicion() {
+    use crate::word::{measured_permit, normal_permit};
+    let before = closed(1, 1).pack();
+    let suspected = closed(1, 1).suspected(500, ROW).unwrap().after;
+    let again = closed(1, 0).suspected(700, ROW).unwrap().after;
+    for (granted, is_before) in [
+        (before, true),
+        (suspected.pack(), false),
+        (again.pack(), true),
+        (normal_permit(recovering(1, 900, 0).pack()), true),
+        // Measured: by when it began, or by the word.
+        (measured_permit(before, Some(499), false), true),
+        (measured_permit(before, Some(500), false), true),
+        (measured_permit(suspected.pack(), Some(501), true), false),
+        (measured_permit(before, None, false), true),
+        (measured_permit(suspected.pack(), None, false), false),
+    ] {
+        assert_eq!(suspected.is_suspected_since(granted), is_before, "{granted:x}");
+        assert!(!closed(1, 2).is_suspected_since(granted));
+    }
+}
