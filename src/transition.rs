@@ -73,16 +73,16 @@ listed! {
         /// A caller said for how long: see [`Permit::cool_down`](crate::Permit::cool_down) and
         /// [`CircuitBreaker::trip_for`](crate::CircuitBreaker::trip_for).
         Cooldown,
-        /// By hand: see [`CircuitBreaker::isolate`](crate::CircuitBreaker::isolate).
-        Isolated,
         /// Another process found out, and this one was told: see the feature `fleet`.
         Fleet,
+        /// By hand: see [`CircuitBreaker::isolate`](crate::CircuitBreaker::isolate).
+        Isolated,
     }
 }
 
 impl Cause {
     /// The name used in logs and on health pages: `failures`, `rate`, `slow`, `silence`, `cooldown`,
-    /// `isolated` or `fleet`.
+    /// `fleet` or `isolated`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Failures => "failures",
@@ -90,8 +90,8 @@ impl Cause {
             Self::Slow => "slow",
             Self::Silence => "silence",
             Self::Cooldown => "cooldown",
-            Self::Isolated => "isolated",
             Self::Fleet => "fleet",
+            Self::Isolated => "isolated",
         }
     }
 

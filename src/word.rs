@@ -162,14 +162,17 @@ pub(crate) const fn normal_permit(word: u64) -> u64 {
     word & (GENERATION_MASK | MEASURED_BIT) | kept
 }
 
-/// The same for a call that is measured. `started` is the tick in which it begins, if that matters.
+/// The same for a call that is measured. `started` is the tick in which it begins, if that matters: then it tells calls
+/// from before a suspicion as well.
 pub(crate) const fn measured_permit(word: u64, started: Option<u32>, drop_fails: bool) -> u64 {
-    let permit = normal_permit(word) | MEASURED_BIT;
-    let permit = if drop_fails { permit | DROP_FAILS_BIT } else { permit };
-    match started {
-        Some(tick) => permit & !DEADLINE_MASK | STARTED_BIT | tick as u64,
-        None => permit,
-    }
+    let permit = match started {
+        Some(tick) => {
+            let phase = if passes(word) { word & PHASE_MASK } else { 0 };
+            word & GENERATION_MASK | MEASURED_BIT | phase | STARTED_BIT | tick as u64
+        }
+        None => normal_permit(word) | MEASURED_BIT,
+    };
+    if drop_fails { permit | DROP_FAILS_BIT } else { permit }
 }
 
 /// When a measured call began. `None` if nobody noted it.
@@ -350,9 +353,9 @@ const CAUSES: [Cause; 8] = [
     Cause::Slow,
     Cause::Silence,
     Cause::Cooldown,
+    Cause::Fleet,
     Cause::Isolated,
-    Cause::Fleet,
-    Cause::Fleet,
+    Cause::Isolated,
 ];
 
 /// Not by [`Cause::ALL`]: a rejection would take a quarter longer.

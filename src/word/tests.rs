@@ -461,5 +461,5 @@ fn a_state_and_a_cause_have_one_name_everywhere() {
     assert_eq!(states, ["closed", "open", "half_open", "recovering", "disabled"]);
     assert_eq!(format!("{Open:<7}|"), "open   |");
     let causes: Vec<_> = Cause::ALL.iter().map(ToString::to_string).collect();
-    assert_eq!(causes, ["failures", "rate", "slow", "silence", "cooldown", "isolated", "fleet"]);
+    assert_eq!(causes, ["failures", "rate", "slow", "silence", "cooldown", "fleet", "isolated"]);
 }
