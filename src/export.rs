@@ -165,7 +165,8 @@ impl CircuitBreaker {
             (CircuitState::HalfOpen, ..) => (Cause::Failures, exported_at),
             _ => return Err(Refused::Incomplete),
         };
-        let longest = if cause == Cause::Cooldown { MAX_DURATION } else { self.longest_open_time() };
+        let longest =
+            if matches!(cause, Cause::Cooldown | Cause::Fleet) { MAX_DURATION } else { self.longest_open_time() };
         let left = match due.duration_since(now) {
             Ok(left) if left > longest => return Err(Refused::TooFarAhead { left, longest }),
             Ok(left) => left,

@@ -37,7 +37,13 @@ mod message;
 mod store;
 mod topic;
 
+#[cfg(feature = "proxy")]
+pub(crate) use circle::Circle;
+#[cfg(feature = "proxy")]
+pub(crate) use config::ranges;
 pub use config::{Deliberate, FleetConfig, FleetError, Mode};
+#[cfg(feature = "proxy")]
+pub(crate) use figures::Figures;
 pub use figures::{CircuitFigures, FleetSnapshot};
 pub use member::Fleet;
 pub use store::hub::Hub;

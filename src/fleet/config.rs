@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,20 +54,20 @@ pub enum Deliberate {
 /// # drop(config);
 /// # Ok::<(), fusebox::fleet::FleetError>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct FleetConfig {
     place: Place,
     pub(super) group: String,
     pub(super) mode: Mode,
-    pub(super) quorum: usize,
-    pub(super) deliberate: Deliberate,
-    pub(super) timeout: Duration,
-    pub(super) lease: Option<Duration>,
-    pub(super) sync: Duration,
-    pub(super) share_account: bool,
+    pub(crate) quorum: u64,
+    pub(crate) deliberate: Deliberate,
+    pub(crate) timeout: Duration,
+    pub(crate) lease: Option<Duration>,
+    pub(crate) sync: Duration,
+    pub(crate) share_account: bool,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 enum Place {
     Hub(hub::Hub),
     Redis { url: String, username: Option<String>, password: Option<String>, ca: Option<Vec<u8>> },
@@ -105,6 +106,18 @@ impl Error for FleetError {}
 
 const CERTIFICATES: &str = "cannot be read, expected certificates in PEM";
 
+/// What the settings may be.
+pub(crate) mod ranges {
+    use std::ops::RangeInclusive;
+    use std::time::Duration;
+
+    pub(crate) const QUORUM: RangeInclusive<u64> = 2..=1000;
+    pub(crate) const DELIBERATE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(1);
+    pub(crate) const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(10);
+    pub(crate) const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+    pub(crate) const SYNC: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+}
+
 /// The longest name of a group.
 const MAX_GROUP: usize = 64;
 
@@ -133,6 +146,20 @@ impl FleetConfig {
         let config = Self::at(Place::Redis { url: url.to_owned(), username: None, password: None, ca: None });
         config.store()?;
         Ok(config)
+    }
+
+    /// A place where nobody is.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn nowhere() -> Self {
+        Self::hub(&hub::Hub::new(Duration::ZERO))
+    }
+
+    /// Where the replicas meet, without a password.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn shown(&self) -> String {
+        let place = self.store().map(|store| store.shown()).unwrap_or_default();
+        let mode = if self.mode == Mode::Quorum { "quorum" } else { "hint" };
+        format!("{mode}, with the group {:?} at {place}", self.group)
     }
 
     /// Within this process.
@@ -205,10 +232,10 @@ impl FleetConfig {
     ///
     /// For any other number.
     pub fn quorum(mut self, replicas: usize) -> Result<Self, FleetError> {
-        if !(2..=1000).contains(&replicas) {
+        self.quorum = u64::try_from(replicas).unwrap_or(u64::MAX);
+        if !ranges::QUORUM.contains(&self.quorum) {
             return Err(FleetError::new("quorum", format!("is {replicas}, expected 2 to 1000")));
         }
-        self.quorum = replicas;
         Ok(self)
     }
 
@@ -220,7 +247,7 @@ impl FleetConfig {
     /// For less than 1 ms, or more than 1 s.
     pub fn deliberate(mut self, how: Deliberate) -> Result<Self, FleetError> {
         if let Deliberate::For(time) = how {
-            self.in_range("deliberate", time, Duration::from_millis(1), Duration::from_secs(1))?;
+            in_range("deliberate", time, &ranges::DELIBERATE)?;
         }
         self.deliberate = how;
         Ok(self)
@@ -232,7 +259,7 @@ impl FleetConfig {
     ///
     /// For less than 1 ms, or more than 10 s.
     pub fn timeout(mut self, time: Duration) -> Result<Self, FleetError> {
-        self.in_range("timeout", time, Duration::from_millis(1), Duration::from_secs(10))?;
+        in_range("timeout", time, &ranges::TIMEOUT)?;
         self.timeout = time;
         Ok(self)
     }
@@ -243,7 +270,7 @@ impl FleetConfig {
     ///
     /// For less than 1 s, or more than an hour.
     pub fn lease(mut self, time: Duration) -> Result<Self, FleetError> {
-        self.in_range("lease", time, Duration::from_secs(1), Duration::from_secs(3600))?;
+        in_range("lease", time, &ranges::LEASE)?;
         self.lease = Some(time);
         Ok(self)
     }
@@ -254,7 +281,7 @@ impl FleetConfig {
     ///
     /// For less than 100 ms, or more than a minute.
     pub fn sync(mut self, every: Duration) -> Result<Self, FleetError> {
-        self.in_range("sync", every, Duration::from_millis(100), Duration::from_secs(60))?;
+        in_range("sync", every, &ranges::SYNC)?;
         self.sync = every;
         Ok(self)
     }
@@ -265,14 +292,6 @@ impl FleetConfig {
     pub fn share_account(mut self, share: bool) -> Self {
         self.share_account = share;
         self
-    }
-
-    #[expect(clippy::unused_self, reason = "it reads as a part of the setting")]
-    fn in_range(&self, field: &'static str, time: Duration, least: Duration, most: Duration) -> Result<(), FleetError> {
-        if (least..=most).contains(&time) {
-            return Ok(());
-        }
-        Err(FleetError::new(field, format!("is {time:?}, expected {least:?} to {most:?}")))
     }
 
     pub(super) fn store(&self) -> Result<Store, FleetError> {
@@ -306,6 +325,14 @@ impl FleetConfig {
     pub(crate) fn join_circle(self, circle: Arc<dyn Circle>) -> Fleet {
         Fleet::start(self, circle)
     }
+}
+
+fn in_range(field: &'static str, time: Duration, range: &RangeInclusive<Duration>) -> Result<(), FleetError> {
+    if range.contains(&time) {
+        return Ok(());
+    }
+    let (least, most) = (range.start(), range.end());
+    Err(FleetError::new(field, format!("is {time:?}, expected {least:?} to {most:?}")))
 }
 
 impl fmt::Debug for FleetConfig {

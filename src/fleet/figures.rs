@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 
 use super::message::Kind;
 
-#[derive(Default)]
-pub(super) struct Figures {
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
     pub(super) up: AtomicBool,
     pub(super) refused: AtomicBool,
     pub(super) replicas: AtomicUsize,
@@ -70,7 +70,7 @@ impl Figures {
         }
     }
 
-    pub(super) fn snapshot(&self) -> FleetSnapshot {
+    pub(crate) fn snapshot(&self) -> FleetSnapshot {
         let of = |kinds: &[AtomicU64; 4]| kinds.each_ref().map(get);
         let by_kind = |kinds| Kind::ALL.map(Kind::as_str).into_iter().zip(of(kinds)).collect();
         let leases = ["granted", "held", "failed", "error"].into_iter().zip(of(&self.leases)).collect();

@@ -55,6 +55,11 @@ impl Fleet {
         &self.replica
     }
 
+    #[cfg(feature = "proxy")]
+    pub(crate) fn figures(&self) -> Arc<Figures> {
+        Arc::clone(&self.figures)
+    }
+
     /// What it sees and has done until now.
     pub fn snapshot(&self) -> FleetSnapshot {
         self.figures.snapshot()
@@ -108,10 +113,7 @@ impl Member {
     async fn run(mut self, store: Result<Store, FleetError>) {
         // It was read when it was set.
         let Ok(store) = store else { return };
-        let place = match &store {
-            Store::Redis(server) => server.shown.clone(),
-            Store::Hub(_) => "this process".to_owned(),
-        };
+        let place = store.shown();
         let (group, replica) = (self.rules.config.group.clone(), self.rules.replica.clone());
         let (mut pause, mut is_told) = (FIRST_PAUSE, false);
         loop {
@@ -201,8 +203,8 @@ impl Member {
 
     /// Does something with the topic of this name, which is made if there is such a breaker.
     fn with(&mut self, name: &str, session: &mut Session, f: impl FnOnce(&mut Topic, &mut Step<'_>)) {
-        if !self.topics.contains_key(name) {
-            let Some(breaker) = self.rules.circle.find(name) else { return };
+        let Some(breaker) = self.rules.circle.find(name) else { return };
+        if self.topics.get(name).is_none_or(|topic| !Arc::ptr_eq(&topic.breaker, &breaker)) {
             let name: Arc<str> = name.into();
             self.topics.insert(Arc::clone(&name), Topic::new(name, breaker));
         }
@@ -264,6 +266,15 @@ impl Member {
     fn begin_sync(&mut self, session: &mut Session) {
         let now = Instant::now();
         let mut renewed = Vec::new();
+        let Self { rules, topics } = self;
+        // A breaker may have been removed, or replaced by another one of its name.
+        topics.retain(|name, topic| {
+            let is_there = rules.circle.find(name).is_some_and(|breaker| Arc::ptr_eq(&topic.breaker, &breaker));
+            if !is_there {
+                topic.leave(&rules.figures);
+            }
+            is_there
+        });
         for topic in self.topics.values() {
             let step = Step { rules: &self.rules, now, actions: &mut Vec::new() };
             renewed.extend(topic.renewed(&step).map(|stands| (Arc::clone(&topic.name), stands)));

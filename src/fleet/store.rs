@@ -87,6 +87,14 @@ pub(super) enum Link {
 pub(super) type News = mpsc::Receiver<Message>;
 
 impl Store {
+    /// Where it is, without a password.
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Self::Redis(server) => server.shown.clone(),
+            Self::Hub(_) => "this process".to_owned(),
+        }
+    }
+
     /// Connects, and listens.
     pub(super) async fn connect(&self, group: &str, replica: &str) -> Result<(Link, News), Trouble> {
         let (sender, news) = mpsc::channel(WAITING);

@@ -132,6 +132,12 @@ enum Probing {
     },
 }
 
+impl Rules {
+    fn quorum(&self) -> usize {
+        usize::try_from(self.config.quorum).unwrap_or(usize::MAX)
+    }
+}
+
 impl Step<'_> {
     fn say(&mut self, message: Message, stands: Duration) {
         self.rules.figures.publish(message.kind);
@@ -281,7 +287,7 @@ impl Topic {
         }
         self.probing = Probing::Nobody;
         self.beliefs.open_here(step.now);
-        if !is_told && self.beliefs.others() < step.rules.config.quorum + 2 && !self.beliefs.is_outvoted() {
+        if !is_told && self.beliefs.others() < step.rules.quorum() + 2 && !self.beliefs.is_outvoted() {
             let stands = step.stands(left, self.open_for());
             let message = step.message(self, Kind::Open, left).because(cause.as_str(), error_type);
             step.say(message, stands);

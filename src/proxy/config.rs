@@ -4,6 +4,7 @@
 
 mod certificates;
 mod file;
+mod fleet;
 mod limits;
 mod memory;
 mod network;
@@ -39,6 +40,7 @@ pub use self::token::Token;
 pub use self::traces::TracesConfig;
 use super::protocol::{Protocol, Protocols};
 use crate::error::Escaped;
+use crate::fleet::FleetConfig;
 use crate::{Config, silence};
 
 /// The mistakes in a configuration.
@@ -131,6 +133,8 @@ pub struct GatewayConfig {
     pub failover: FailoverConfig,
     /// How long a provider is not asked that asks to wait.
     pub cooldowns: Cooldowns,
+    /// The replicas that tell each other what they find out. `None`: nobody is told.
+    pub fleet: Option<FleetConfig>,
     /// Where traces are sent. `None`: nowhere.
     pub traces: Option<TracesConfig>,
     /// The providers, in the order of the file.
@@ -368,6 +372,9 @@ impl GatewayConfig {
                 0 => writeln!(f, "operators anybody who reaches that address")?,
                 tokens => writeln!(f, "operators with one of {tokens} tokens")?,
             }
+        }
+        if let Some(fleet) = &self.fleet {
+            writeln!(f, "fleet     {}", fleet.shown())?;
         }
         if let Some(traces) = &self.traces {
             writeln!(f, "traces    {} of the requests to {}", traces.sample, traces.endpoint)?;

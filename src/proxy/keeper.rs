@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,8 +20,8 @@ use tracing::{info, warn};
 use super::circuits::AnswerKind;
 use super::config::read_file;
 use super::keys::Keys;
-use super::observe::chronicle::Place;
 use super::orders::{Given, Order, Target};
+use super::place::Place;
 use super::provider::Provider;
 use super::state::AppState;
 use super::state::by_hand::Scope;
@@ -60,7 +59,7 @@ struct Kept {
 #[serde(deny_unknown_fields)]
 struct KeptProvider {
     url: String,
-    /// A small part of a hash of its keys: enough to see that they were replaced, and too little to find them out.
+    /// See `Provider::keys_mark`.
     keys: u32,
 }
 
@@ -208,11 +207,7 @@ impl Kept {
 
 impl KeptProvider {
     fn of(provider: &Provider) -> Self {
-        let mut hasher = DefaultHasher::new();
-        provider.name().hash(&mut hasher);
-        provider.config.api_keys.iter().for_each(|key| key.expose().hash(&mut hasher));
-        let keys = (hasher.finish() & 0xffff) as u32;
-        Self { url: provider.config.url.to_string(), keys }
+        Self { url: provider.config.url.to_string(), keys: provider.keys_mark() }
     }
 }
 
@@ -258,20 +253,13 @@ fn restore(app: &AppState, file: &Path, text: &[u8]) {
     circuits.breakers.retain(|row| !is_ordered(row));
     let all = circuits.breakers.len();
     let find = |row: &ExportedBreaker| {
-        let Place { provider, model, kind } = Place::of(&row.name);
-        let (kept, provider) = known(provider)?;
-        let is_the_keys = model.is_none() && row.cause == Some(Cause::Cooldown);
+        let place = Place::of(&row.name);
+        let (kept, provider) = known(place.provider)?;
+        let is_the_keys = place.model.is_none() && row.cause == Some(Cause::Cooldown);
         if is_the_keys && *kept != KeptProvider::of(provider) {
             return None;
         }
-        match (model, kind) {
-            (None, None) => Some(Arc::clone(&provider.breaker)),
-            (None, Some(_)) => provider.keys.iter().flat_map(Keys::breakers).find(|it| it.name() == row.name).cloned(),
-            (Some(model), kind) => {
-                let kind = AnswerKind::parse(kind?)?;
-                Some(Arc::clone(&provider.circuits.of(provider.circuits.find(model)?, kind).breaker))
-            }
-        }
+        provider.breaker_at(&place)
     };
     let refused = circuits.restore(find);
     for refused in &refused {

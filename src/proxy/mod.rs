@@ -7,6 +7,7 @@
 //! - `route`: the way of a request: choosing a provider, asking it, judging its answer, passing it on;
 //! - `core`, `state`, `provider`, `circuits`: what requests share, and how it is replaced while they are under way;
 //! - `keeper`, `orders`: what outlasts the process, and orders by hand;
+//! - `replica`: what is shared with other gateways;
 //! - `observe`: the access log, the log, metrics, health, and what has happened lately;
 //! - `silence`: watching providers that do not answer;
 //! - `upstream`: connections to providers;
@@ -33,8 +34,10 @@ mod online;
 mod orders;
 mod outcome;
 mod owners;
+mod place;
 mod protocol;
 mod provider;
+mod replica;
 mod request;
 mod route;
 mod server;
@@ -52,7 +55,7 @@ pub use config::{
     ServerConfig, ServerTls, Strategy, Timeouts, Token, TracesConfig, WhenAllOpen,
 };
 pub use later::retry_after;
-pub use observe::health::{CircuitHealth, Health, HealthStatus, KeyHealth, ProviderHealth};
+pub use observe::health::{CircuitHealth, FleetHealth, Health, HealthStatus, KeyHealth, ProviderHealth};
 // For the binary.
 #[doc(hidden)]
 pub use edge::descriptors::check_descriptors;

@@ -3,6 +3,7 @@
 //!
 //! Not here: how it is asked (`route`), and each core's connections to it (`core`).
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Index;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,6 +18,7 @@ use super::config::ProviderConfig;
 use super::keys::Keys;
 use super::observe::metrics::ProviderMetrics;
 use super::outcome::Outcome;
+use super::place::Place;
 use super::silence::Detectors;
 use super::silence::allowance::Allowance;
 use crate::{BreakerSnapshot, Cause, CircuitBreaker, Transition};
@@ -116,6 +118,29 @@ impl Provider {
 
     pub(crate) fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// A small part of a hash of its keys: enough to see that they were replaced, and too little to find them out.
+    pub(crate) fn keys_mark(&self) -> u32 {
+        let mut hasher = DefaultHasher::new();
+        self.name().hash(&mut hasher);
+        self.config.api_keys.iter().for_each(|key| key.expose().hash(&mut hasher));
+        (hasher.finish() & 0xffff) as u32
+    }
+
+    /// The breaker of a place in this provider. It is made if it is a model's that nobody has asked for.
+    pub(crate) fn breaker_at(&self, place: &Place<'_>) -> Option<Arc<CircuitBreaker>> {
+        match (place.model, place.kind) {
+            (None, None) => Some(Arc::clone(&self.breaker)),
+            (None, Some(key)) => {
+                let is_it = |breaker: &&Arc<CircuitBreaker>| Place::of(breaker.name()).kind == Some(key);
+                self.keys.iter().flat_map(Keys::breakers).find(is_it).cloned()
+            }
+            (Some(model), kind) => {
+                let kind = AnswerKind::parse(kind?)?;
+                Some(Arc::clone(&self.circuits.of(self.circuits.find(model)?, kind).breaker))
+            }
+        }
     }
 
     pub(crate) fn circuit(&self, id: CircuitId) -> &Arc<Circuit> {

@@ -22,6 +22,7 @@ use super::edge::cores::Cores;
 use super::edge::descriptors::Shares;
 use super::edge::{clients, operators, routes};
 use super::keeper::Keeper;
+use super::replica;
 use super::state::AppState;
 #[cfg(feature = "otel")]
 use super::traces::export::Traces;
@@ -69,6 +70,7 @@ pub async fn run_server(
     #[cfg(feature = "otel")]
     let traces = start_traces(&state)?;
     let keeper = Keeper::new(&state);
+    let fleet = replica::join(&state);
     let cores = Cores::start(&state, clients::serve)?;
     // They end with this function.
     let mut beside = JoinSet::new();
@@ -106,6 +108,7 @@ pub async fn run_server(
     }
     drop(drained);
     drop(beside);
+    drop(fleet);
     #[cfg(feature = "otel")]
     if let Some(traces) = traces {
         traces.end().await;

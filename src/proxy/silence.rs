@@ -99,6 +99,13 @@ impl Detectors {
         learnt.filter(|(.., latencies)| !latencies.is_empty()).collect()
     }
 
+    /// How long half of the answers of a model take at most, if enough are known.
+    pub(crate) fn median(&self, model: &str, kind: AnswerKind) -> Option<Duration> {
+        let detector = self.by_kind.lock().answers.get(&(model.into(), kind)).cloned()?;
+        let seen = detector.snapshot(Instant::now().into_std());
+        seen.learnt.then_some(seen.median)
+    }
+
     /// Adds what another process has learnt, before any request is watched.
     pub(crate) fn learn_from(
         &self,

@@ -43,6 +43,7 @@ use super::silence::Detectors;
 #[cfg(feature = "otel")]
 use super::traces::export::Traces;
 use super::upstream::{Resolver, SetupError, Tls};
+use crate::fleet::{Figures as FleetFigures, FleetConfig, FleetSnapshot};
 use crate::{CircuitBreaker, CircuitBreakerRegistry, Transition};
 
 /// The gateway's state, shared by all connections.
@@ -81,7 +82,10 @@ pub struct AppState {
     file: OnceLock<PathBuf>,
     /// For the settings that a reload does not change.
     started_with: ServerConfig,
+    pub(crate) fleet_started_with: Option<FleetConfig>,
     pub(crate) traces_started_with: Option<TracesConfig>,
+    /// Set when the gateway is served, if it is a replica of a fleet.
+    pub(crate) fleet: OnceLock<Arc<FleetFigures>>,
 }
 
 /// A configuration in use. A request keeps the one that it began with.
@@ -194,14 +198,16 @@ impl AppState {
             traces: OnceLock::new(),
             file: OnceLock::new(),
             started_with: config.server.clone(),
+            fleet_started_with: config.fleet.clone(),
             traces_started_with: config.traces.clone(),
+            fleet: OnceLock::new(),
         }))
     }
 
     /// Applies another configuration. Requests under way keep the one they began with, and no client's connection is
     /// closed. A provider of the same name keeps its breaker's state; one whose settings are unchanged keeps its
     /// connections as well. `listen`, `cores`, `admin_listen`,
-    /// `max_connections`, `state_file`, `access_log_file` and `[traces]` are not applied.
+    /// `max_connections`, `state_file`, `access_log_file`, `[fleet]` and `[traces]` are not applied.
     ///
     /// # Errors
     ///
@@ -302,7 +308,13 @@ impl AppState {
         let lost = self.access_log().map_or(0, LineWriter::lost);
         let live = self.live();
         let held = Held { held: self.budget.held(), max: live.server.max_held_bytes };
-        self.metrics.encode(live.providers.iter().map(|provider| &**provider), lost, log::lost(), held)
+        let fleet = self.fleet();
+        self.metrics.encode(live.providers.iter().map(|provider| &**provider), lost, log::lost(), held, fleet.as_ref())
+    }
+
+    /// What is known of the fleet, if there is one and the gateway is served.
+    pub(crate) fn fleet(&self) -> Option<FleetSnapshot> {
+        self.fleet.get().map(|figures| figures.snapshot())
     }
 
     /// What is counted of a provider since the gateway began, as `/metrics` shows it. `None` if there is no such
@@ -327,7 +339,7 @@ impl AppState {
 
     /// What `GET /health` says.
     pub fn health(&self) -> Health {
-        Health::of(self.live().providers.iter().map(|provider| &**provider))
+        Health::of(self.live().providers.iter().map(|provider| &**provider), self.fleet().as_ref())
     }
 
     /// The circuit of a model, by the clients' name for it, at a provider, for one kind of answer. `None` if the

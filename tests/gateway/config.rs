@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use fusebox::fleet::FleetConfig;
 use fusebox::proxy::{AppState, GatewayConfig};
 
 use crate::support::TempFile;
@@ -51,7 +52,7 @@ fn every_mistake_is_reported_with_its_line_and_its_field() {
     );
     let expected = [
         "1: strategy is \"random\", expected \"priority\" or \"cheapest\"",
-        "2: retries is unknown, expected one of strategy, server, connections, timeouts, limits, breaker, silence, failover, cooldown, traces, providers",
+        "2: retries is unknown, expected one of strategy, server, connections, timeouts, limits, breaker, silence, failover, cooldown, fleet, traces, providers",
         "4: server.listen is \"nowhere\", expected an address such as \"127.0.0.1:8080\"",
         "5: server.port is unknown, expected one of listen, cores, admin_listen, admin_tls, admin_tokens, state_file, auth_tokens, tls, trusted_proxies, allow_provider_header, cors, ca_file, access_log, access_log_file, max_body_bytes, \
          replay_body_bytes, search_body_bytes, replay_answer_bytes, max_message_bytes, max_held_bytes, max_header_bytes, max_headers, max_connections, header_timeout, \
@@ -202,15 +203,25 @@ fn the_example_file_documents_every_setting_and_loads() {
     let all_set: String = text
         .lines()
         .map(|line| {
-            let is_set = |rest: &&str| is_setting(rest) || *rest == "[traces]";
+            let is_set = |rest: &&str| is_setting(rest) || ["[fleet]", "[traces]"].contains(rest);
             line.strip_prefix("# ").filter(is_set).unwrap_or(line).to_owned() + "\n"
         })
         .collect();
-    // Not every build has it.
-    let (before, rest) = all_set.split_once("[traces]\n").unwrap();
-    let (_, after) = rest.split_once("\n\n").unwrap();
+    // What is not there by default; and not every build has traces.
+    let (mut others, mut left_out) = (all_set.clone(), String::new());
+    for table in ["[fleet]", "[traces]"] {
+        let (before, rest) = others.split_once(&format!("{table}\n")).unwrap();
+        let (within, after) = rest.split_once("\n\n").unwrap();
+        left_out = [&left_out, table, "\n", within, "\n"].concat();
+        others = format!("{before}\n{after}");
+    }
+    let (fleet, _) = left_out.split_once("[traces]").unwrap();
+    let fleet = fleet.replace("password = ", "# ").replace("ca_file = ", "# ");
+    let fleet = GatewayConfig::from_toml(&fleet).unwrap().fleet.unwrap();
+    let by_default = FleetConfig::redis("redis://127.0.0.1:6379/0").unwrap().username("fusebox");
+    assert_eq!(fleet, by_default.lease(Duration::from_secs(60)).unwrap());
     let with_defaults = load(
-        &format!("{before}\n{after}")
+        &others
             .replace("ca_file = ", "# ")
             .replace("ceiling = ", "# ")
             .replace("cors = ", "# ")

@@ -11,6 +11,7 @@ mod config;
 mod connections;
 mod ctl;
 mod failover;
+mod fleet;
 mod health;
 mod heartbeat;
 mod hostile;

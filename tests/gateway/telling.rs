@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use fusebox::fleet::{FleetConfig, Hub};
+use fusebox::proxy::GatewayConfig;
 use serde_json::json;
 use tower::ServiceExt as _;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
@@ -96,7 +98,7 @@ async fn the_access_log_can_be_switched_off() {
     let a = Provider::with_status(200).await;
     let silent = Gateway::start(&[&a], "access_log = false", "", "").await;
     silent.ask().await;
-    let config = fusebox::proxy::GatewayConfig::from_toml("").unwrap();
+    let config = GatewayConfig::from_toml("").unwrap();
     silent.state.reload(&config).unwrap();
     silent.get("/v1/models").await;
     let log = silent.log(1).await;
@@ -149,9 +151,25 @@ async fn metrics_count_requests_attempts_and_what_the_circuits_did() {
 #[tokio::test]
 async fn every_metric_outcome_and_field_of_the_log_is_documented_and_nothing_else_is() {
     let (a, b) = (Provider::with_status(500).await, Provider::with_status(200).await);
-    let mut gateway = Gateway::start(&[&a, &b], "", "", "").await;
+    // In a fleet, in which something is said of a circuit.
+    let provider = |name: &str, it: &Provider| {
+        format!("[[providers]]\nname = '{name}'\nurl = 'http://{}/v1'\nmodels = ['m']\n", it.address)
+    };
+    let mut config = GatewayConfig::from_toml(&(provider("a", &a) + &provider("b", &b))).unwrap();
+    config.fleet = Some(FleetConfig::hub(&Hub::new(std::time::Duration::ZERO)));
+    let mut gateway = Gateway::from_config(&config).await;
     gateway.ask().await;
-    let metrics = gateway.metrics().await;
+    let breaker = gateway.own_breaker("b");
+    while let Ok(permit) = breaker.try_acquire() {
+        permit.failure("5xx", 500);
+    }
+    let mut metrics = gateway.metrics().await;
+    soon(async {
+        while !metrics.contains("fusebox_fleet_openers{") {
+            metrics = gateway.metrics().await;
+        }
+    })
+    .await;
     let documented = include_str!("../../docs/METRICS.md");
     let cells = |line: &str| -> Vec<String> { line.split('|').map(|cell| cell.trim().replace('`', "")).collect() };
     let table: BTreeSet<(String, String, String)> = documented

@@ -64,9 +64,9 @@ fn a_success_of_a_call_from_after_a_suspicion_refutes_it() {
         let breaker = breaker(3);
         hearsay::suspect(&breaker);
         let good = permit(&breaker);
-        let other = thread::spawn(move || good.success());
-        let again = hearsay::suspect(&breaker);
-        other.join().unwrap();
+        let other = beside(&breaker, |breaker| hearsay::suspect(&breaker));
+        good.success();
+        let again = other.join().unwrap();
         let seen = hearsay::suspicion(&breaker, 0);
         if again.is_some() {
             // In this very tick, by which the two cannot be told apart.

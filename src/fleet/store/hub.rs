@@ -79,6 +79,13 @@ impl State {
     }
 }
 
+impl PartialEq for Hub {
+    /// Whether they are the same place.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+}
+
 impl Hub {
     /// `delay`: how long a message takes to the hub, and again to each replica.
     pub fn new(delay: Duration) -> Self {

@@ -155,7 +155,7 @@ impl Topic {
     fn deliberate(&mut self, step: &Step<'_>) {
         let Rules { config, .. } = step.rules;
         let may = config.mode == Mode::Quorum && self.decide_at.is_none() && self.is_closed();
-        if !may || !self.beliefs.is_majority(config.quorum) || self.immune_until.is_some_and(|at| at > step.now) {
+        if !may || !self.beliefs.is_majority(step.rules.quorum()) || self.immune_until.is_some_and(|at| at > step.now) {
             return;
         }
         let time = match (config.deliberate, step.rules.circle.median_latency(&self.name)) {
@@ -170,7 +170,7 @@ impl Topic {
 
     pub(super) fn decide(&mut self, step: &mut Step<'_>) {
         self.decide_at = None;
-        if !self.is_closed() || !self.beliefs.is_majority(step.rules.config.quorum) {
+        if !self.is_closed() || !self.beliefs.is_majority(step.rules.quorum()) {
             return;
         }
         let Some(until) = self.beliefs.stands_until() else { return };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use strum::VariantArray;
 use toml::de::DeTable;
 
+use super::fleet::read_fleet;
 use super::section::{MAX_DURATION, Report, Section, Text};
 use super::sent::{read_headers, read_key_header, read_keys, read_query};
 use super::server::read_server;
@@ -43,6 +44,8 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     let (silence_at, silence) = root.table("silence");
     let (failover_at, failover) = root.table("failover");
     let (cooldown_at, cooldown) = root.table("cooldown");
+    let (fleet_at, fleet) = root.table("fleet");
+    let has_fleet = root.has("fleet");
     let (traces_at, traces) = root.table("traces");
     let has_traces = root.has("traces");
     let providers = root.tables("providers");
@@ -60,6 +63,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     read_breaker(Section::new("breaker.".into(), breaker_at, breaker, &mut report), &mut defaults.breaker);
     read_silence(Section::new("silence.".into(), silence_at, silence, &mut report), &mut defaults.silence);
     let cooldowns = read_cooldowns(Section::new("cooldown.".into(), cooldown_at, cooldown, &mut report));
+    let fleet = read_fleet(Section::new("fleet.".into(), fleet_at, fleet, &mut report), has_fleet);
     let traces = read_traces(Section::new("traces.".into(), traces_at, traces, &mut report), has_traces);
     let mut names = HashSet::new();
     let mut config = GatewayConfig {
@@ -67,6 +71,7 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
         strategy,
         failover: FailoverConfig::default(),
         cooldowns,
+        fleet,
         traces,
         providers: Vec::new(),
         warnings: Vec::new(),

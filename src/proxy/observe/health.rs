@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::fleet::FleetSnapshot;
 use crate::proxy::keys::Keys;
 use crate::proxy::provider::Provider;
 use crate::{BreakerSnapshot, Cause, CircuitState};
@@ -31,7 +32,7 @@ pub struct CircuitHealth {
     pub state: &'static str,
     /// How many failures in a row were counted.
     pub failure_count: u32,
-    /// Why the circuit is open: `failures`, `silence`, `cooldown` or `isolated`.
+    /// Why the circuit is open: `failures`, `silence`, `cooldown`, `fleet` or `isolated`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<&'static str>,
     /// The outcome that opened it, such as `5xx`, `429` or `key_refused`, unless it is closed. `docs/METRICS.md` lists
@@ -86,11 +87,24 @@ pub struct Health {
     pub status: HealthStatus,
     /// By name.
     pub providers: BTreeMap<String, ProviderHealth>,
+    /// The replicas that tell each other what they find out, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetHealth>,
+}
+
+/// The fleet that this gateway is a replica of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FleetHealth {
+    /// Whether its Redis is reached. If not, each circuit does what it does alone.
+    pub up: bool,
+    /// How many replicas there are, this one included.
+    pub replicas: usize,
 }
 
 impl Health {
     /// Looks at every circuit.
-    pub(crate) fn of<'a>(providers: impl Iterator<Item = &'a Provider>) -> Self {
+    pub(crate) fn of<'a>(providers: impl Iterator<Item = &'a Provider>, fleet: Option<&FleetSnapshot>) -> Self {
         let (mut all_closed, mut all_refuse) = (true, true);
         let mut shown = BTreeMap::new();
         for provider in providers {
@@ -127,7 +141,8 @@ impl Health {
             (false, true) => HealthStatus::Unhealthy,
             (false, false) => HealthStatus::Degraded,
         };
-        Self { status, providers: shown }
+        let fleet = fleet.map(|seen| FleetHealth { up: seen.up, replicas: seen.replicas });
+        Self { status, providers: shown, fleet }
     }
 }
 

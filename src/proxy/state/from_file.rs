@@ -57,6 +57,7 @@ impl AppState {
             ("server.max_connections", old.max_connections != new.max_connections),
             ("server.state_file", old.state_file != new.state_file),
             ("server.access_log_file", old.access_log_file != new.access_log_file),
+            ("fleet", self.fleet_started_with != config.fleet),
             ("traces", self.traces_started_with != config.traces),
         ]
         .iter()

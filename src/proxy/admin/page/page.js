@@ -63,6 +63,7 @@ const CAUSES = {
   slow: "answers were slow",
   silence: "requests went unanswered",
   cooldown: "it asked to wait",
+  fleet: "another replica says so",
   isolated: "isolated by hand",
 };
 

@@ -14,8 +14,10 @@ use prometheus::{core::Collector, process_collector::ProcessCollector};
 use strum::VariantArray;
 
 use super::{CloseReason, Metrics, ProviderMetrics};
+use crate::fleet::FleetSnapshot;
 use crate::proxy::counts::{BOUNDS, Buckets, Sharded, Times};
 use crate::proxy::outcome::Outcome;
+use crate::proxy::place::{Place, unmarked};
 use crate::proxy::provider::Provider;
 use crate::proxy::silence::awaited;
 use crate::silence::{DetectorSnapshot, StallSnapshot};
@@ -29,6 +31,7 @@ impl Metrics {
         access_log_lines_lost: u64,
         log_lines_lost: u64,
         memory: Held,
+        fleet: Option<&FleetSnapshot>,
     ) -> Vec<u8> {
         let mut page = Page::default();
         self.encode_gateway(&mut page, access_log_lines_lost, log_lines_lost);
@@ -58,6 +61,9 @@ impl Metrics {
         for ((scope, cause), count) in shut.0 {
             let help = "Circuits that are not closed, by whose they are and why they opened.";
             page.gauge("fusebox_circuits_not_closed", help, &[("scope", scope), ("cause", cause)], float(count));
+        }
+        if let Some(fleet) = fleet {
+            encode_fleet(&mut page, fleet);
         }
         let mut families: Vec<_> = page.0.into_values().collect();
         #[cfg(target_os = "linux")]
@@ -102,7 +108,7 @@ impl Metrics {
 }
 
 /// Those that open a circuit of the gateway.
-const CAUSES: [Cause; 4] = [Cause::Failures, Cause::Silence, Cause::Cooldown, Cause::Isolated];
+const CAUSES: [Cause; 5] = [Cause::Failures, Cause::Silence, Cause::Cooldown, Cause::Fleet, Cause::Isolated];
 
 /// Memory for bodies and answers.
 #[derive(Clone, Copy)]
@@ -238,6 +244,43 @@ fn encode_stalls(page: &mut Page, labels: &[(&str, &str)], stalls: StallSnapshot
     gauge("fusebox_stall_oldest_seconds", help, stalls.oldest.as_secs_f64());
     let help = "All pauses that ended lately were shorter than a quarter of this.";
     gauge("fusebox_stall_unseen_seconds", help, stalls.unseen.as_secs_f64());
+}
+
+fn encode_fleet(page: &mut Page, fleet: &FleetSnapshot) {
+    let flag = |is: bool| if is { 1.0 } else { 0.0 };
+    let mut gauge = |name, help: &str, value| page.gauge(name, help, &[], value);
+    gauge("fusebox_fleet_up", "1 while the fleet's Redis is reached.", flag(fleet.up));
+    let help = "1 while the fleet's Redis takes nothing new, since it is full.";
+    gauge("fusebox_fleet_refused", help, flag(fleet.refused));
+    gauge("fusebox_fleet_replicas", "Replicas of the group that are there.", float(fleet.replicas as u64));
+    for (kind, count) in &fleet.published {
+        let help = "Messages that were sent to the other replicas.";
+        page.count("fusebox_fleet_published_total", help, &[("kind", kind)], *count);
+    }
+    for (kind, count) in &fleet.heard {
+        let help = "Messages of other replicas about circuits that are known here.";
+        page.count("fusebox_fleet_heard_total", help, &[("kind", kind)], *count);
+    }
+    for (result, count) in &fleet.leases {
+        let help = "How often this replica asked to be the one that probes.";
+        page.count("fusebox_fleet_lease_total", help, &[("result", result)], *count);
+    }
+    let mut count = |name, help: &str, count| page.count(name, help, &[], count);
+    count("fusebox_fleet_dropped_total", "Messages that were not sent, since too many waited.", fleet.dropped);
+    let help = "Circuits that opened because other replicas said so.";
+    count("fusebox_fleet_hearsay_openings_total", help, fleet.hearsay_openings);
+    let help = "How often a closed circuit was suspected because of another replica.";
+    count("fusebox_fleet_suspicions_total", help, fleet.suspicions);
+    let help = "Suspicions that a good answer has refuted.";
+    count("fusebox_fleet_refuted_total", help, fleet.refuted);
+    for (name, seen) in &fleet.circuits {
+        let Place { provider, model, kind } = Place::of(unmarked(name));
+        let of = [("provider", provider), ("model", model.unwrap_or_default()), ("answer", kind.unwrap_or_default())];
+        let mut gauge = |name, help: &str, value| page.gauge(name, help, &of, value);
+        gauge("fusebox_fleet_openers", "Replicas that say that it fails.", float(seen.openers as u64));
+        gauge("fusebox_fleet_objectors", "Replicas that say that it lives.", float(seen.objectors as u64));
+        gauge("fusebox_fleet_agreed", "1 while one replica probes for all.", flag(seen.agreed));
+    }
 }
 
 fn encode_provider(page: &mut Page, name: &str, metrics: &ProviderMetrics) {
