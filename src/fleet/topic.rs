@@ -33,7 +33,7 @@ use crate::sync::{Instant, random};
 use crate::transition::{Cause, CircuitState};
 
 /// A lease ends so long after a replica has died, which renews it in between.
-pub(super) const LEASE_TTL: Duration = Duration::from_secs(2);
+pub(super) const LEASE_TTL: Duration = Duration::from_secs(1);
 /// Objections are spread over so long, so that most of them need not be said.
 const ALIVE_JITTER: Duration = Duration::from_millis(5);
 /// A suspicion is looked at less and less often, but so often at least.
@@ -76,8 +76,8 @@ pub(super) struct Topic {
     object_at: Option<Instant>,
     decide_at: Option<Instant>,
     probing: Probing,
-    /// When the fleet lets the breaker alone, since the store did not answer.
-    alone_until: Option<Instant>,
+    /// The lease is not asked for before: a probe has just failed, or the store did not answer.
+    ask_not_before: Option<Instant>,
     /// The next probe of its own after a good one elsewhere.
     own_probe_at: Option<Instant>,
     cooled_until: Option<Instant>,
@@ -113,13 +113,8 @@ struct Suspected {
 /// Who probes, as far as this replica knows.
 enum Probing {
     Nobody,
-    /// The fleet holds the probe of this replica, and has asked for the lease or waits to ask again.
-    Held {
-        permit: OwnedPermit,
-        since: Instant,
-        ask_at: Option<Instant>,
-        unused: u32,
-    },
+    /// The fleet holds the probe of this replica.
+    Held(Held),
     /// A call of this replica probes for it alone.
     Alone {
         until: Instant,
@@ -130,6 +125,27 @@ enum Probing {
         look_at: Instant,
         unused: u32,
     },
+}
+
+/// A probe that the fleet holds back from the calls.
+struct Held {
+    permit: OwnedPermit,
+    /// When the circuit's open time is over. No call is the probe before.
+    due: Instant,
+    /// When to ask for the lease, if it has not been asked for.
+    ask_at: Option<Instant>,
+    /// What the store has answered, if that is to be done when it is due.
+    then: Option<Then>,
+    /// How often this replica had the lease and nobody called.
+    unused: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Then {
+    /// To probe for all.
+    Lead,
+    /// To probe alone, since the store has not answered.
+    Alone,
 }
 
 impl Rules {
@@ -179,7 +195,7 @@ impl Topic {
             object_at: None,
             decide_at: None,
             probing: Probing::Nobody,
-            alone_until: None,
+            ask_not_before: None,
             own_probe_at: None,
             cooled_until: None,
             made: Vec::new(),
@@ -280,7 +296,9 @@ impl Topic {
             let message = step.message(self, Kind::Failed, left).because(cause.as_str(), error_type);
             step.say(message, left);
             // Another one is to probe next: this one may be the one that is wrong.
-            if let Some(generation) = error.and_then(|error| self.breaker.postpone(left.mul_f64(1.1), false, error)) {
+            let longer = left.mul_f64(1.1);
+            self.ask_not_before = Some(step.now + longer);
+            if let Some(generation) = error.and_then(|error| self.breaker.postpone(longer, false, error)) {
                 self.begun(generation);
             }
             return;
@@ -344,7 +362,7 @@ impl Topic {
         self.look_at_lease(step);
         self.look_at_held(step);
         self.ask(step);
-        for time in [&mut self.immune_until, &mut self.alone_until, &mut self.own_probe_at, &mut self.cooled_until] {
+        for time in [&mut self.immune_until, &mut self.ask_not_before, &mut self.own_probe_at, &mut self.cooled_until] {
             *time = time.filter(|until| *until > now);
         }
         self.show(step);
@@ -379,9 +397,10 @@ impl Topic {
     pub(super) fn next(&self, step: &Step<'_>) -> Option<Instant> {
         let probing = match &self.probing {
             Probing::Nobody => self.ask_at(step),
-            Probing::Held { since, ask_at, .. } => {
-                let over = *since + self.breaker.config().probe_lease();
-                Some(ask_at.map_or(over, |at| at.min(over)))
+            Probing::Held(held) => {
+                let over = held.due + self.breaker.config().probe_lease();
+                let due = held.then.map(|_| held.due);
+                [Some(over), held.ask_at, due].into_iter().flatten().min()
             }
             Probing::Leased { look_at, .. } => Some(*look_at),
             Probing::Alone { until } => Some(*until),

@@ -20,13 +20,14 @@ pub(crate) struct Options {
     /// Processes in each.
     #[arg(long, default_value_t = 20)]
     replicas: usize,
+    /// Calls a second, of all replicas of a world together.
+    #[arg(long, default_value_t = 200.0)]
+    rate: f64,
     /// Only scenarios whose names contain this.
     #[arg(long, default_value = "")]
     only: String,
 }
 
-/// Calls a second, of all replicas of a world together.
-const RATE: f64 = 1000.0;
 const OPEN_FOR: Duration = Duration::from_millis(1500);
 const OUTAGE: Duration = Duration::from_secs(5);
 
@@ -74,20 +75,24 @@ struct Seen {
     back_after: Duration,
     /// Of Redis, in seconds.
     cpu: f64,
-    commands: f64,
+    scripts: f64,
+    /// Messages, and how often they were handed to a replica.
+    messages: f64,
     lasted: Duration,
 }
 
 /// Processes that end with the world.
-struct Replicas(Vec<Child>);
+struct Replicas {
+    processes: Vec<Child>,
+    /// Calls a second of each.
+    rate: f64,
+}
 
 impl Replicas {
-    fn start(&mut self, number: usize, provider: &Provider, redis: Option<u16>, replicas: usize, is_ahead: bool) {
-        #[expect(clippy::cast_precision_loss, reason = "a few")]
-        let rate = RATE / replicas as f64;
+    fn start(&mut self, number: usize, provider: &Provider, redis: Option<u16>, is_ahead: bool) {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["replica", "--number", &number.to_string(), "--provider", &provider.address.to_string()]);
-        command.args(["--rate", &rate.to_string(), "--open-ms", &OPEN_FOR.as_millis().to_string()]);
+        command.args(["--rate", &self.rate.to_string(), "--open-ms", &OPEN_FOR.as_millis().to_string()]);
         if let Some(port) = redis {
             command.args(["--redis", &port.to_string()]);
         }
@@ -96,38 +101,39 @@ impl Replicas {
             command.env("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");
             command.env("FAKETIME", "+5m").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
-        self.0.push(command.stdout(Stdio::null()).spawn().expect("a process"));
+        self.processes.push(command.stdout(Stdio::null()).spawn().expect("a process"));
     }
 
     fn kill(&mut self, number: usize) {
-        let _ = self.0[number].kill();
-        let _ = self.0[number].wait();
+        let _ = self.processes[number].kill();
+        let _ = self.processes[number].wait();
     }
 }
 
 impl Drop for Replicas {
     fn drop(&mut self) {
-        for replica in &mut self.0 {
+        for replica in &mut self.processes {
             let _ = replica.kill();
             let _ = replica.wait();
         }
     }
 }
 
-async fn world(event: Event, is_fleet: bool, number: usize) -> Seen {
+async fn world(event: Event, is_fleet: bool, number: usize, rate: f64) -> Seen {
     let is_late = event == Event::Joiner;
     let all = number + usize::from(is_late);
     let provider = Provider::start(all).await;
     let mut redis = Redis::start().await;
     let way = Way::to(&redis).await;
-    let mut replicas = Replicas(Vec::new());
+    #[expect(clippy::cast_precision_loss, reason = "a few")]
+    let mut replicas = Replicas { processes: Vec::new(), rate: rate / number as f64 };
     for replica in 0..number {
         let port = if event == Event::HalfCutOff && replica % 2 == 0 { way.port } else { redis.port };
         let is_ahead = event == Event::ClockOff && replica % 2 == 0;
-        replicas.start(replica, &provider, is_fleet.then_some(port), number, is_ahead);
+        replicas.start(replica, &provider, is_fleet.then_some(port), is_ahead);
     }
     sleep(Duration::from_secs(3)).await;
-    let (cpu, commands, begun) = (cpu(&redis), redis.info("total_commands_processed"), Instant::now());
+    let (before, begun) = (Load::of(&redis), Instant::now());
     match event {
         Event::RedisHangsBefore => redis.signal("-STOP"),
         Event::HalfCutOff => way.cut(),
@@ -141,7 +147,7 @@ async fn world(event: Event, is_fleet: bool, number: usize) -> Seen {
     });
     sleep(OUTAGE / 3).await;
     match event {
-        Event::Joiner => replicas.start(number, &provider, is_fleet.then_some(redis.port), number, false),
+        Event::Joiner => replicas.start(number, &provider, is_fleet.then_some(redis.port), false),
         Event::RedisHangsDuring => redis.signal("-STOP"),
         Event::RedisKilledAndBack => redis.kill(),
         Event::ReadOnly => drop(redis.cli(&["REPLICAOF", "127.0.0.1", "1"])),
@@ -173,19 +179,31 @@ async fn world(event: Event, is_fleet: bool, number: usize) -> Seen {
     }
     let (back_after, lasted) = (healed.elapsed(), begun.elapsed());
     redis.signal("-CONT");
-    let (cpu, commands) = (self::cpu(&redis) - cpu, redis.info("total_commands_processed") - commands);
-    Seen { counts, back_after, cpu, commands, lasted }
+    let after = Load::of(&redis);
+    let (cpu, scripts) = (after.cpu - before.cpu, after.scripts - before.scripts);
+    Seen { counts, back_after, cpu, scripts, messages: after.messages - before.messages, lasted }
 }
 
-fn cpu(redis: &Redis) -> f64 {
-    redis.info("used_cpu_user") + redis.info("used_cpu_sys")
+/// What a Redis has done.
+struct Load {
+    cpu: f64,
+    scripts: f64,
+    messages: f64,
+}
+
+impl Load {
+    fn of(redis: &Redis) -> Self {
+        let calls = |command: &str| redis.calls(command);
+        let cpu = redis.info("used_cpu_user") + redis.info("used_cpu_sys");
+        Self { cpu, scripts: calls("evalsha") + calls("eval"), messages: calls("publish") }
+    }
 }
 
 pub(crate) fn run(options: &Options) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     println!(
-        "{} processes, {RATE} calls a second, open for {OPEN_FOR:?}, an outage of {OUTAGE:?}; mean, median and worst of {}",
-        options.replicas, options.runs
+        "{} processes, {} calls a second, open for {OPEN_FOR:?}, an outage of {OUTAGE:?}; mean, median and worst of {}",
+        options.replicas, options.rate, options.runs
     );
     println!(
         "{:26} {:6} {:>15} {:>15} {:>15} {:>21}",
@@ -206,11 +224,11 @@ pub(crate) fn run(options: &Options) {
                 println!("{:33} paid by the joiner: {}", "", table(&seen, 1, |it| count(it.counts.paid_by_last)));
             }
             if is_fleet && matches!(event, Event::Nothing) {
-                let each = table(&seen, 2, |it| it.cpu * 1e6 / it.commands.max(1.0));
                 println!(
-                    "{:33} Redis: {} commands a second, {} ms of CPU a second, {each} us each",
+                    "{:33} Redis: {} scripts a second, {} messages in all, {} ms of CPU a second",
                     "",
-                    table(&seen, 1, |it| it.commands / it.lasted.as_secs_f64()),
+                    table(&seen, 1, |it| it.scripts / it.lasted.as_secs_f64()),
+                    table(&seen, 0, |it| it.messages),
                     table(&seen, 2, |it| it.cpu * 1e3 / it.lasted.as_secs_f64()),
                 );
             }
@@ -225,7 +243,8 @@ async fn worlds(event: Event, is_fleet: bool, options: &Options) -> Vec<Seen> {
     while left > 0 {
         let now = left.min(options.beside);
         left -= now;
-        let worlds: Vec<_> = (0..now).map(|_| set.spawn_local(world(event, is_fleet, options.replicas))).collect();
+        let worlds: Vec<_> =
+            (0..now).map(|_| set.spawn_local(world(event, is_fleet, options.replicas, options.rate))).collect();
         set.run_until(async {
             for world in worlds {
                 seen.push(world.await.expect("no panic"));

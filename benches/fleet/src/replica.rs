@@ -50,7 +50,7 @@ async fn call(options: &Options) {
     let mut answers = BufReader::new(answers).lines();
     let mut calls: HashMap<u64, OwnedPermit> = HashMap::new();
     let mut number = 0;
-    let mut tick = interval(Duration::from_millis(1));
+    let mut tick = interval(Duration::from_millis(5));
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let until_next = || Duration::from_secs_f64(-fastrand::f64().max(1e-12).ln() / options.rate);
     let mut next = Instant::now() + until_next();

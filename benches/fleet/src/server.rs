@@ -59,6 +59,14 @@ impl Redis {
         line.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
     }
 
+    /// How often a command was called.
+    pub(crate) fn calls(&self, command: &str) -> f64 {
+        let info = self.cli(&["INFO", "commandstats"]);
+        let start = format!("cmdstat_{command}:calls=");
+        let line = info.lines().find_map(|line| line.strip_prefix(&start)?.split(',').next());
+        line.and_then(|value| value.parse().ok()).unwrap_or_default()
+    }
+
     pub(crate) fn signal(&self, signal: &str) {
         let _ = Command::new("kill").args([signal, &self.server.id().to_string()]).status();
     }

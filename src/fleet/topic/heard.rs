@@ -28,7 +28,7 @@ impl Topic {
             Kind::Open => self.hear_open(replica, message.left(), message.is_cooldown(), &message.error, step),
             Kind::Alive => self.beliefs.hear_alive(replica, step.now),
             Kind::Closed => self.hear_closed(step),
-            Kind::Failed => self.hear_failed(replica, message.left(), &message.error),
+            Kind::Failed => self.hear_failed(replica, message.left(), &message.error, step.now),
         }
     }
 
@@ -92,7 +92,7 @@ impl Topic {
         let Some(opened) = self.opened else { return };
         if opened.by == By::Hearsay {
             let is_closed = match probing {
-                Probing::Held { permit, .. } => self.breaker.held_probe_succeeded(permit),
+                Probing::Held(held) => self.breaker.held_probe_succeeded(held.permit),
                 _ => self.breaker.close_on_hearsay(opened.generation),
             };
             if is_closed {
@@ -104,7 +104,7 @@ impl Topic {
         self.opened = Some(Opened { is_told: false, is_cooling: false, ..opened });
         match probing {
             // It is handed back, and a call of this replica has it.
-            Probing::Held { permit, .. } => drop(permit),
+            Probing::Held(held) => drop(held),
             _ if opened.is_cooling || self.own_probe_at.is_some_and(|at| at > step.now) => {}
             _ => {
                 self.own_probe_at = Some(step.now + self.open_for());
@@ -118,19 +118,21 @@ impl Topic {
         if self.breaker.config().ramp().is_zero() { CircuitState::Closed } else { CircuitState::Recovering }
     }
 
-    fn hear_failed(&mut self, replica: &str, left: Duration, error: &str) {
+    fn hear_failed(&mut self, replica: &str, left: Duration, error: &str, now: Instant) {
         if self.opened.is_some() && self.is_agreed() && !matches!(self.probing, Probing::Leased { .. }) {
-            self.wait_after_failure(left, &error_of(error, replica, "the probe failed of"));
+            self.wait_after_failure(left, &error_of(error, replica, "the probe failed of"), now);
         }
     }
 
     /// Nobody is to probe for so long, and then not all at once.
-    pub(super) fn wait_after_failure(&mut self, left: Duration, error: &Arc<LastError>) {
+    pub(super) fn wait_after_failure(&mut self, left: Duration, error: &Arc<LastError>, now: Instant) {
         let left = left.min(self.open_for() * 2);
+        // To ask before would be in vain.
+        self.ask_not_before = Some(now + left);
         let left = left + jitter(left.mul_f64(0.05));
         match std::mem::replace(&mut self.probing, Probing::Nobody) {
-            Probing::Held { permit, .. } => {
-                if let Some(generation) = self.breaker.held_probe_failed(permit, left, error) {
+            Probing::Held(held) => {
+                if let Some(generation) = self.breaker.held_probe_failed(held.permit, left, error) {
                     self.begun(generation);
                 }
             }

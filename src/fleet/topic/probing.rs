@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Action, LEASE_TTL, Probing, Step, Topic, error_of, jitter};
+use super::{Action, Held, LEASE_TTL, Probing, Step, Then, Topic, error_of, jitter};
 use crate::fleet::figures::LeaseResult;
 use crate::fleet::store::Lease;
 use crate::sync::Instant;
 use crate::transition::CircuitState;
 
-const RENEW_LEASE: Duration = Duration::from_millis(500);
+const RENEW_LEASE: Duration = Duration::from_millis(300);
 /// So long does a replica that nobody calls keep the lease, before another one may have it; and so long does it probe
 /// alone if the store did not answer.
 const UNUSED_FOR: Duration = Duration::from_secs(1);
@@ -21,8 +21,9 @@ impl Topic {
         if !matches!(self.probing, Probing::Nobody) || self.ask_at(step).is_none_or(|at| at > step.now) {
             return;
         }
+        let due = step.now + self.open_left();
         if let Some(permit) = self.breaker.hold_probe(step.rules.config.timeout) {
-            self.probing = Probing::Held { permit, since: step.now, ask_at: None, unused: 0 };
+            self.probing = Probing::Held(Held { permit, due, ask_at: None, then: None, unused: 0 });
             step.actions.push(Action::Lease);
         }
     }
@@ -39,7 +40,7 @@ impl Topic {
             _ => return None,
         };
         let at = step.now + left.saturating_sub(step.rules.config.timeout);
-        Some(self.alone_until.map_or(at, |until| until.max(at)))
+        Some(self.ask_not_before.map_or(at, |until| until.max(at)))
     }
 
     /// The store has answered, or has not.
@@ -51,28 +52,21 @@ impl Topic {
             None => LeaseResult::Error,
         };
         match std::mem::replace(&mut self.probing, Probing::Nobody) {
-            Probing::Held { permit, since, unused, .. } => {
+            Probing::Held(held) => {
                 step.rules.figures.lease(result);
-                match answer {
-                    // Dropping the permit hands the probe to a call that waits, or to the next one.
-                    Some(Lease::Granted) => {
-                        drop(permit);
-                        let look_at = step.now + RENEW_LEASE;
-                        self.probing = Probing::Leased { since: step.now, look_at, unused };
-                    }
+                self.probing = Probing::Held(match answer {
+                    Some(Lease::Granted) => Held { then: Some(Then::Lead), ..held },
                     Some(Lease::Held(left)) => {
                         let ask_at = step.now + left.min(LEASE_TTL) + jitter(ASK_JITTER);
-                        self.probing = Probing::Held { permit, since, ask_at: Some(ask_at), unused };
+                        Held { ask_at: Some(ask_at), ..held }
                     }
-                    Some(Lease::Failed(left)) => {
-                        self.probing = Probing::Held { permit, since, ask_at: None, unused };
-                        self.wait_after_failure(left, &error_of("", "", "the probe failed of another"));
-                    }
-                    None => {
-                        drop(permit);
-                        self.alone_until = Some(step.now + UNUSED_FOR);
-                    }
+                    Some(Lease::Failed(_)) => held,
+                    None => Held { then: Some(Then::Alone), ..held },
+                });
+                if let Some(Lease::Failed(left)) = answer {
+                    self.wait_after_failure(left, &error_of("", "", "the probe failed of another"), step.now);
                 }
+                self.look_at_held(step);
             }
             // A renewal: if another one has it, this replica goes on all the same, as it would alone.
             Probing::Leased { since, look_at, unused } if answer == Some(Lease::Granted) => {
@@ -101,19 +95,29 @@ impl Topic {
             step.actions.push(Action::GiveBack);
             let unused = (unused + 1).min(4);
             let ask_at = step.now + UNUSED_FOR * (1 << unused) + jitter(UNUSED_FOR);
-            self.probing = Probing::Held { permit, since: step.now, ask_at: Some(ask_at), unused };
+            self.probing = Probing::Held(Held { permit, due: step.now, ask_at: Some(ask_at), then: None, unused });
         }
     }
 
     pub(super) fn look_at_held(&mut self, step: &mut Step<'_>) {
         let is_agreed = self.opened.is_some() && self.is_agreed();
         let lease = self.breaker.config().probe_lease();
-        let Probing::Held { since, ask_at, .. } = &mut self.probing else { return };
-        if !is_agreed || step.now - *since >= lease {
+        let Probing::Held(held) = &mut self.probing else { return };
+        if !is_agreed || step.now.saturating_duration_since(held.due) >= lease {
             self.probing = Probing::Nobody;
-        } else if ask_at.is_some_and(|at| at <= step.now) {
-            *ask_at = None;
+        } else if held.ask_at.is_some_and(|at| at <= step.now) {
+            held.ask_at = None;
             step.actions.push(Action::Lease);
+        } else if let Some(then) = held.then.filter(|_| held.due <= step.now) {
+            // The permit is dropped, which hands the probe to a call that waits, or to the next one.
+            let (since, look_at, unused) = (step.now, step.now + RENEW_LEASE, held.unused);
+            self.probing = match then {
+                Then::Lead => Probing::Leased { since, look_at, unused },
+                Then::Alone => Probing::Nobody,
+            };
+            if matches!(then, Then::Alone) {
+                self.ask_not_before = Some(step.now + UNUSED_FOR);
+            }
         }
     }
 }
