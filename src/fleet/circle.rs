@@ -18,7 +18,10 @@ pub(crate) trait Circle: Send + Sync + 'static {
     fn shared_name(&self, breaker: &str) -> Option<Arc<str>>;
 
     /// Those that are not closed, by their names in the fleet.
-    fn not_closed(&self) -> Vec<(Arc<str>, Arc<CircuitBreaker>)>;
+    fn not_closed(&self) -> Vec<Arc<str>>;
+
+    /// The other circuits to which a cooldown of this one applies: when one of them closes, it is over for all.
+    fn siblings(&self, name: &str) -> Vec<Arc<str>>;
 
     /// All transitions from now on.
     fn subscribe(&self) -> Receiver<Transition>;
@@ -36,9 +39,12 @@ impl Circle for CircuitBreakerRegistry {
         Some(breaker.into())
     }
 
-    fn not_closed(&self) -> Vec<(Arc<str>, Arc<CircuitBreaker>)> {
-        let rows = self.snapshots().into_iter().filter(|row| row.state != CircuitState::Closed);
-        rows.filter_map(|row| Some((self.get(&row.name)?, row.name))).map(|(breaker, name)| (name, breaker)).collect()
+    fn not_closed(&self) -> Vec<Arc<str>> {
+        self.snapshots().into_iter().filter(|row| row.state != CircuitState::Closed).map(|row| row.name).collect()
+    }
+
+    fn siblings(&self, _: &str) -> Vec<Arc<str>> {
+        Vec::new()
     }
 
     fn subscribe(&self) -> Receiver<Transition> {

@@ -19,11 +19,12 @@ use tracing::{info, warn};
 use super::circle::Circle;
 use super::config::{FleetConfig, FleetError};
 use super::figures::{Figures, FleetSnapshot};
-use super::message::Message;
+use super::message::{Kind, Message};
 use super::store::{Lease, Link, News, Said, Standing, Store, Trouble};
 use super::topic::{Action, LEASE_TTL, Rules, Step, Topic};
 use crate::feed::Transition;
 use crate::sync::{Instant, random};
+use crate::transition::CircuitState;
 
 /// For what nobody waits for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -216,8 +217,7 @@ impl Member {
     }
 
     fn find_open(&mut self, session: &mut Session) {
-        for (name, breaker) in self.rules.circle.not_closed() {
-            self.topics.entry(Arc::clone(&name)).or_insert_with(|| Topic::new(Arc::clone(&name), breaker));
+        for name in self.rules.circle.not_closed() {
             self.with(&name, session, Topic::find_open);
         }
     }
@@ -227,6 +227,10 @@ impl Member {
             Ok(told) => {
                 if let Some(name) = self.rules.circle.shared_name(&told.breaker) {
                     self.with(&name, session, |topic, step| topic.transition(&told, step));
+                    let was_shut = matches!(told.from, CircuitState::Open | CircuitState::HalfOpen);
+                    if was_shut && matches!(told.to, CircuitState::Closed | CircuitState::Recovering) {
+                        self.end_cooldowns(&name, session);
+                    }
                 }
                 Ok(())
             }
@@ -241,6 +245,18 @@ impl Member {
     fn hear(&mut self, message: &Message, session: &mut Session) {
         if message.replica != self.rules.replica {
             self.with(&message.provider, session, |topic, step| topic.hear(message, step));
+            if message.kind == Kind::Closed {
+                self.end_cooldowns(&message.provider, session);
+            }
+        }
+    }
+
+    /// A circuit has closed, here or elsewhere, and what it was told to wait for is over for its siblings as well.
+    fn end_cooldowns(&mut self, name: &str, session: &mut Session) {
+        for sibling in self.rules.circle.siblings(name) {
+            if self.topics.contains_key(&sibling) {
+                self.with(&sibling, session, Topic::end_cooldown);
+            }
         }
     }
 

@@ -38,8 +38,8 @@ pub(super) const LEASE_TTL: Duration = Duration::from_secs(1);
 const ALIVE_JITTER: Duration = Duration::from_millis(5);
 /// A suspicion is looked at less and less often, but so often at least.
 const RAREST_LOOK: Duration = Duration::from_millis(250);
-/// The longest type of an error that is taken over from others.
-const MAX_ERROR_TYPE: usize = 64;
+/// The longest name, of an error or of a replica, that is taken over from others.
+const MAX_TEXT: usize = 64;
 
 /// What there is to do.
 #[derive(Debug)]
@@ -76,8 +76,10 @@ pub(super) struct Topic {
     object_at: Option<Instant>,
     decide_at: Option<Instant>,
     probing: Probing,
-    /// The lease is not asked for before: a probe has just failed, or the store did not answer.
+    /// The lease is not asked for before: a probe has just failed, the store did not answer, or nobody calls.
     ask_not_before: Option<Instant>,
+    /// How often in a row this replica had the lease and nobody called.
+    unused: u32,
     /// The next probe of its own after a good one elsewhere.
     own_probe_at: Option<Instant>,
     cooled_until: Option<Instant>,
@@ -123,7 +125,6 @@ enum Probing {
     Leased {
         since: Instant,
         look_at: Instant,
-        unused: u32,
     },
 }
 
@@ -136,8 +137,6 @@ struct Held {
     ask_at: Option<Instant>,
     /// What the store has answered, if that is to be done when it is due.
     then: Option<Then>,
-    /// How often this replica had the lease and nobody called.
-    unused: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -176,11 +175,14 @@ fn jitter(most: Duration) -> Duration {
 }
 
 /// What others send goes into logs and pages.
-fn error_of(error_type: &str, replica: &str, what: &str) -> Arc<LastError> {
-    let plain = |text: &str| text.chars().filter(|char| !char.is_control()).take(MAX_ERROR_TYPE).collect::<String>();
+fn plain(text: &str) -> String {
+    text.chars().filter(|char| !char.is_control()).take(MAX_TEXT).collect()
+}
+
+fn error_of(error_type: &str, message: &str) -> Arc<LastError> {
     let error_type = plain(error_type);
     let error_type = if error_type.is_empty() { "fleet" } else { &error_type };
-    Arc::new(LastError::new(error_type, &format_args!("{what} replica {}", plain(replica))))
+    Arc::new(LastError::new(error_type, &message))
 }
 
 impl Topic {
@@ -196,6 +198,7 @@ impl Topic {
             decide_at: None,
             probing: Probing::Nobody,
             ask_not_before: None,
+            unused: 0,
             own_probe_at: None,
             cooled_until: None,
             made: Vec::new(),
@@ -271,6 +274,7 @@ impl Topic {
         let error_type = error.map_or("", |error| error.error_type());
         self.suspicion = None;
         self.decide_at = None;
+        self.unused = 0;
         if cause == Cause::Isolated {
             return self.withdraw(step);
         }
@@ -324,6 +328,7 @@ impl Topic {
         }
         self.beliefs.hear_closed();
         self.probing = Probing::Nobody;
+        self.unused = 0;
     }
 
     /// An order by hand is about this replica alone, and takes back what it has said.

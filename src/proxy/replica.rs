@@ -61,20 +61,29 @@ impl Circle for Replica {
         provider_of(&live, &Place::of(breaker)).map(|provider| shared(breaker, provider))
     }
 
-    fn not_closed(&self) -> Vec<(Arc<str>, Arc<CircuitBreaker>)> {
+    fn not_closed(&self) -> Vec<Arc<str>> {
         let live = self.0.live();
         let mut found = Vec::new();
         for provider in live.providers.iter() {
-            let mut note = |breaker: Arc<CircuitBreaker>| {
-                if breaker.state() != CircuitState::Closed {
-                    found.push((shared(breaker.name(), provider), breaker));
-                }
-            };
-            note(Arc::clone(&provider.breaker));
-            provider.keys.iter().flat_map(Keys::breakers).cloned().for_each(&mut note);
-            provider.circuits.known().for_each(|(.., circuit)| note(Arc::clone(&circuit.breaker)));
+            let keys = provider.keys.iter().flat_map(Keys::breakers);
+            let models = provider.circuits.known().map(|(.., circuit)| &circuit.breaker);
+            let open = [&provider.breaker].into_iter().chain(keys).chain(models);
+            let open = open.filter(|breaker| breaker.state() != CircuitState::Closed);
+            found.extend(open.map(|breaker| shared(breaker.name(), provider)));
         }
         found
+    }
+
+    /// A rate limit is a model's, however it is asked to answer.
+    fn siblings(&self, name: &str) -> Vec<Arc<str>> {
+        let live = self.0.live();
+        let place = Place::of(unmarked(name));
+        let (Some(provider), Some(model)) = (provider_of(&live, &place), place.model) else { return Vec::new() };
+        let of_model = provider.circuits.known().filter(|(known, ..)| *known == model);
+        of_model
+            .map(|(.., circuit)| shared(circuit.breaker.name(), provider))
+            .filter(|other| **other != *name)
+            .collect()
     }
 
     fn subscribe(&self) -> Receiver<Transition> {
@@ -83,9 +92,8 @@ impl Circle for Replica {
 
     fn median_latency(&self, name: &str) -> Option<Duration> {
         let live = self.0.live();
-        let Place { provider, model, kind } = Place::of(unmarked(name));
-        let kind = AnswerKind::parse(kind?)?;
-        let detectors = live.providers.iter().find(|it| it.name() == provider)?.silence.as_ref()?;
-        detectors.median(model?, kind)
+        let place = Place::of(unmarked(name));
+        let kind = AnswerKind::parse(place.kind?)?;
+        provider_of(&live, &place)?.silence.as_ref()?.median(place.model?, kind)
     }
 }

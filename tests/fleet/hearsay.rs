@@ -262,7 +262,7 @@ async fn enough_openers_open_the_others_after_a_deliberation() {
     sleep(MILLI * 100).await;
     let seen = replicas[2].breaker.snapshot();
     assert_ne!(seen.state, CircuitState::Closed);
-    assert_eq!(seen.last_error.unwrap().message(), "2 replicas say so, and not this replica ");
+    assert_eq!(seen.last_error.unwrap().message(), "2 replicas say that it fails");
     assert_eq!(replicas[2].fleet().snapshot().hearsay_openings, 1);
 }
 

@@ -160,3 +160,15 @@ async fn the_lease_is_asked_for_a_few_times_in_each_open_time() {
     let asked: u64 = replicas.iter().flat_map(|it| it.fleet().snapshot().leases.into_values()).sum();
     assert!((3..=45).contains(&asked), "{asked} times by 5 replicas for 3 probes");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_nobody_called_answers_its_first_call_at_once_and_stops_asking() {
+    let replicas = fleet_of(3, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    sleep(SECOND * 120).await;
+    let asked = || replicas.iter().flat_map(|it| it.fleet().snapshot().leases.into_values()).sum::<u64>();
+    let before = asked();
+    sleep(SECOND * 120).await;
+    assert_eq!(asked(), before, "nobody calls");
+    assert!(replicas.iter().all(|replica| replica.probe().is_some()));
+}

@@ -69,6 +69,33 @@ async fn a_provider_that_asks_one_replica_to_wait_is_asked_by_none() {
 }
 
 #[tokio::test]
+async fn a_cooldown_that_is_over_is_over_for_all_kinds_of_answers_at_all_replicas() {
+    let limited_once = |n| {
+        let mut answer = answer(if n == 0 { 429 } else { 200 });
+        answer.headers_mut().insert(RETRY_AFTER, "1".parse().unwrap());
+        answer
+    };
+    let (a, b) = (Provider::start(limited_once).await, Provider::with_status(200).await);
+    let gateways = fleet(3, &hub(), &config(&a, &b, "k")).await;
+    assert!(gateways[0].ask().await.is_by(&b));
+    soon(async {
+        // One kind of answer at one replica is asked for.
+        while a.hits() < 2 {
+            gateways[0].ask().await;
+        }
+    })
+    .await;
+    for gateway in &gateways {
+        soon(async {
+            while gateway.health().await.1["status"] != "ok" {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_replica_whose_key_is_another_one_is_not_told() {
     let (a, b) = (Provider::with_status(401).await, Provider::with_status(200).await);
     let hub = hub();

@@ -97,7 +97,7 @@ impl Replicas {
             command.args(["--redis", &port.to_string()]);
         }
         if is_ahead {
-            // Debian's libfaketime, for the clock that wars with others: the monotonic one is the machine's.
+            // Debian's libfaketime moves the wall clock, and leaves the monotonic one alone.
             command.env("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");
             command.env("FAKETIME", "+5m").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }

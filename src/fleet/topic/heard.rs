@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, By, Opened, Probing, Rules, Step, Suspected, Topic, error_of, jitter};
+use super::{Action, By, Opened, Probing, Rules, Step, Suspected, Topic, error_of, jitter, plain};
 use crate::error::LastError;
 use crate::fleet::config::{Deliberate, Mode};
 use crate::fleet::message::{Kind, Message};
@@ -72,7 +72,10 @@ impl Topic {
             return;
         }
         self.cooled_until = Some(until);
-        if let Some(generation) = self.breaker.cool_down_on_hearsay(left, &error_of(error, replica, "told to")) {
+        if let Some(generation) = self
+            .breaker
+            .cool_down_on_hearsay(left, &error_of(error, &format!("replica {} was told to wait", plain(replica))))
+        {
             step.rules.figures.open_on_hearsay();
             self.made(generation, CircuitState::Open);
             let (by, is_told) = self.opened.map_or((By::Hearsay, false), |opened| (opened.by, opened.is_told));
@@ -113,6 +116,30 @@ impl Topic {
         }
     }
 
+    /// A sibling has closed. A cooldown of this circuit that is over, or nearly, is over for good.
+    pub(in crate::fleet) fn end_cooldown(&mut self, step: &mut Step<'_>) {
+        let Some(opened) = self.opened.filter(|opened| opened.is_cooling) else { return };
+        let snapshot = self.breaker.snapshot();
+        let is_due = snapshot.next_probe_in.is_none_or(|left| left.is_zero());
+        let is_closed = match std::mem::replace(&mut self.probing, Probing::Nobody) {
+            Probing::Held(held) => self.breaker.held_probe_succeeded(held.permit),
+            other => {
+                let is_closed = is_due && self.breaker.close_on_hearsay(opened.generation);
+                if is_closed && matches!(other, Probing::Leased { .. }) {
+                    step.actions.push(Action::GiveBack);
+                } else if !is_closed {
+                    // A call has the probe, which decides.
+                    self.probing = other;
+                }
+                is_closed
+            }
+        };
+        if is_closed {
+            self.made(opened.generation, self.closed_state());
+            (self.opened, self.cooled_until) = (None, None);
+        }
+    }
+
     /// What a circuit that closes is said to become.
     fn closed_state(&self) -> CircuitState {
         if self.breaker.config().ramp().is_zero() { CircuitState::Closed } else { CircuitState::Recovering }
@@ -120,7 +147,11 @@ impl Topic {
 
     fn hear_failed(&mut self, replica: &str, left: Duration, error: &str, now: Instant) {
         if self.opened.is_some() && self.is_agreed() && !matches!(self.probing, Probing::Leased { .. }) {
-            self.wait_after_failure(left, &error_of(error, replica, "the probe failed of"), now);
+            self.wait_after_failure(
+                left,
+                &error_of(error, &format!("the probe of replica {} failed", plain(replica))),
+                now,
+            );
         }
     }
 
@@ -178,7 +209,7 @@ impl Topic {
         let Some(until) = self.beliefs.stands_until() else { return };
         let left = until.saturating_duration_since(step.now).saturating_sub(step.rules.config.sync * 3);
         let left = left.max(self.open_for() / 2);
-        let error = error_of("", "", &format!("{} replicas say so, and not this", self.beliefs.openers()));
+        let error = error_of("", &format!("{} replicas say that it fails", self.beliefs.openers()));
         if let Some(generation) = self.breaker.open_on_hearsay(left, &error) {
             step.rules.figures.open_on_hearsay();
             self.made(generation, CircuitState::Open);

@@ -12,6 +12,8 @@ const RENEW_LEASE: Duration = Duration::from_millis(300);
 /// So long does a replica that nobody calls keep the lease, before another one may have it; and so long does it probe
 /// alone if the store did not answer.
 const UNUSED_FOR: Duration = Duration::from_secs(1);
+/// After so many leases in a row that nobody used, the next call probes alone.
+const MOST_UNUSED: u32 = 3;
 /// Replicas that wait for a lease do not ask for it all at once.
 const ASK_JITTER: Duration = Duration::from_millis(50);
 
@@ -23,14 +25,14 @@ impl Topic {
         }
         let due = step.now + self.open_left();
         if let Some(permit) = self.breaker.hold_probe(step.rules.config.timeout) {
-            self.probing = Probing::Held(Held { permit, due, ask_at: None, then: None, unused: 0 });
+            self.probing = Probing::Held(Held { permit, due, ask_at: None, then: None });
             step.actions.push(Action::Lease);
         }
     }
 
     /// When to hold the probe back.
     pub(super) fn ask_at(&self, step: &Step<'_>) -> Option<Instant> {
-        if self.opened.is_none() || !self.is_agreed() {
+        if self.opened.is_none() || !self.is_agreed() || self.unused > MOST_UNUSED {
             return None;
         }
         let snapshot = self.breaker.snapshot();
@@ -64,13 +66,13 @@ impl Topic {
                     None => Held { then: Some(Then::Alone), ..held },
                 });
                 if let Some(Lease::Failed(left)) = answer {
-                    self.wait_after_failure(left, &error_of("", "", "the probe failed of another"), step.now);
+                    self.wait_after_failure(left, &error_of("", "the probe of another replica failed"), step.now);
                 }
                 self.look_at_held(step);
             }
             // A renewal: if another one has it, this replica goes on all the same, as it would alone.
-            Probing::Leased { since, look_at, unused } if answer == Some(Lease::Granted) => {
-                self.probing = Probing::Leased { since, look_at, unused };
+            Probing::Leased { since, look_at } if answer == Some(Lease::Granted) => {
+                self.probing = Probing::Leased { since, look_at };
             }
             Probing::Alone { until } => self.probing = Probing::Alone { until },
             Probing::Leased { .. } | Probing::Nobody => {}
@@ -78,24 +80,24 @@ impl Topic {
     }
 
     pub(super) fn look_at_lease(&mut self, step: &mut Step<'_>) {
-        let Probing::Leased { since, look_at, unused } = self.probing else { return };
+        let Probing::Leased { since, look_at } = self.probing else { return };
         if look_at > step.now {
             return;
         }
         let config = self.breaker.config();
         let used_for = step.now - since;
-        self.probing = Probing::Leased { since, look_at: step.now + RENEW_LEASE, unused };
+        self.probing = Probing::Leased { since, look_at: step.now + RENEW_LEASE };
         if used_for > step.rules.config.lease.unwrap_or(config.probe_lease()) {
             self.probing = Probing::Nobody;
             step.actions.push(Action::GiveBack);
         } else if used_for < UNUSED_FOR || self.breaker.snapshot().probe_in_flight {
             step.actions.push(Action::Lease);
-        } else if let Some(permit) = self.breaker.hold_probe(Duration::ZERO) {
-            // Nobody calls here: another replica may have callers.
+        } else {
+            // Nobody calls here, and another replica may have callers. A call that comes after all probes alone.
             step.actions.push(Action::GiveBack);
-            let unused = (unused + 1).min(4);
-            let ask_at = step.now + UNUSED_FOR * (1 << unused) + jitter(UNUSED_FOR);
-            self.probing = Probing::Held(Held { permit, due: step.now, ask_at: Some(ask_at), then: None, unused });
+            self.probing = Probing::Nobody;
+            self.unused += 1;
+            self.ask_not_before = Some(step.now + UNUSED_FOR * (1 << self.unused) + jitter(UNUSED_FOR));
         }
     }
 
@@ -110,9 +112,8 @@ impl Topic {
             step.actions.push(Action::Lease);
         } else if let Some(then) = held.then.filter(|_| held.due <= step.now) {
             // The permit is dropped, which hands the probe to a call that waits, or to the next one.
-            let (since, look_at, unused) = (step.now, step.now + RENEW_LEASE, held.unused);
             self.probing = match then {
-                Then::Lead => Probing::Leased { since, look_at, unused },
+                Then::Lead => Probing::Leased { since: step.now, look_at: step.now + RENEW_LEASE },
                 Then::Alone => Probing::Nobody,
             };
             if matches!(then, Then::Alone) {
