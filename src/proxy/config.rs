@@ -326,7 +326,11 @@ impl fmt::Display for GatewayConfig {
                 writeln!(f, "  limits     {places} requests of a model at once")?;
             }
             let (failures, open_for) = (breaker.failure_threshold().unwrap_or_default(), time(breaker.open_for()));
-            writeln!(f, "  breaker    opens after {failures} failures in a row, for {open_for}")?;
+            let ramp = match breaker.ramp() {
+                Duration::ZERO => String::new(),
+                ramp => format!(", then a ramp of {} from {}%", time(ramp), breaker.ramp_from()),
+            };
+            writeln!(f, "  breaker    opens after {failures} failures in a row, for {open_for}{ramp}")?;
             match provider.silence {
                 None => writeln!(f, "  silence    is not detected")?,
                 Some(silence) => {

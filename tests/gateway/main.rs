@@ -28,6 +28,7 @@ mod observing;
 mod passing;
 mod peers;
 mod program;
+mod ramp;
 mod raw;
 mod reload;
 mod secrets;

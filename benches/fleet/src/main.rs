@@ -4,6 +4,7 @@
 //! Redis, in a simulated world whose time is tokio's. `-- processes` runs processes that share a real Redis, and lets
 //! happen to it what happens to a Redis.
 
+mod herd;
 mod processes;
 mod provider;
 mod replica;

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::provider::{Counts, Fails, Provider};
 use crate::server::{Redis, Way};
+use crate::simulate::{shown, summary};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -260,11 +261,6 @@ fn count(count: u64) -> f64 {
     count as f64
 }
 
-#[expect(clippy::cast_precision_loss, reason = "small numbers")]
 fn table(seen: &[Seen], digits: usize, f: impl Fn(&Seen) -> f64) -> String {
-    let mut values: Vec<_> = seen.iter().map(f).collect();
-    values.sort_unstable_by(f64::total_cmp);
-    let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let (median, worst) = (values[values.len() / 2], values[values.len() - 1]);
-    format!("{mean:.digits$} {median:.digits$} {worst:.digits$}")
+    shown(summary(&mut seen.iter().map(f).collect::<Vec<_>>()), digits)
 }

@@ -10,7 +10,7 @@ use fusebox::fleet::FleetConfig;
 use fusebox::{CircuitBreakerRegistry, Config, OwnedPermit, PermitType};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -50,8 +50,6 @@ async fn call(options: &Options) {
     let mut answers = BufReader::new(answers).lines();
     let mut calls: HashMap<u64, OwnedPermit> = HashMap::new();
     let mut number = 0;
-    let mut tick = interval(Duration::from_millis(5));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let until_next = || Duration::from_secs_f64(-fastrand::f64().max(1e-12).ln() / options.rate);
     let mut next = Instant::now() + until_next();
     loop {
@@ -63,7 +61,7 @@ async fn call(options: &Options) {
                     if result == "ok" { permit.success() } else { permit.failure("5xx", 503) }
                 }
             }
-            _ = tick.tick() => while next <= Instant::now() {
+            () = sleep_until(next) => {
                 next += until_next();
                 number += 1;
                 let line = match Arc::clone(&breaker).try_acquire_owned() {

@@ -167,20 +167,10 @@ pub(crate) fn run(options: &Options) {
         for (name, mode) in [("alone", None), ("hint", Some(Mode::Hint)), ("quorum", Some(Mode::Quorum))] {
             let one = |run| {
                 fastrand::seed(run);
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-                runtime.expect("a runtime").block_on(world(scenario, mode))
+                in_paused_time(world(scenario, mode))
             };
             let seen: Vec<_> = (0..options.runs).map(one).collect();
-            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-            let table = |f: &dyn Fn(&Seen) -> f64| {
-                let mut values: Vec<_> = seen.iter().map(f).collect();
-                values.sort_unstable_by(f64::total_cmp);
-                let mean = values.iter().sum::<f64>() / values.len() as f64;
-                (mean, values[values.len() / 2], values[values.len() - 1])
-            };
-            let shown = |(mean, median, worst): (f64, f64, f64), digits: usize| {
-                format!("{mean:.digits$} {median:.digits$} {worst:.digits$}")
-            };
+            let table = |f: &dyn Fn(&Seen) -> f64| summary(&mut seen.iter().map(f).collect::<Vec<_>>());
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
             let cells = (
                 table(&|seen| seen.paid as f64),
@@ -200,4 +190,24 @@ pub(crate) fn run(options: &Options) {
             );
         }
     }
+    if "herd".contains(&options.only) {
+        crate::herd::run(options.runs);
+    }
+}
+
+pub(crate) fn in_paused_time<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(future)
+}
+
+/// The mean, the median and the worst.
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
+pub(crate) fn summary(values: &mut [f64]) -> (f64, f64, f64) {
+    values.sort_unstable_by(f64::total_cmp);
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    (mean, values[values.len() / 2], values[values.len() - 1])
+}
+
+pub(crate) fn shown((mean, median, worst): (f64, f64, f64), digits: usize) -> String {
+    format!("{mean:.digits$} {median:.digits$} {worst:.digits$}")
 }

@@ -170,6 +170,8 @@ fn provider(provider: &ProviderConfig) -> Value {
             "failure_threshold": breaker.failure_threshold(),
             "failure_memory": breaker.failure_memory().map(time),
             "open_for": time(breaker.open_for()),
+            "ramp": time(breaker.ramp()),
+            "ramp_from": breaker.ramp_from(),
             "wait_limit": time(breaker.wait_limit()),
             "max_waiters": breaker.max_waiters(),
         },

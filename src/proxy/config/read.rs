@@ -60,6 +60,9 @@ pub(super) fn read(file: Option<&Path>, text: &str) -> Result<GatewayConfig, Vec
     read_connections(section, &mut defaults.connections);
     read_timeouts(Section::new("timeouts.".into(), timeouts_at, timeouts, &mut report), &mut defaults.timeouts);
     read_limits(Section::new("limits.".into(), limits_at, limits, &mut report), &mut defaults.limits);
+    if has_fleet {
+        defaults.breaker = defaults.breaker.ramp(RAMP_OF_A_FLEET);
+    }
     read_breaker(Section::new("breaker.".into(), breaker_at, breaker, &mut report), &mut defaults.breaker);
     read_silence(Section::new("silence.".into(), silence_at, silence, &mut report), &mut defaults.silence);
     let cooldowns = read_cooldowns(Section::new("cooldown.".into(), cooldown_at, cooldown, &mut report));
@@ -118,6 +121,9 @@ struct Defaults {
     breaker: ConfigBuilder,
     silence: Silence,
 }
+
+/// A fleet learns at once that a provider is back, and its replicas must not all hit it at once.
+const RAMP_OF_A_FLEET: Duration = Duration::from_secs(2);
 
 /// The settings are kept even if detection is switched off: a provider may switch it on.
 #[derive(Clone, Copy)]
@@ -214,6 +220,12 @@ fn read_breaker(mut section: Section<'_, '_>, builder: &mut ConfigBuilder) {
     }
     if let Some(duration) = section.any_duration("open_for") {
         check(&mut section, builder, |builder| builder.open_for(duration));
+    }
+    if let Some(duration) = section.any_duration("ramp") {
+        check(&mut section, builder, |builder| builder.ramp(duration));
+    }
+    if let Some(percent) = section.any_count("ramp_from") {
+        check(&mut section, builder, |builder| builder.ramp_from(percent));
     }
     if let Some(duration) = section.any_duration("wait_limit") {
         check(&mut section, builder, |builder| builder.wait_limit(duration));

@@ -1,0 +1,84 @@
+//! How many calls the upstream gets when it is just back: callers wait for the probe's result, and then all go.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use fusebox::fleet::{FleetConfig, Hub, Mode};
+use fusebox::{CircuitBreakerRegistry, Config};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::simulate::{in_paused_time, shown, summary};
+
+const LATENCY: Duration = Duration::from_millis(20);
+const OPEN_FOR: Duration = Duration::from_secs(5);
+const OUTAGE: Duration = Duration::from_secs(12);
+/// Calls that the upstream gets are counted in windows of so long.
+const WINDOW: Duration = Duration::from_millis(100);
+/// After the heal it is watched for so long.
+const WATCHED: Duration = Duration::from_secs(10);
+const RATE: f64 = 1000.0;
+const REPLICAS: usize = 100;
+
+/// Calls in the fullest window after the heal, in multiples of what comes on average.
+async fn peak(mode: Option<Mode>, ramp: Duration) -> f64 {
+    let hub = Hub::new(Duration::from_millis(1));
+    let config = Config::builder().open_for(OPEN_FOR).ramp(ramp).build().expect("a valid configuration");
+    let replica = |_| Arc::new(CircuitBreakerRegistry::with_config(["p"], config));
+    let replicas: Vec<_> = (0..REPLICAS).map(replica).collect();
+    let join = |breakers: &Arc<CircuitBreakerRegistry>| {
+        mode.map(|mode| FleetConfig::hub(&hub).mode(mode).join(Arc::clone(breakers)))
+    };
+    let fleets: Vec<_> = replicas.iter().map(join).collect();
+    sleep(Duration::from_secs(3)).await;
+    let begun = Instant::now();
+    let healed = begun + OUTAGE;
+    let ends = healed + WATCHED;
+    let windows: Arc<Vec<AtomicU64>> =
+        Arc::new((0..WATCHED.as_millis() / WINDOW.as_millis()).map(|_| AtomicU64::new(0)).collect());
+    let mut next = begun;
+    while next < ends {
+        sleep_until(next).await;
+        next += Duration::from_secs_f64(-fastrand::f64().max(1e-12).ln() / RATE);
+        let breaker = replicas[fastrand::usize(..REPLICAS)].get("p").expect("it was inserted");
+        let windows = Arc::clone(&windows);
+        tokio::spawn(async move {
+            let Ok(permit) = breaker.acquire().await else { return };
+            let at = Instant::now();
+            sleep(LATENCY).await;
+            if at < healed {
+                return permit.failure("5xx", 503);
+            }
+            permit.success();
+            let window = (at - healed).as_millis() / WINDOW.as_millis();
+            if let Some(window) = usize::try_from(window).ok().and_then(|window| windows.get(window)) {
+                window.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    drop(fleets);
+    let fullest = windows.iter().map(|window| window.load(Ordering::Relaxed)).max().unwrap_or_default();
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let fullest = fullest as f64;
+    fullest / (RATE * WINDOW.as_secs_f64())
+}
+
+pub(crate) fn run(runs: u64) {
+    println!(
+        "\nThe herd after an outage of {OUTAGE:?}, {REPLICAS} replicas, callers wait for the probe: calls in the fullest \
+         {WINDOW:?}, in multiples of the mean; mean, median and worst of {runs}"
+    );
+    println!("{:7} {:>16} {:>16} {:>16} {:>16}", "ramp", "none", "1s", "2s", "5s");
+    for (name, mode) in [("alone", None), ("hint", Some(Mode::Hint)), ("quorum", Some(Mode::Quorum))] {
+        let cells = [0, 1, 2, 5].map(|seconds| {
+            let mut values: Vec<_> = (0..runs)
+                .map(|run| {
+                    fastrand::seed(run);
+                    in_paused_time(peak(mode, Duration::from_secs(seconds)))
+                })
+                .collect();
+            shown(summary(&mut values), 1)
+        });
+        println!("{name:7} {:>16} {:>16} {:>16} {:>16}", cells[0], cells[1], cells[2], cells[3]);
+    }
+}
