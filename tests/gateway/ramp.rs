@@ -62,9 +62,9 @@ fn replicas_of_a_fleet_have_a_ramp_unless_they_are_told_otherwise() {
     let seconds = Duration::from_secs;
     assert_eq!(ramp_of(""), (Duration::ZERO, false));
     assert_eq!(ramp_of("[breaker]\nramp = '7s'"), (seconds(7), true));
-    assert_eq!(ramp_of(fleet), (seconds(2), true));
+    assert_eq!(ramp_of(fleet), (seconds(5), true));
     assert_eq!(ramp_of(&format!("{fleet}[breaker]\nramp = '0s'")), (Duration::ZERO, false));
-    assert_eq!(ramp_of(&format!("[breaker]\nramp = '5s'\n{fleet}")), (seconds(5), true));
+    assert_eq!(ramp_of(&format!("[breaker]\nramp = '3s'\n{fleet}")), (seconds(3), true));
 }
 
 #[test]

@@ -123,7 +123,7 @@ struct Defaults {
 }
 
 /// A fleet learns at once that a provider is back, and its replicas must not all hit it at once.
-const RAMP_OF_A_FLEET: Duration = Duration::from_secs(2);
+const RAMP_OF_A_FLEET: Duration = Duration::from_secs(5);
 
 /// The settings are kept even if detection is switched off: a provider may switch it on.
 #[derive(Clone, Copy)]
