@@ -58,6 +58,10 @@ pub(crate) fn emit(breaker: &CircuitBreaker, step: step::Transition, past: Past)
         #[cfg(feature = "fleet")]
         Kind::Postpone => log!(INFO, told, "circuit stays open, another replica's probe failed"),
         #[cfg(feature = "fleet")]
+        Kind::HearClosing if told.to == CircuitState::Recovering => {
+            log!(INFO, told, "circuit recovering, another replica's probe succeeded");
+        }
+        #[cfg(feature = "fleet")]
         Kind::HearClosing => log!(INFO, told, "circuit closed, another replica's probe succeeded"),
         Kind::Trip => log!(WARN, told, "circuit opened"),
         Kind::Claim => log!(INFO, told, "circuit half-open, probing"),

@@ -43,10 +43,13 @@ impl Beliefs {
         true
     }
 
-    /// Whether somebody stands by an opening that nothing has been made of yet. From now on, that is made.
-    pub(crate) fn take_unused(&mut self) -> bool {
-        let unused = self.openers.values_mut().filter(|opener| !opener.is_used);
-        unused.map(|opener| opener.is_used = true).count() > 0
+    /// Whether somebody stands by an opening that has not been made use of.
+    pub(crate) fn has_unused(&self) -> bool {
+        self.openers.values().any(|opener| !opener.is_used)
+    }
+
+    pub(crate) fn use_all(&mut self) {
+        self.openers.values_mut().for_each(|opener| opener.is_used = true);
     }
 
     pub(crate) fn hear_alive(&mut self, replica: &str, now: Instant) {
@@ -162,12 +165,13 @@ mod tests {
         let now = Instant::now();
         let mut beliefs = Beliefs::default();
         beliefs.hear_open("a", now + SECOND, now);
-        assert!(beliefs.take_unused() && !beliefs.take_unused());
+        assert!(beliefs.has_unused());
+        beliefs.use_all();
         assert!(!beliefs.hear_open("a", now + SECOND * 2, now), "it is told again by the next look at what stands");
-        assert!(!beliefs.take_unused());
+        assert!(!beliefs.has_unused());
         assert_eq!(beliefs.next_end(), Some(now + SECOND * 2));
         assert!(beliefs.hear_open("a", now + SECOND * 5, now + SECOND * 3), "it had lapsed");
-        assert!(beliefs.take_unused());
+        assert!(beliefs.has_unused());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod hearsay;
 mod probing;
+mod ramp;
 mod redis;
 mod settings;
 mod support;

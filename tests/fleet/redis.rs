@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use fusebox::fleet::{FleetConfig, Mode};
@@ -21,8 +22,15 @@ struct Redis {
     arguments: Vec<String>,
 }
 
+/// Of those that are not given to connections by themselves, each another one: who connects to a free one of the others
+/// may be given that port, and be connected to himself.
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    std::iter::repeat_with(|| start + NEXT.fetch_add(1, Ordering::Relaxed))
+        .take_while(|port| *port < 32_768)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .unwrap()
 }
 
 impl Redis {

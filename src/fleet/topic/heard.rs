@@ -54,16 +54,18 @@ impl Topic {
     }
 
     pub(super) fn suspect(&mut self, step: &Step<'_>) {
-        if self.suspicion.is_some() || self.breaker.state() != CircuitState::Closed || !self.beliefs.take_unused() {
+        if self.suspicion.is_some() || self.breaker.state() != CircuitState::Closed || !self.beliefs.has_unused() {
             return;
         }
         if self.immune_until.is_some_and(|until| until > step.now) {
+            self.beliefs.use_all();
             return;
         }
-        if let Some(generation) = self.breaker.suspect() {
-            step.rules.figures.suspect();
-            self.suspicion = Some(Suspected { generation, since: step.now, look_at: step.now + FIRST_LOOK });
-        }
+        // `None` if a ramp is over that the next call will end: the opening is made use of then.
+        let Some(generation) = self.breaker.suspect() else { return };
+        self.beliefs.use_all();
+        step.rules.figures.suspect();
+        self.suspicion = Some(Suspected { generation, since: step.now, look_at: step.now + FIRST_LOOK });
     }
 
     fn hear_cooldown(&mut self, replica: &str, left: Duration, error: &str, step: &Step<'_>) {
