@@ -14,6 +14,8 @@
 
 mod heard;
 mod probing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,9 +85,16 @@ pub(super) struct Topic {
     /// The next probe of its own after a good one elsewhere.
     own_probe_at: Option<Instant>,
     cooled_until: Option<Instant>,
-    /// Transitions that the fleet has made, and that are yet to be told.
-    made: Vec<(u32, CircuitState)>,
+    /// Transitions that the fleet has made, and that are yet to be told: the generation, and whether it opened or
+    /// closed.
+    made: Vec<(u32, Made)>,
     shown: Option<CircuitFigures>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Opening,
+    Closing,
 }
 
 /// Why the circuit is open, or half-open.
@@ -223,8 +232,8 @@ impl Topic {
         self.beliefs.is_agreed() || self.opened.is_some_and(|opened| opened.is_cooling)
     }
 
-    fn made(&mut self, generation: u32, state: CircuitState) {
-        self.made.push((generation, state));
+    fn made(&mut self, generation: u32, made: Made) {
+        self.made.push((generation, made));
     }
 
     // ---- what happens here ----
@@ -239,7 +248,14 @@ impl Topic {
 
     /// A transition of the breaker.
     pub(super) fn transition(&mut self, told: &Transition, step: &mut Step<'_>) {
-        if let Some(at) = self.made.iter().position(|made| *made == (told.generation, told.to)) {
+        let made = match told.to {
+            CircuitState::Open => Some(Made::Opening),
+            CircuitState::Closed | CircuitState::Recovering => Some(Made::Closing),
+            CircuitState::HalfOpen | CircuitState::Disabled => None,
+        };
+        let of_the_fleet =
+            self.made.iter().position(|(generation, it)| *generation == told.generation && Some(*it) == made);
+        if let Some(at) = of_the_fleet {
             self.made.remove(at);
             return;
         }

@@ -79,7 +79,8 @@ async fn for_a_second_after_a_good_call_no_other_opener_counts() {
     replicas[2].open();
     soon().await;
     assert_eq!(replicas[1].breaker.failure_count(), 0);
-    sleep(SECOND).await;
+    sleep(SECOND * 3).await;
+    assert_eq!(replicas[1].breaker.failure_count(), 0, "nor does it later");
     replicas[3].open();
     soon().await;
     assert_eq!(replicas[1].breaker.failure_count(), 2);
@@ -113,6 +114,56 @@ async fn no_more_replicas_say_that_they_opened_than_matter() {
     all_open(&replicas).await;
     let said: u64 = replicas.iter().map(|replica| replica.said("open")).sum();
     assert_eq!(said, 4, "the quorum and two more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opener_that_is_outvoted_says_nothing() {
+    let replicas = fleet_of(2, &hub(), |config| config).await;
+    replicas[0].open();
+    soon().await;
+    replicas[1].succeed();
+    soon().await;
+    replicas[0].breaker.reset();
+    soon().await;
+    replicas[0].open();
+    soon().await;
+    assert_eq!(replicas[0].said("open"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opener_stands_for_as_long_as_its_circuit_is_open() {
+    let replicas = fleet_of(2, &hub(), |config| config).await;
+    replicas[0].open();
+    for _ in 0..4 {
+        next_probe(&replicas[..1], OPEN_FOR * 2).await.expect("it probes for itself").1.failure("5xx", 503);
+    }
+    soon().await;
+    assert_eq!(replicas[0].said("open"), 1);
+    assert_eq!(replicas[1].fleet().snapshot().circuits["p"].openers, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_is_undone_by_hand_counts_no_more_here() {
+    let replicas = fleet_of(2, &hub(), |config| config).await;
+    replicas[0].open();
+    soon().await;
+    replicas[0].breaker.reset();
+    soon().await;
+    replicas[1].open();
+    soon().await;
+    assert_eq!(replicas[0].fleet().snapshot().circuits["p"].openers, 1);
+    assert!(!replicas[0].is_agreed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_that_was_removed_is_forgotten() {
+    let replicas = fleet_of(2, &hub(), |config| config).await;
+    replicas[0].open();
+    soon().await;
+    assert!(replicas[1].fleet().snapshot().circuits.contains_key("p"));
+    replicas[1].breakers.remove("p");
+    sleep(SECOND * 3).await;
+    assert!(replicas[1].fleet().snapshot().circuits.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,6 +271,17 @@ async fn a_cooldown_of_another_account_is_none_here() {
     replicas[0].breaker.try_acquire().unwrap().cool_down(SECOND * 20, "429", "later");
     sleep(SECOND * 3).await;
     assert_eq!(replicas[1].state(), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_an_account_of_his_own_hears_no_cooldowns() {
+    let hub = hub();
+    let shares = Replica::new(FleetConfig::hub(&hub));
+    let alone = Replica::new(FleetConfig::hub(&hub).share_account(false));
+    soon().await;
+    shares.breaker.trip_for(SECOND * 20, "429", "later");
+    sleep(SECOND * 3).await;
+    assert_eq!((shares.said("open"), alone.state()), (1, CircuitState::Closed));
 }
 
 #[tokio::test(start_paused = true)]

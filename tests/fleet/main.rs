@@ -2,6 +2,7 @@
 #![cfg(feature = "fleet")]
 
 mod hearsay;
+mod port;
 mod probing;
 mod ramp;
 mod redis;

@@ -6,7 +6,7 @@ use fusebox::fleet::FleetConfig;
 use fusebox::{Cause, CircuitState, RejectionReason};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{MILLI, OPEN_FOR, Replica, SECOND, all_open, fleet_of, hub, next_probe, probes, soon};
+use crate::support::{MILLI, OPEN_FOR, Replica, SECOND, all_open, fleet_of, hub, next_probe, probes, settings, soon};
 
 #[tokio::test(start_paused = true)]
 async fn while_the_fleet_agrees_one_replica_probes_for_all_and_the_others_wait_for_it() {
@@ -171,4 +171,40 @@ async fn a_replica_that_nobody_called_answers_its_first_call_at_once_and_stops_a
     sleep(SECOND * 120).await;
     assert_eq!(asked(), before, "nobody calls");
     assert!(replicas.iter().all(|replica| replica.probe().is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_closes_elsewhere_again_and_again_lets_a_sick_replica_probe_once_in_its_open_time() {
+    let hub = hub();
+    let with = |open_for| Replica::with(settings().open_for(open_for).build().unwrap(), FleetConfig::hub(&hub));
+    let (well, sick) = ([with(SECOND), with(SECOND)], with(SECOND * 30));
+    soon().await;
+    let mut probed = 0;
+    for _ in 0..3 {
+        all_open(&well).await;
+        if sick.state() == CircuitState::Closed {
+            sick.open();
+        }
+        while well.iter().any(|replica| replica.state() != CircuitState::Closed) {
+            next_probe(&well, SECOND * 5).await.expect("due").1.success();
+        }
+        soon().await;
+        if let Some(probe) = sick.probe() {
+            probe.failure("5xx", 503);
+            probed += 1;
+        }
+    }
+    assert_eq!(probed, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_probe_elsewhere_postpones_for_no_longer_than_twice_the_own_open_time() {
+    let replicas = fleet_of(2, &hub(), |config| config).await;
+    all_open(&replicas).await;
+    let (_, probe) = next_probe(&replicas[..1], OPEN_FOR * 3).await.expect("it has callers");
+    replicas[0].breaker.set_config(settings().open_for(SECOND * 3600).build().unwrap());
+    probe.failure("5xx", 503);
+    soon().await;
+    let left = replicas[1].breaker.snapshot().next_probe_in.unwrap();
+    assert!(left > OPEN_FOR && left < OPEN_FOR * 2 + SECOND, "{left:?}");
 }

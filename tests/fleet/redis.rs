@@ -1,15 +1,14 @@
 //! By a real Redis, in real time: `cargo test --features fleet --test fleet -- --ignored`. It takes `redis-server` and
 //! `redis-cli`.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use fusebox::fleet::{FleetConfig, Mode};
 use fusebox::{Cause, CircuitState, Config};
 use tokio::time::sleep;
 
+use crate::port::free_port;
 use crate::support::{MILLI, Replica, SECOND, probes};
 
 const OPEN_FOR: Duration = Duration::from_millis(400);
@@ -20,17 +19,6 @@ struct Redis {
     port: u16,
     folder: std::path::PathBuf,
     arguments: Vec<String>,
-}
-
-/// Of those that are not given to connections by themselves, each another one: who connects to a free one of the others
-/// may be given that port, and be connected to himself.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
-    std::iter::repeat_with(|| start + NEXT.fetch_add(1, Ordering::Relaxed))
-        .take_while(|port| *port < 32_768)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .unwrap()
 }
 
 impl Redis {

@@ -280,6 +280,7 @@ async fn the_configuration_is_shown_without_its_secrets() {
     assert_eq!(provider["api_keys"], json!(["***", "***"]));
     assert_eq!((&provider["headers"], &provider["query"]), (&json!({"x-org": "***"}), &json!({"sig": "***"})));
     assert_eq!(provider["breaker"]["open_for"], "30s");
+    assert_eq!((&provider["breaker"]["ramp"], &provider["breaker"]["ramp_from"]), (&json!("0s"), &json!(10)));
 }
 
 /// The next event of a stream: its name and its data.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use fusebox::fleet::{FleetConfig, Hub, Mode};
-use fusebox::{CircuitBreakerRegistry, Config};
+use fusebox::Config;
+use fusebox::fleet::{Hub, Mode};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::simulate::{in_paused_time, shown, summary};
+use crate::table::{shown, summary};
+use crate::world::{MODES, in_paused_time, replicas, until_next};
 
 /// What answers take: a provider's first words may take long.
 const LATENCIES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
@@ -25,12 +26,7 @@ const REPLICAS: usize = 100;
 async fn peak(mode: Option<Mode>, latency: Duration, ramp: Duration) -> f64 {
     let hub = Hub::new(Duration::from_millis(1));
     let config = Config::builder().open_for(OPEN_FOR).ramp(ramp).build().expect("a valid configuration");
-    let replica = |_| Arc::new(CircuitBreakerRegistry::with_config(["p"], config));
-    let replicas: Vec<_> = (0..REPLICAS).map(replica).collect();
-    let join = |breakers: &Arc<CircuitBreakerRegistry>| {
-        mode.map(|mode| FleetConfig::hub(&hub).mode(mode).join(Arc::clone(breakers)))
-    };
-    let fleets: Vec<_> = replicas.iter().map(join).collect();
+    let replicas = replicas(REPLICAS, config, mode, &hub);
     sleep(Duration::from_secs(3)).await;
     let begun = Instant::now();
     let healed = begun + OUTAGE;
@@ -40,8 +36,8 @@ async fn peak(mode: Option<Mode>, latency: Duration, ramp: Duration) -> f64 {
     let mut next = begun;
     while next < ends {
         sleep_until(next).await;
-        next += Duration::from_secs_f64(-fastrand::f64().max(1e-12).ln() / RATE);
-        let breaker = replicas[fastrand::usize(..REPLICAS)].get("p").expect("it was inserted");
+        next += until_next(RATE);
+        let breaker = Arc::clone(&replicas[fastrand::usize(..REPLICAS)].breaker);
         let windows = Arc::clone(&windows);
         tokio::spawn(async move {
             let Ok(permit) = breaker.acquire().await else { return };
@@ -57,7 +53,6 @@ async fn peak(mode: Option<Mode>, latency: Duration, ramp: Duration) -> f64 {
             }
         });
     }
-    drop(fleets);
     let fullest = windows.iter().map(|window| window.load(Ordering::Relaxed)).max().unwrap_or_default();
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     let fullest = fullest as f64;
@@ -71,7 +66,7 @@ pub(crate) fn run(runs: u64) {
     );
     println!("{:14} {:7} {:>14} {:>14} {:>14} {:>14}", "answers after", "ramp:", "none", "1s", "2s", "5s");
     for latency in LATENCIES {
-        for (name, mode) in [("alone", None), ("hint", Some(Mode::Hint)), ("quorum", Some(Mode::Quorum))] {
+        for (name, mode) in MODES {
             let cells = [0, 1, 2, 5].map(|seconds| {
                 let one = |run| {
                     fastrand::seed(run);

@@ -5,11 +5,15 @@
 //! happen to it what happens to a Redis.
 
 mod herd;
+#[path = "../../../tests/fleet/port.rs"]
+mod port;
 mod processes;
 mod provider;
 mod replica;
 mod server;
 mod simulate;
+mod table;
+mod world;
 
 use clap::{Parser, Subcommand};
 

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::provider::{Counts, Fails, Provider};
 use crate::server::{Redis, Way};
-use crate::simulate::{shown, summary};
+use crate::table::{shown, summary};
 
 #[derive(Args)]
 pub(crate) struct Options {

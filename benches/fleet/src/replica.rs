@@ -12,6 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
+use crate::world::until_next;
+
 #[derive(Args)]
 pub(crate) struct Options {
     #[arg(long)]
@@ -50,8 +52,7 @@ async fn call(options: &Options) {
     let mut answers = BufReader::new(answers).lines();
     let mut calls: HashMap<u64, OwnedPermit> = HashMap::new();
     let mut number = 0;
-    let until_next = || Duration::from_secs_f64(-fastrand::f64().max(1e-12).ln() / options.rate);
-    let mut next = Instant::now() + until_next();
+    let mut next = Instant::now() + until_next(options.rate);
     loop {
         tokio::select! {
             answer = answers.next_line() => {
@@ -62,7 +63,7 @@ async fn call(options: &Options) {
                 }
             }
             () = sleep_until(next) => {
-                next += until_next();
+                next += until_next(options.rate);
                 number += 1;
                 let line = match Arc::clone(&breaker).try_acquire_owned() {
                     Ok(permit) => {

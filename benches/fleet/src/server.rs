@@ -1,25 +1,15 @@
 //! A Redis of its own for each world, and what happens to it.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// Of those that are not given to connections by themselves, each another one: who connects to a free one of the others
-/// may be given that port, and be connected to himself.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = 10_000 + u16::try_from(std::process::id() % 20_000).expect("small");
-    std::iter::repeat_with(|| start + NEXT.fetch_add(1, Ordering::Relaxed))
-        .take_while(|port| *port < 32_768)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .expect("a free port")
-}
+use crate::port::free_port;
 
 pub(crate) struct Redis {
     server: Child,

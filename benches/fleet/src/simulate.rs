@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use fusebox::fleet::{FleetConfig, Hub, Mode};
-use fusebox::{CircuitBreakerRegistry, CircuitState, Config, OwnedPermit, PermitType};
+use fusebox::fleet::{Hub, Mode};
+use fusebox::{CircuitState, Config, OwnedPermit, PermitType};
 use tokio::time::{Instant, sleep};
+
+use crate::table::{shown, summary};
+use crate::world::{MODES, in_paused_time, replicas, until_next};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -98,13 +101,7 @@ struct Seen {
 async fn world(scenario: &Scenario, mode: Option<Mode>) -> Seen {
     let hub = Hub::new(TICK);
     let config = Config::builder().open_for(OPEN_FOR).build().expect("a valid configuration");
-    let replica = |_| Arc::new(CircuitBreakerRegistry::with_config(["p"], config));
-    let replicas: Vec<_> = (0..scenario.replicas).map(replica).collect();
-    let join = |breakers: &Arc<CircuitBreakerRegistry>| {
-        mode.map(|mode| FleetConfig::hub(&hub).mode(mode).join(Arc::clone(breakers)))
-    };
-    let fleets: Vec<_> = replicas.iter().map(join).collect();
-    let breakers: Vec<_> = replicas.iter().map(|replica| replica.get("p").expect("it was inserted")).collect();
+    let replicas = replicas(scenario.replicas, config, mode, &hub);
     let (started, mut seen) = (Instant::now(), Seen::default());
     let mut calls: VecDeque<(Duration, OwnedPermit, bool)> = VecDeque::new();
     let ends = BEGINS + scenario.outage.lasts();
@@ -117,12 +114,12 @@ async fn world(scenario: &Scenario, mode: Option<Mode>) -> Seen {
             if fails { permit.failure("5xx", 503) } else { permit.success() }
         }
         while next <= at {
-            next += Duration::from_secs_f64(-fastrand::f64().max(1e-12).ln() / scenario.rate);
+            next += until_next(scenario.rate);
             let replica = fastrand::usize(..scenario.replicas);
             let fails = scenario.outage.fails(replica, scenario.replicas, at);
             let is_well = !scenario.outage.is_sick(replica, scenario.replicas);
             seen.healthy += u64::from(is_well);
-            match Arc::clone(&breakers[replica]).try_acquire_owned() {
+            match Arc::clone(&replicas[replica].breaker).try_acquire_owned() {
                 Ok(permit) => {
                     let is_probe = permit.kind() == PermitType::Probe;
                     seen.probes += u64::from(is_probe && at < ends);
@@ -132,12 +129,11 @@ async fn world(scenario: &Scenario, mode: Option<Mode>) -> Seen {
                 Err(_) => seen.refused += u64::from(is_well),
             }
         }
-        if at >= ends && back.is_none() && breakers.iter().all(|breaker| breaker.state() == CircuitState::Closed) {
+        if at >= ends && back.is_none() && replicas.iter().all(|it| it.breaker.state() == CircuitState::Closed) {
             back = Some(at.saturating_sub(ends));
         }
         sleep(TICK).await;
     }
-    drop(fleets);
     Seen { back_after: back.unwrap_or(Duration::from_secs(10)), messages: hub.messages(), ..seen }
 }
 
@@ -164,7 +160,7 @@ pub(crate) fn run(options: &Options) {
         "", "", "paid", "probes a cycle", "refused though well, %", "back after, s", "messages"
     );
     for scenario in scenarios.iter().filter(|scenario| scenario.name.contains(&options.only)) {
-        for (name, mode) in [("alone", None), ("hint", Some(Mode::Hint)), ("quorum", Some(Mode::Quorum))] {
+        for (name, mode) in MODES {
             let one = |run| {
                 fastrand::seed(run);
                 in_paused_time(world(scenario, mode))
@@ -193,21 +189,4 @@ pub(crate) fn run(options: &Options) {
     if "herd".contains(&options.only) {
         crate::herd::run(options.runs);
     }
-}
-
-pub(crate) fn in_paused_time<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.expect("a runtime").block_on(future)
-}
-
-/// The mean, the median and the worst.
-#[expect(clippy::cast_precision_loss, reason = "small numbers")]
-pub(crate) fn summary(values: &mut [f64]) -> (f64, f64, f64) {
-    values.sort_unstable_by(f64::total_cmp);
-    let mean = values.iter().sum::<f64>() / values.len() as f64;
-    (mean, values[values.len() / 2], values[values.len() - 1])
-}
-
-pub(crate) fn shown((mean, median, worst): (f64, f64, f64), digits: usize) -> String {
-    format!("{mean:.digits$} {median:.digits$} {worst:.digits$}")
 }

@@ -1,20 +1,13 @@
 //! Programs that a bench starts, and what they need. `benches/faults` has this file, too.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// Of those that are not given to connections by themselves, each another one.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = 10_000 + u16::try_from(std::process::id() % 20_000).expect("small");
-    std::iter::repeat_with(|| start + NEXT.fetch_add(1, Ordering::Relaxed))
-        .take_while(|port| *port < 32_768)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .expect("a free port")
-}
+#[path = "../../../tests/fleet/port.rs"]
+mod port;
+pub(crate) use port::free_port;
 
 /// The gateway as it is released.
 pub(crate) fn build() -> PathBuf {

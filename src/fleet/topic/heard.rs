@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, By, Opened, Probing, Rules, Step, Suspected, Topic, error_of, jitter, plain};
+use super::{Action, By, Made, Opened, Probing, Rules, Step, Suspected, Topic, error_of, jitter, plain};
 use crate::error::LastError;
 use crate::fleet::config::{Deliberate, Mode};
 use crate::fleet::message::{Kind, Message};
@@ -61,7 +61,7 @@ impl Topic {
             self.beliefs.use_all();
             return;
         }
-        // `None` if a ramp is over that the next call will end: the opening is made use of then.
+        // `None` if the next call has yet to end a ramp that is over. Then the opening keeps until that has happened.
         let Some(generation) = self.breaker.suspect() else { return };
         self.beliefs.use_all();
         step.rules.figures.suspect();
@@ -79,7 +79,7 @@ impl Topic {
             .cool_down_on_hearsay(left, &error_of(error, &format!("replica {} was told to wait", plain(replica))))
         {
             step.rules.figures.open_on_hearsay();
-            self.made(generation, CircuitState::Open);
+            self.made(generation, Made::Opening);
             let (by, is_told) = self.opened.map_or((By::Hearsay, false), |opened| (opened.by, opened.is_told));
             self.opened = Some(Opened { generation, by, is_told, is_cooling: true });
             self.suspicion = None;
@@ -101,7 +101,7 @@ impl Topic {
                 _ => self.breaker.close_on_hearsay(opened.generation),
             };
             if is_closed {
-                self.made(opened.generation, self.closed_state());
+                self.made(opened.generation, Made::Closing);
                 self.opened = None;
             }
             return;
@@ -137,14 +137,9 @@ impl Topic {
             }
         };
         if is_closed {
-            self.made(opened.generation, self.closed_state());
+            self.made(opened.generation, Made::Closing);
             (self.opened, self.cooled_until) = (None, None);
         }
-    }
-
-    /// What a circuit that closes is said to become.
-    fn closed_state(&self) -> CircuitState {
-        if self.breaker.config().ramp().is_zero() { CircuitState::Closed } else { CircuitState::Recovering }
     }
 
     fn hear_failed(&mut self, replica: &str, left: Duration, error: &str, now: Instant) {
@@ -179,7 +174,7 @@ impl Topic {
 
     /// The fleet has begun a generation of the same opening.
     pub(super) fn begun(&mut self, generation: u32) {
-        self.made(generation, CircuitState::Open);
+        self.made(generation, Made::Opening);
         if let Some(opened) = &mut self.opened {
             opened.generation = generation;
         }
@@ -214,7 +209,7 @@ impl Topic {
         let error = error_of("", &format!("{} replicas say that it fails", self.beliefs.openers()));
         if let Some(generation) = self.breaker.open_on_hearsay(left, &error) {
             step.rules.figures.open_on_hearsay();
-            self.made(generation, CircuitState::Open);
+            self.made(generation, Made::Opening);
             self.opened = Some(Opened { generation, by: By::Hearsay, is_told: false, is_cooling: false });
             self.suspicion = None;
             step.actions.push(Action::Opinion(self.open_for()));
